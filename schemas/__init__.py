@@ -1,0 +1,1 @@
+"""What things are: models, limits, names and formats. Opens no socket and reads no clock."""

@@ -1,0 +1,44 @@
+"""When a merchant wants to be told: a rule fires once per customer and cycle."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.decimals import DecimalString
+from schemas.organization import Identifier
+
+
+class AlertKind(StrEnum):
+    """quantity: units. *_percent: of included units, of typical usage. amount: major units of the product's currency."""
+
+    QUANTITY = "quantity"
+    INCLUDED_PERCENT = "included_percent"
+    TYPICAL_PERCENT = "typical_percent"
+    AMOUNT = "amount"
+
+
+class AlertRuleSpec(BaseModel):
+    """What a merchant posts. customer_id None: every customer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    meter_id: Identifier
+    customer_id: Identifier | None = None
+    kind: AlertKind
+    threshold: Annotated[DecimalString, Field(gt=0)]
+
+
+class AlertRule(AlertRuleSpec):
+    id: Identifier
+    organization_id: Identifier
+    created_at: int  # µs
+    archived: bool = False
+
+
+def alert_id(rule_id: str, customer_id: str, cycle_start: int) -> str:
+    """The same for every evaluation of a rule in a cycle, so that a repeated firing is seen to be the same one."""
+    return "alrt_" + hashlib.sha256(f"{rule_id}\0{customer_id}\0{cycle_start}".encode()).hexdigest()[:32]

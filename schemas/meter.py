@@ -1,0 +1,39 @@
+"""A meter reads one event_name and makes one number of its events."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.organization import Identifier, Name
+
+
+class Aggregation(StrEnum):
+    """count: events, whatever their value. sum: of values, none is 0. max: greatest value; 0 without any."""
+
+    SUM = "sum"
+    COUNT = "count"
+    MAX = "max"
+
+    @property
+    def needs_value(self) -> bool:
+        return self is not Aggregation.COUNT
+
+
+class MeterSpec(BaseModel):
+    """What a merchant posts. event_name and aggregation never change after creation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    event_name: Identifier
+    unit: Name
+    aggregation: Aggregation
+
+
+class Meter(MeterSpec):
+    id: Identifier
+    organization_id: Identifier
+    created_at: int  # µs
+    archived: bool = False

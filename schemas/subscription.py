@@ -1,0 +1,87 @@
+"""customer × product: from when on, in which cycles, and how it is collected."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from schemas.customer import CollectionMethod
+from schemas.organization import Identifier, TimeZone
+from schemas.period import BillingInterval, parse_rfc3339
+
+
+def _instant(text: str) -> str:
+    parse_rfc3339(text)
+    return text
+
+
+Rfc3339 = Annotated[str, AfterValidator(_instant)]
+
+
+class SubscriptionSpec(BaseModel):
+    """What a merchant posts. started_at: RFC 3339 with offset; the anchor of every cycle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    customer_id: Identifier
+    product_id: Identifier
+    started_at: Rfc3339 | None = None  # None: now
+    billing_interval: BillingInterval = "month"
+    collection_method: CollectionMethod = "charge_automatically"
+
+
+class ProductChange(BaseModel):
+    """Another product from a cycle's start on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    product_id: Identifier
+    from_us: int
+
+
+class CancelRequest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: Literal["now", "cycle_end"] = "now"
+
+
+class Subscription(BaseModel):
+    """A subscription as the catalog keeps it; instants are µs since 1970, UTC.
+
+    started_at, ends_at: half-open; ends_at None: it goes on. time_zone: the organization's when it was made; its local
+    time of started_at is the anchor. changes: later products, ascending.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Identifier
+    organization_id: Identifier
+    customer_id: Identifier
+    product_id: Identifier
+    started_at: int
+    ends_at: int | None = None
+    billing_interval: BillingInterval
+    collection_method: CollectionMethod
+    time_zone: TimeZone
+    changes: tuple[ProductChange, ...] = ()
+    created_at: int
+    archived: bool = False
+
+    def product_at(self, cycle_start: int) -> str:
+        """Id of the product in force in the cycle that starts then."""
+        in_force = self.product_id
+        for change in self.changes:
+            if change.from_us <= cycle_start:
+                in_force = change.product_id
+        return in_force
+
+    @property
+    def product_ids(self) -> tuple[str, ...]:
+        return (self.product_id, *(change.product_id for change in self.changes))
+
+    def overlaps(self, other: Subscription) -> bool:
+        """Whether there is an instant at which both are active."""
+        return (self.ends_at is None or other.started_at < self.ends_at) and (
+            other.ends_at is None or self.started_at < other.ends_at
+        )

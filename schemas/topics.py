@@ -1,0 +1,60 @@
+"""Every topic: its partitions, how long it is kept, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.settings import Settings
+
+_DAY_MS = 86_400_000
+
+USAGE_EVENTS = "usage.events"
+USAGE_TOTALS = "usage.totals"
+USAGE_REPAIRS = "usage.repairs"
+USAGE_ALERTS = "usage.alerts"
+USAGE_DEAD_LETTERS = "usage.dead_letters"
+CATALOG = "catalog"
+BILLING_LEDGER = "billing.ledger"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as `topics create` makes it. partitions: count. config: Kafka's own topic settings."""
+
+    name: str
+    partitions: int
+    config: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def topic_name(settings: Settings, topic: str) -> str:
+    return settings.topic_prefix + topic
+
+
+def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
+    """All topics. Everything about a customer has the partitioning of usage.events, so that it meets in one place."""
+    by_customer = settings.event_partitions
+    replicas = {"min.insync.replicas": str(settings.kafka_min_insync_replicas)}
+    kept_for_ever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+    # Segments close soon enough for the cleaner; nothing is compacted before a frozen worker's last write could arrive.
+    compacted = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": "300000",
+        "segment.ms": "600000",
+        "segment.bytes": "67108864",
+        "min.cleanable.dirty.ratio": "0.1",
+    }
+
+    def kept(days: int) -> dict[str, str]:
+        return {"cleanup.policy": "delete", "retention.ms": str(days * _DAY_MS), "retention.bytes": "-1"}
+
+    policies = (
+        (USAGE_EVENTS, by_customer, kept(35)),
+        (USAGE_TOTALS, by_customer, compacted),
+        (USAGE_REPAIRS, by_customer, kept(35)),
+        (USAGE_ALERTS, by_customer, kept(35)),
+        (USAGE_DEAD_LETTERS, by_customer, kept(90)),
+        # One partition: its order decides who wins. Never compacted: a losing record must not replace the winner.
+        (CATALOG, 1, kept_for_ever),
+        (BILLING_LEDGER, by_customer, kept_for_ever),
+    )
+    return tuple(TopicSpec(topic_name(settings, name), count, {**config, **replicas}) for name, count, config in policies)

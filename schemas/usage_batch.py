@@ -1,0 +1,107 @@
+"""UsageBatch ⇄ bytes: the value of every message of usage.events, Avro in Confluent's framing."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Context, Decimal
+from importlib.resources import files
+from typing import Any, cast
+
+import fastavro
+
+from schemas.event import VALUE_SCALE
+
+SCHEMA_ID = 1  # in our own read-only registry; a new version of the schema gets the next number
+EVENTS_PER_MESSAGE_MAX = 1024  # kafka_index has 10 bits of the version in ClickHouse
+_EXACT = Context(prec=60)  # wide enough for decimal(38, 9): nothing depends on the ambient context
+_MAGIC = b"\x00"
+_HEADER = _MAGIC + SCHEMA_ID.to_bytes(4, "big")
+HEADER_LENGTH = len(_HEADER)
+SCHEMA_JSON: dict[str, Any] = json.loads((files("schemas") / "usage_batch.avsc").read_text())
+
+
+class UnreadableBatch(ValueError):
+    """A message that is no UsageBatch: wrong framing, unknown schema, truncated, or arrays of unequal length."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageBatch:
+    """Columns of equal length n, 1 ≤ n ≤ 1,024; index i is event i.
+
+    batch_id: 16 random bytes. received_at, timestamp: µs since 1970, UTC. value: unscaled big-endian two's complement of
+    a decimal(38, 9), or None. identity, properties: empty, or n long.
+    """
+
+    batch_id: bytes
+    received_at: int
+    organization_id: Sequence[str]
+    customer_id: Sequence[str]
+    event_name: Sequence[str]
+    timestamp: Sequence[int]
+    value: Sequence[bytes | None]
+    identity: Sequence[str] = field(default=())
+    properties: Sequence[dict[str, str]] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.customer_id)
+
+
+def _without_logical_types(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        named = cast("dict[str, Any]", schema)
+        if named.get("logicalType"):
+            return named["type"]
+        return {key: _without_logical_types(value) for key, value in named.items() if key != "doc"}
+    if isinstance(schema, list):
+        return [_without_logical_types(item) for item in cast("list[Any]", schema)]
+    return schema
+
+
+# The bytes are the same with and without logical types; without them nothing is converted per event.
+_PLAIN: Any = fastavro.parse_schema(_without_logical_types(SCHEMA_JSON))
+_COLUMNS = ("organization_id", "customer_id", "event_name", "timestamp", "value", "identity", "properties")
+
+
+def encode(batch: UsageBatch) -> bytes:
+    """The framed message. Cost: about 0.7 ms per 1,000 events."""
+    out = io.BytesIO()
+    out.write(_HEADER)
+    record = {name: getattr(batch, name) for name in ("batch_id", "received_at", *_COLUMNS)}
+    fastavro.schemaless_writer(out, _PLAIN, record)
+    return out.getvalue()
+
+
+def decode(message: bytes) -> UsageBatch:
+    """The batch of a framed message. Raises UnreadableBatch, and nothing else, for anything that is not one."""
+    if message[:HEADER_LENGTH] != _HEADER:
+        raise UnreadableBatch(f"no Confluent framing with schema id {SCHEMA_ID}: {message[:HEADER_LENGTH].hex()}")
+    source = io.BytesIO(message)
+    source.seek(HEADER_LENGTH)
+    try:
+        record: Any = fastavro.schemaless_reader(source, _PLAIN, None)
+    except Exception as error:  # fastavro raises EOFError, IndexError, ValueError, UnicodeDecodeError, MemoryError…
+        raise UnreadableBatch(f"not a UsageBatch: {error!r}") from error
+    if source.tell() != len(message):
+        raise UnreadableBatch(f"{len(message) - source.tell()} bytes after the batch")
+    batch = UsageBatch(**record)
+    n = len(batch)
+    if not 1 <= n <= EVENTS_PER_MESSAGE_MAX:
+        raise UnreadableBatch(f"{n} events in one message")
+    for name in _COLUMNS:
+        length = len(getattr(batch, name))
+        if length != n and not (length == 0 and name in ("identity", "properties")):
+            raise UnreadableBatch(f"{length} of {name} for {n} events")
+    return batch
+
+
+def unscaled_bytes(unscaled: int) -> bytes:
+    """Avro's decimal: the least big-endian two's complement of value × 10⁹."""
+    return unscaled.to_bytes(unscaled.bit_length() // 8 + 1, "big", signed=True)
+
+
+def decimal_of(value: bytes) -> Decimal:
+    """The exact decimal behind a value of the batch."""
+    return Decimal(int.from_bytes(value, "big", signed=True)).scaleb(-VALUE_SCALE, _EXACT)
