@@ -1,0 +1,165 @@
+"""Maven → jars → one Apache Kafka broker (KRaft, broker and controller in one process) on 127.0.0.1."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from deploy.local.process import HOST, ManagedProcess, StartFailed, answers
+
+_FILES = Path(__file__).parent / "kafka"
+_POM = _FILES / "pom.xml"
+_HEAP_MAX = "768m"
+_START_SECONDS_MAX = 60.0
+_MAVEN_SECONDS_MAX = 600.0
+
+
+def jars_root() -> Path:
+    """Where jars are kept: apart from the data of any one stack, so that stacks and tests share them."""
+    return Path(os.environ.get("USAGE_LOCAL_DIR", ".local")).absolute() / "jars"
+
+
+def resolve_jars(root: Path | None = None) -> Path:
+    """The directory with the broker's jars, filled by Maven the first time.
+
+    Several processes may call this at once: one resolves, the others wait for it. A directory is named by the hash
+    of pom.xml and appears whole or not at all. Raises StartFailed with Maven's output.
+    """
+    root = jars_root() if root is None else root
+    target = root / f"kafka-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]}"
+    if target.is_dir():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return target
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise StartFailed("Maven (mvn) is not installed; it fetches the jars of the local Kafka broker")
+        with tempfile.TemporaryDirectory(dir=root, prefix="resolving-") as work:
+            # A copy, because Maven wants to write a target directory beside the pom.
+            shutil.copy(_POM, work)
+            command = [maven, "-B", "-q", "-f", f"{work}/pom.xml", "dependency:copy-dependencies"]
+            command += ["-DincludeScope=runtime", f"-DoutputDirectory={work}/jars"]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_MAVEN_SECONDS_MAX, check=False)
+            except subprocess.TimeoutExpired as error:
+                raise StartFailed(f"Maven did not end within {_MAVEN_SECONDS_MAX:g} s: {' '.join(command)}") from error
+            if done.returncode != 0:
+                raise StartFailed(f"Maven could not fetch Kafka's jars:\n{(done.stdout + done.stderr)[-4000:]}")
+            Path(work, "jars").rename(target)
+    return target
+
+
+def server_properties(data_dir: Path, port: int, controller_port: int) -> str:
+    """Configuration of a single node: internal topics with one replica, no topic made by accident."""
+    settings = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "controller.quorum.bootstrap.servers": f"{HOST}:{controller_port}",
+        "log.dirs": data_dir,
+        "auto.create.topics.enable": "false",
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 8,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "group.initial.rebalance.delay.ms": 0,
+        # After kill -9 a new registration is refused until the old session is over: 9 s by default.
+        "broker.session.timeout.ms": 2_000,
+        "broker.heartbeat.interval.ms": 300,
+        "log.cleaner.dedupe.buffer.size": 32 * 1024 * 1024,  # The default, 128 MiB, is a sixth of the heap.
+        "log.retention.check.interval.ms": 60_000,
+    }
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+class KafkaBroker(ManagedProcess):
+    """A broker whose data outlives it: start, stop, kill, start again.
+
+    data_dir: logs and server.properties. log_path: the broker's own log. start() makes everything that is missing.
+    """
+
+    def __init__(
+        self, data_dir: Path, port: int, controller_port: int, log_path: Path, jars_dir: Path | None = None
+    ) -> None:
+        super().__init__("kafka", log_path)
+        self.data_dir = data_dir.absolute()
+        self.port = port
+        self.controller_port = controller_port
+        self._jars_root = jars_dir
+        self.bootstrap_servers = f"{HOST}:{port}"
+
+    def prepare(self) -> list[str]:
+        """Fetch jars, write the configuration, format the storage once; returns the command that runs the broker."""
+        java = shutil.which("java")
+        if java is None:
+            raise StartFailed("Java (java) is not installed; the local Kafka broker runs on it")
+        class_path = f"{resolve_jars(self._jars_root)}/*"
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        logs = self.data_dir / "logs"
+        properties = self.data_dir / "server.properties"
+        if not logs.exists():
+            self._format(java, class_path, logs)
+        properties.write_text(server_properties(logs, self.port, self.controller_port))
+        return [
+            java,
+            f"-Xmx{_HEAP_MAX}",
+            f"-Xms{_HEAP_MAX}",
+            "-XX:+UseG1GC",
+            "-XX:MaxGCPauseMillis=20",
+            "-XX:+ExitOnOutOfMemoryError",
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={_FILES / 'log4j2.xml'}",
+            "-cp",
+            class_path,
+            "kafka.Kafka",
+            str(properties),
+        ]
+
+    def _format(self, java: str, class_path: str, logs: Path) -> None:
+        # Formatted aside and renamed: a crash in the middle leaves nothing that a later start would take for storage.
+        with tempfile.TemporaryDirectory(dir=self.data_dir, prefix="format-") as work:
+            properties = Path(work, "server.properties")
+            properties.write_text(server_properties(Path(work, "logs"), self.port, self.controller_port))
+            cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            tool = [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", class_path]
+            tool += ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "--standalone"]
+            done = subprocess.run([*tool, "-c", properties], capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode != 0:
+                raise StartFailed(f"Kafka's storage could not be formatted:\n{(done.stdout + done.stderr)[-4000:]}")
+            Path(work, "logs").rename(logs)
+
+    def ready(self) -> bool:
+        """Whether the broker answers a metadata request."""
+        if not answers(self.port):
+            return False
+        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "socket.timeout.ms": 2000})
+        try:
+            return bool(client.list_topics(timeout=2).brokers)
+        except KafkaException:
+            return False
+
+    def start(self, timeout_seconds: float = _START_SECONDS_MAX) -> None:
+        """Start and return when it answers; raises StartFailed with the tail of the log."""
+        command = self.prepare()
+        if answers(self.port):
+            raise StartFailed(f"port {self.port} is taken: another process answers there")
+        self.spawn(command)
+        self.wait_until(self.ready, timeout_seconds)

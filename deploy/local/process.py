@@ -1,0 +1,142 @@
+"""A command → a child process that can be started, waited for, stopped, frozen and killed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+HOST = "127.0.0.1"
+_POLL_SECONDS = 0.02
+
+
+class StartFailed(RuntimeError):
+    """A process ended or stayed silent while it was waited for; the message carries the tail of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that were free a moment ago, all different."""
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def answers(port: int, host: str = HOST) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def tail(path: Path, lines: int = 30, bytes_max: int = 16_384) -> str:
+    """The last lines of a log, empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - bytes_max))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
+
+
+def tethered(command: Sequence[str]) -> list[str]:
+    """The command, so that it gets SIGTERM when the process that starts it dies, however it dies.
+
+    Linux only (setpriv of util-linux; elsewhere the command is returned as it is). The kernel watches the starting
+    *thread*, so a command started from any thread but the main one is left alone.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or threading.current_thread() is not threading.main_thread():
+        return list(command)
+    return [setpriv, "--pdeathsig", "TERM", "--", *command]
+
+
+class ManagedProcess:
+    """One child process with its log file. Not thread-safe; start and stop may alternate any number of times."""
+
+    def __init__(self, name: str, log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs, else None."""
+        return self._popen.pid if self._popen is not None and self._popen.poll() is None else None
+
+    @property
+    def running(self) -> bool:
+        return self.pid is not None
+
+    def spawn(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        """Start the command with its output appended to the log; returns at once."""
+        if self.running:
+            raise RuntimeError(f"{self.name} runs already (pid {self.pid})")
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._popen = subprocess.Popen(
+                tethered(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(env) if env is not None else None,
+                cwd=cwd,
+                start_new_session=True,  # Ctrl-C on the terminal must reach us alone: we stop children in order.
+            )
+
+    def wait_until(self, ready: Callable[[], bool], timeout_seconds: float) -> None:
+        """Wait for the condition; raises StartFailed (and kills the process) if it ends or the time is over."""
+        deadline = time.monotonic() + timeout_seconds
+        while not ready():
+            if not self.running:
+                code = self._popen.returncode if self._popen is not None else None
+                raise StartFailed(
+                    f"{self.name} ended with code {code} while starting; {self.log_path}:\n{tail(self.log_path)}"
+                )
+            if time.monotonic() > deadline:
+                self.kill()
+                raise StartFailed(
+                    f"{self.name} was not ready after {timeout_seconds:g} s; {self.log_path}:\n{tail(self.log_path)}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self, timeout_seconds: float = 15.0) -> int | None:
+        """SIGTERM, then SIGKILL when it has not ended in time. Returns the exit code, None if it never ran."""
+        if self._popen is None:
+            return None
+        if self._popen.poll() is None:
+            self._popen.send_signal(signal.SIGCONT)  # A frozen process would not see the SIGTERM.
+            self._popen.terminate()
+            try:
+                self._popen.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self._popen.returncode
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.kill()
+            self._popen.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: the process keeps its connections and does nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid is None:
+            raise RuntimeError(f"{self.name} does not run")
+        os.kill(self.pid, number)
