@@ -1,0 +1,1 @@
+"""quantity × price → amount. Pure: no I/O, no clock, no float."""

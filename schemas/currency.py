@@ -1,0 +1,120 @@
+"""currency → Stripe's minor unit and the step in which it can be charged; the one place that rounds money.
+
+Source: Stripe, "Supported currencies" (docs.stripe.com/currencies), sections "Zero-decimal currencies", "Three-decimal
+currencies" and "Special cases". Amounts are Decimals in major units here; ints are minor units, as Stripe's API has
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from math import floor
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True, slots=True)
+class CurrencyUnits:
+    """How Stripe counts a currency.
+
+    exponent: decimals of the minor unit (eur 2: 1 EUR = 100). step_minor: what a charge must be a multiple of.
+    """
+
+    exponent: int
+    step_minor: int
+
+    @property
+    def step(self) -> Decimal:
+        """The step in major units: eur 0.01, jpy 1, kwd 0.01, isk 1."""
+        return Decimal(self.step_minor).scaleb(-self.exponent)
+
+
+_TWO_DECIMAL = """
+    aed afn all amd ang aoa ars aud awg azn bam bbd bdt bmd bnd bob brl bsd bwp byn bzd cad cdf chf cny cop crc cve czk
+    dkk dop dzd egp etb eur fjd fkp gbp gel gip gmd gtq gyd hkd hnl htg huf idr ils inr jmd kes kgs khr kyd kzt lak lbp
+    lkr lrd lsl mad mdl mkd mmk mnt mop mur mvr mwk mxn myr mzn nad ngn nio nok npr nzd pab pen pgk php pkr pln qar ron
+    rsd rub sar sbd scr sek sgd shp sle sos srd szl thb tjs top try ttd twd tzs uah usd uyu uzs wst xcd xcg yer zar zmw
+"""
+_ZERO_DECIMAL = "bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf"
+# Stripe takes three decimals of these, but the last digit must be 0.
+_THREE_DECIMAL = "bhd jod kwd omr tnd"
+# Became zero-decimal and are still sent with two, which must be 00: 5 ISK is 500. (UGX also stands in Stripe's list of
+# zero-decimal currencies; the API follows the special case.) HUF and TWD are special for payouts only.
+_WHOLE_UNITS_OF_TWO_DECIMAL = "isk ugx"
+
+CURRENCIES: MappingProxyType[str, CurrencyUnits] = MappingProxyType(
+    {
+        **dict.fromkeys(_TWO_DECIMAL.split(), CurrencyUnits(exponent=2, step_minor=1)),
+        **dict.fromkeys(_ZERO_DECIMAL.split(), CurrencyUnits(exponent=0, step_minor=1)),
+        **dict.fromkeys(_THREE_DECIMAL.split(), CurrencyUnits(exponent=3, step_minor=10)),
+        **dict.fromkeys(_WHOLE_UNITS_OF_TWO_DECIMAL.split(), CurrencyUnits(exponent=2, step_minor=100)),
+    }
+)
+
+
+class UnknownCurrency(ValueError):
+    """The currency is not in the table."""
+
+
+class NotMinorUnits(ValueError):
+    """The amount is no whole number of the currency's minor units: it should have been rounded before."""
+
+
+def _known_currency(code: str) -> str:
+    if code in CURRENCIES:
+        return code
+    if code.lower() in CURRENCIES:
+        raise PydanticCustomError(
+            "currency_case", "currencies are written in lower case: {code}", {"code": code.lower()}
+        )
+    raise PydanticCustomError("currency_unknown", "no currency that Stripe can charge is called {code}", {"code": code})
+
+
+Currency = Annotated[str, AfterValidator(_known_currency)]
+"""Lower-case ISO 4217 code of a currency in the table."""
+
+
+def currency_units(currency: str) -> CurrencyUnits:
+    """Exponent and step of a currency. Raises UnknownCurrency."""
+    try:
+        return CURRENCIES[currency]
+    except KeyError:
+        raise UnknownCurrency(f"unknown currency {currency!r}") from None
+
+
+def half_up(number: Fraction) -> int:
+    """The nearest integer, a half away from zero. The rounding mode of all money."""
+    nearest = floor(abs(number) + Fraction(1, 2))
+    return nearest if number >= 0 else -nearest
+
+
+def round_to_minor(amount: Decimal | Fraction, currency: str) -> int:
+    """Minor units of `amount`, rounded half up to the currency's chargeable step. 1.005 eur → 101, 5.5 isk → 600."""
+    units = currency_units(currency)
+    steps = Fraction(amount) * 10**units.exponent / units.step_minor
+    return half_up(steps) * units.step_minor
+
+
+def round_to_step(amount: Decimal | Fraction, currency: str) -> Decimal:
+    """`amount` rounded half up to the currency's chargeable step, with the decimals of its minor unit."""
+    return from_minor(round_to_minor(amount, currency), currency)
+
+
+def to_minor(amount: Decimal, currency: str) -> int:
+    """Minor units of an amount that needs no rounding. Raises NotMinorUnits where it does."""
+    minor = Fraction(amount) * 10 ** currency_units(currency).exponent
+    if minor.denominator != 1:
+        raise NotMinorUnits(f"{amount} {currency} is no whole number of minor units")
+    return minor.numerator
+
+
+def from_minor(amount_minor: int, currency: str) -> Decimal:
+    """Major units of Stripe's integer: 13500 eur → 135.00, 500 jpy → 500."""
+    sign, digits = int(amount_minor < 0), tuple(map(int, str(abs(amount_minor))))
+    # Built from its digits: exact for any length and in any context.
+    return Decimal((sign, digits, -currency_units(currency).exponent))
