@@ -1,0 +1,25 @@
+"""quantity, included units → the quantity that costs something."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from schemas.decimals import exact
+
+
+class NegativeQuantity(ValueError):
+    """A price was asked for a quantity below 0, NaN or infinite: `priced_quantity` gives none of them."""
+
+
+@exact
+def priced_quantity(quantity: Decimal, included: Decimal) -> Decimal:
+    """Units to be priced: max(0, quantity − included). A negative total prices as 0. Raises NegativeQuantity for NaN."""
+    if not quantity.is_finite():
+        raise NegativeQuantity(f"quantity must be finite, is {quantity}")
+    return max(Decimal(0), quantity - included)
+
+
+def require_priceable(quantity: Decimal) -> None:
+    """Raises NegativeQuantity unless quantity is finite and >= 0."""
+    if not quantity.is_finite() or quantity < 0:
+        raise NegativeQuantity(f"quantity must be finite and not negative, is {quantity}")
