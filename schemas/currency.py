@@ -22,16 +22,11 @@ from pydantic_core import PydanticCustomError
 class CurrencyUnits:
     """How Stripe counts a currency.
 
-    exponent: decimals of the minor unit (eur 2: 1 EUR = 100). step_minor: what a charge must be a multiple of.
+    exponent: decimals of the minor unit (eur 2: 1 EUR is 100). step_minor: what a charge must be a multiple of.
     """
 
     exponent: int
     step_minor: int
-
-    @property
-    def step(self) -> Decimal:
-        """The step in major units: eur 0.01, jpy 1, kwd 0.01, isk 1."""
-        return Decimal(self.step_minor).scaleb(-self.exponent)
 
 
 _TWO_DECIMAL = """

@@ -75,18 +75,28 @@ def _to_decimal(value: object) -> Decimal:
         raise PydanticCustomError("decimal_type", 'a decimal string is expected, like "0.002"')
     if not number.is_finite():
         raise PydanticCustomError("decimal_finite", "the number must be finite")
-    return number if number else number.copy_abs()  # "-0" is 0
+    if not number:
+        # "-0" is 0; and "0e99" spelled out would be a hundred zeros.
+        return Decimal((0, (0,), min(0, _exponent(number))))
+    return number
+
+
+def _exponent(number: Decimal) -> int:
+    """Power of ten of a finite number's last digit."""
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int)
+    return exponent
 
 
 def _bounded(places_max: int) -> Callable[[Decimal], Decimal]:
-    limit = Decimal(10) ** INTEGER_DIGITS_MAX
+    limit = Decimal(f"1e{INTEGER_DIGITS_MAX}")
 
     def check(number: Decimal) -> Decimal:
-        exponent = number.as_tuple().exponent
-        assert isinstance(exponent, int)  # finite: checked before
         if number.copy_abs() >= limit:
-            raise PydanticCustomError("decimal_range", "the number must be below 10^{digits}", {"digits": 18})
-        if -exponent > places_max:
+            raise PydanticCustomError(
+                "decimal_range", "the number must be below 10^{digits}", {"digits": INTEGER_DIGITS_MAX}
+            )
+        if -_exponent(number) > places_max:
             raise PydanticCustomError("decimal_places", "at most {places} decimals are allowed", {"places": places_max})
         return number
 

@@ -1,0 +1,111 @@
+"""One record of the catalog's log: the full new state of one object and the version that its writer saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict
+
+from schemas.alert_rule import AlertRule
+from schemas.customer import Customer
+from schemas.meter import Meter
+from schemas.organization import ApiKey, Organization
+from schemas.product import Product
+from schemas.subscription import Subscription
+
+
+class Topology(BaseModel):
+    """How the topics were first made: what can't change without moving customers between partitions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    organization_id: str = ""
+    event_partitions: int
+    created_at: int  # µs
+    archived: bool = False
+
+
+CatalogObject = Organization | ApiKey | Meter | Product | Customer | Subscription | AlertRule | Topology
+
+
+class Kind(StrEnum):
+    """The kinds of object, as the log names them."""
+
+    TOPOLOGY = "topology"
+    ORGANIZATION = "organization"
+    API_KEY = "api_key"
+    METER = "meter"
+    PRODUCT = "product"
+    CUSTOMER = "customer"
+    SUBSCRIPTION = "subscription"
+    ALERT_RULE = "alert_rule"
+
+
+MODELS: dict[Kind, type[CatalogObject]] = {
+    Kind.TOPOLOGY: Topology,
+    Kind.ORGANIZATION: Organization,
+    Kind.API_KEY: ApiKey,
+    Kind.METER: Meter,
+    Kind.PRODUCT: Product,
+    Kind.CUSTOMER: Customer,
+    Kind.SUBSCRIPTION: Subscription,
+    Kind.ALERT_RULE: AlertRule,
+}
+
+
+def kind_of(state: CatalogObject) -> Kind:
+    return next(kind for kind, model in MODELS.items() if type(state) is model)
+
+
+class UnreadableRecord(ValueError):
+    """Bytes in the log that are no record. Every view ignores them alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogRecord:
+    """state becomes version expected_version + 1 if the object is at expected_version (0: does not exist) when read.
+
+    written_at: µs, the writer's clock; for people, nothing is decided by it.
+    """
+
+    state: CatalogObject
+    expected_version: int
+    written_at: int
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.state)
+
+    @property
+    def key(self) -> tuple[Kind, str, str]:
+        return (self.kind, self.state.organization_id, self.state.id)
+
+
+def encode(record: CatalogRecord) -> bytes:
+    """JSON, readable with Kafka's own tools."""
+    return msgspec.json.encode(
+        {
+            "kind": record.kind,
+            "expected_version": record.expected_version,
+            "written_at": record.written_at,
+            "state": record.state.model_dump(mode="json"),
+        }
+    )
+
+
+def decode(message: bytes) -> CatalogRecord:
+    """Raises UnreadableRecord for everything that is no record."""
+    try:
+        fields: dict[str, Any] = msgspec.json.decode(message)
+        model = MODELS[Kind(fields["kind"])]
+        return CatalogRecord(
+            state=model.model_validate(fields["state"], strict=False),
+            expected_version=int(fields["expected_version"]),
+            written_at=int(fields["written_at"]),
+        )
+    except (ValueError, KeyError, TypeError, msgspec.DecodeError) as error:
+        raise UnreadableRecord(str(error)) from error

@@ -1,0 +1,213 @@
+"""catalog records, in log order → what is in force. A pure fold: every reader comes to the same verdict.
+
+A record that names another version than the one in force, or breaks a rule that spans objects (a meter priced twice for
+one customer), changes nothing in any view; its writer learns the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from catalog.record import MODELS, CatalogObject, CatalogRecord, Kind, Topology
+from schemas.alert_rule import AlertRule
+from schemas.customer import Customer
+from schemas.meter import Meter
+from schemas.organization import ApiKey, Organization
+from schemas.product import Product
+from schemas.subscription import Subscription
+
+T = TypeVar("T", bound=CatalogObject)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a record was ignored. code: machine-readable; field: what is at fault, where one field is."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """An object in force and its version, from 1."""
+
+    state: CatalogObject
+    version: int
+
+
+# Fields that stay as they were made: past usage would mean something else otherwise.
+_IMMUTABLE: dict[type[CatalogObject], tuple[str, ...]] = {
+    Meter: ("event_name", "aggregation"),
+    Product: ("currency", "prices"),
+    Subscription: ("customer_id", "started_at", "billing_interval", "time_zone", "product_id"),
+    ApiKey: ("sha256", "scopes"),
+    AlertRule: ("meter_id", "customer_id", "kind", "threshold"),
+    Topology: ("event_partitions",),
+}
+_REFERENCES: dict[type[CatalogObject], tuple[tuple[str, type[CatalogObject]], ...]] = {
+    Subscription: (("customer_id", Customer),),
+    AlertRule: (("meter_id", Meter), ("customer_id", Customer)),
+}
+
+
+class CatalogView:
+    """What is in force after the records applied so far, and the indexes that hot paths ask.
+
+    Not locked: one thread applies; readers see whole values, since every index entry is replaced, never changed.
+    """
+
+    def __init__(self) -> None:
+        self._objects: dict[type[CatalogObject], dict[tuple[str, str], Versioned]] = {m: {} for m in MODELS.values()}
+        self._keys: dict[str, ApiKey] = {}
+        self._meters: dict[tuple[str, str], tuple[Meter, ...]] = {}
+        self._subscriptions: dict[tuple[str, str], tuple[Subscription, ...]] = {}
+        self._rules: dict[tuple[str, str], tuple[AlertRule, ...]] = {}
+        self.revision = 0  # grows with every record applied: what was derived before is stale
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def get(self, model: type[T], organization_id: str, object_id: str) -> T | None:
+        """The object in force, archived ones too."""
+        found = self._objects[model].get((organization_id, object_id))
+        return cast(T, found.state) if found else None
+
+    def version(self, model: type[CatalogObject], organization_id: str, object_id: str) -> int:
+        """Its version; 0: it does not exist."""
+        found = self._objects[model].get((organization_id, object_id))
+        return found.version if found else 0
+
+    def all(self, model: type[T], organization_id: str | None = None) -> list[T]:
+        """Objects of a kind in the order of their creation, of one organization or (None) of all."""
+        return [
+            cast(T, found.state)
+            for (organization, _), found in list(self._objects[model].items())
+            if organization_id is None or organization == organization_id
+        ]
+
+    def key_by_digest(self, sha256: str) -> ApiKey | None:
+        """The key in force with that digest; None when unknown or revoked."""
+        key = self._keys.get(sha256)
+        return None if key is None or key.archived else key
+
+    def meters_reading(self, organization_id: str, event_name: str) -> tuple[Meter, ...]:
+        """Meters in force that read the event_name."""
+        return self._meters.get((organization_id, event_name), ())
+
+    def needs_value(self, organization_id: str, event_name: str) -> bool:
+        """Whether an event of that name without a value is refused now."""
+        return any(meter.aggregation.needs_value for meter in self.meters_reading(organization_id, event_name))
+
+    def has_customer(self, organization_id: str, customer_id: str) -> bool:
+        found = self._objects[Customer].get((organization_id, customer_id))
+        return found is not None and not found.state.archived
+
+    def subscriptions_of(self, organization_id: str, customer_id: str) -> tuple[Subscription, ...]:
+        """All of a customer's subscriptions, ended ones too."""
+        return self._subscriptions.get((organization_id, customer_id), ())
+
+    def rules_on(self, organization_id: str, meter_id: str) -> tuple[AlertRule, ...]:
+        """Alert rules in force on a meter, those for one customer included."""
+        return self._rules.get((organization_id, meter_id), ())
+
+    def organization(self, organization_id: str) -> Organization | None:
+        return self.get(Organization, organization_id, organization_id)
+
+    def meters_priced(self, subscription: Subscription) -> frozenset[str]:
+        """Meter ids that any product of the subscription prices."""
+        return frozenset(
+            meter_id
+            for product_id in subscription.product_ids
+            if (product := self.get(Product, subscription.organization_id, product_id))
+            for meter_id in product.meter_ids
+        )
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def refusal(self, record: CatalogRecord) -> Refusal | None:
+        """Why the record would be ignored if it came next in the log; None: it would be applied."""
+        state, model = record.state, type(record.state)
+        found = self._objects[model].get((state.organization_id, state.id))
+        version = found.version if found else 0
+        if record.expected_version != version:
+            problem = "already exists" if record.expected_version == 0 else f"is at version {version}"
+            return Refusal("version_conflict", f"{record.kind} {state.id} {problem}; read it again", None)
+        if found is not None:
+            for name in _IMMUTABLE.get(model, ()):
+                if getattr(found.state, name) != getattr(state, name):
+                    return Refusal("immutable_field", f"{name} of a {record.kind} never changes; make a new one", name)
+        for name, referred in _REFERENCES.get(model, ()):
+            wanted: str | None = getattr(state, name)
+            if wanted is not None and found is None and not self._in_force(referred, state.organization_id, wanted):
+                return Refusal("unknown_reference", f"there is no {wanted} in force", name)
+        if isinstance(state, Product) and found is None:
+            return self._product_refusal(state)
+        if isinstance(state, Subscription):
+            return self._subscription_refusal(state)
+        if isinstance(state, ApiKey) and found is None and state.sha256 in self._keys:
+            return Refusal("version_conflict", "that secret is another key's", None)
+        return None
+
+    def apply(self, record: CatalogRecord) -> Refusal | None:
+        """Fold the log's next record in; the refusal when it is ignored."""
+        self.revision += 1
+        if refusal := self.refusal(record):
+            return refusal
+        state = record.state
+        objects = self._objects[type(state)]
+        objects[state.organization_id, state.id] = Versioned(state, record.expected_version + 1)
+        self._index(state)
+        return None
+
+    def _in_force(self, model: type[CatalogObject], organization_id: str, object_id: str) -> bool:
+        found = self._objects[model].get((organization_id, object_id))
+        return found is not None and not found.state.archived
+
+    def _product_refusal(self, product: Product) -> Refusal | None:
+        for index, price in enumerate(product.prices):
+            meter_id: str | None = getattr(price, "meter_id", None)
+            if meter_id is not None and not self._in_force(Meter, product.organization_id, meter_id):
+                return Refusal("unknown_reference", f"there is no meter {meter_id} in force", f"prices.{index}.meter_id")
+        return None
+
+    def _subscription_refusal(self, subscription: Subscription) -> Refusal | None:
+        for product_id in subscription.product_ids:
+            if self.get(Product, subscription.organization_id, product_id) is None:
+                return Refusal("unknown_reference", f"there is no product {product_id}", "product_id")
+        meters = self.meters_priced(subscription)
+        for other in self.subscriptions_of(subscription.organization_id, subscription.customer_id):
+            twice = meters & self.meters_priced(other)
+            if other.id != subscription.id and twice and subscription.overlaps(other):
+                return Refusal(
+                    "meter_priced_twice",
+                    f"subscription {other.id} of this customer already prices {', '.join(sorted(twice))} in that time",
+                    "product_id",
+                )
+        return None
+
+    def _index(self, state: CatalogObject) -> None:
+        organization_id = state.organization_id
+        match state:
+            case ApiKey():
+                self._keys[state.sha256] = state
+            case Meter():
+                key = (organization_id, state.event_name)
+                self._meters[key] = _replaced(self._meters.get(key, ()), state, keep=not state.archived)
+            case Subscription():
+                key = (organization_id, state.customer_id)
+                self._subscriptions[key] = _replaced(self._subscriptions.get(key, ()), state, keep=True)
+            case AlertRule():
+                key = (organization_id, state.meter_id)
+                self._rules[key] = _replaced(self._rules.get(key, ()), state, keep=not state.archived)
+            case _:
+                pass
+
+
+def _replaced(entries: Iterable[T], state: T, *, keep: bool) -> tuple[T, ...]:
+    """The entries with the one of the same id replaced in place, added, or left out."""
+    others = list(entries)
+    at = next((i for i, entry in enumerate(others) if entry.id == state.id), len(others))
+    others[at : at + 1] = [state] if keep else []
+    return tuple(others)

@@ -1,0 +1,1 @@
+"""What every service needs to run: logging, health and metrics, topics, an orderly end."""
