@@ -1,0 +1,72 @@
+"""checks → /healthz, /readyz, /metrics: the same three answers from every service."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import msgspec
+from prometheus_client import make_wsgi_app
+
+Check = Callable[[], str | None]
+"""None: fine. A text: why the service can't do its work now."""
+
+
+def failing(checks: Mapping[str, Check]) -> dict[str, str]:
+    """The reasons of all checks that fail. A check that raises fails with what it raised."""
+    reasons: dict[str, str] = {}
+    for name, check in checks.items():
+        try:
+            reason = check()
+        except Exception as error:  # a broken check is a failing one
+            reason = repr(error)
+        if reason is not None:
+            reasons[name] = reason
+    return reasons
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes and probes would fill the log."""
+
+
+class HealthServer:
+    """Serves the three from a thread. Raises OSError when the port is taken."""
+
+    def __init__(self, host: str, port: int, checks: Mapping[str, Check]) -> None:
+        self._checks = checks
+        self._metrics = make_wsgi_app()
+        self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+
+    def __enter__(self) -> HealthServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                return self._metrics(environ, start_response)
+            case "/healthz":
+                status, body = "200 OK", {"status": "alive"}
+            case "/readyz":
+                status, body = readiness(self._checks)
+            case _:
+                status, body = "404 Not Found", {"status": "unknown path"}
+        start_response(status, [("Content-Type", "application/json")])
+        return [msgspec.json.encode(body)]
+
+
+def readiness(checks: Mapping[str, Check]) -> tuple[str, dict[str, Any]]:
+    """Status line and body of /readyz."""
+    reasons = failing(checks)
+    if reasons:
+        return "503 Service Unavailable", {"status": "unready", "reasons": reasons}
+    return "200 OK", {"status": "ready"}

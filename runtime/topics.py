@@ -1,0 +1,72 @@
+"""Topic specs → Kafka: made explicitly, checked at every start, never altered behind an operator's back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
+
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS, topic_name, topic_specs
+
+_TIMEOUT_SECONDS = 15.0
+
+
+class TopicMismatch(Exception):
+    """A topic is not as it was first made; going on would send customers to other partitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the cluster has it. topic_id: Kafka's, new whenever a topic is made again."""
+
+    name: str
+    partitions: int
+    topic_id: str
+
+
+def admin_client(settings: Settings) -> AdminClient:
+    return AdminClient({**settings.kafka_properties, "socket.timeout.ms": 10_000})
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Make what is missing; the names made. Raises TopicMismatch when usage.events has another number of partitions."""
+    specs = {spec.name: spec for spec in topic_specs(settings)}
+    admin = admin_client(settings)
+    existing = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+    wanted = [
+        NewTopic(spec.name, spec.partitions, settings.kafka_replication_factor, config=spec.config)
+        for spec in specs.values()
+        if spec.name not in existing
+    ]
+    made: list[str] = []
+    if wanted:
+        for name, future in admin.create_topics(wanted, operation_timeout=_TIMEOUT_SECONDS).items():
+            try:
+                future.result(_TIMEOUT_SECONDS)
+                made.append(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another service was first
+                    raise
+    check_partitions(settings)
+    return made
+
+
+def describe_topic(settings: Settings, topic: str) -> TopicState:
+    """Raises KafkaException when it does not exist or the cluster does not answer."""
+    name = topic_name(settings, topic)
+    futures = admin_client(settings).describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
+    description = futures[name].result(_TIMEOUT_SECONDS)
+    return TopicState(name, len(description.partitions), str(description.topic_id))
+
+
+def check_partitions(settings: Settings) -> TopicState:
+    """The state of usage.events. Raises TopicMismatch when its partitions are not the configured number."""
+    state = describe_topic(settings, USAGE_EVENTS)
+    if state.partitions != settings.event_partitions:
+        raise TopicMismatch(
+            f"{state.name} has {state.partitions} partitions, USAGE_EVENT_PARTITIONS is {settings.event_partitions}: "
+            "a customer's events would no longer meet in one partition"
+        )
+    return state
