@@ -6,17 +6,16 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Context, Decimal
+from decimal import Decimal
 from importlib.resources import files
 from typing import Any, cast
 
 import fastavro
 
-from schemas.event import VALUE_SCALE
+from schemas.event import decimal_value
 
 SCHEMA_ID = 1  # in our own read-only registry; a new version of the schema gets the next number
 EVENTS_PER_MESSAGE_MAX = 1024  # kafka_index has 10 bits of the version in ClickHouse
-_EXACT = Context(prec=60)  # wide enough for decimal(38, 9): nothing depends on the ambient context
 _MAGIC = b"\x00"
 _HEADER = _MAGIC + SCHEMA_ID.to_bytes(4, "big")
 HEADER_LENGTH = len(_HEADER)
@@ -104,4 +103,4 @@ def unscaled_bytes(unscaled: int) -> bytes:
 
 def decimal_of(value: bytes) -> Decimal:
     """The exact decimal behind a value of the batch."""
-    return Decimal(int.from_bytes(value, "big", signed=True)).scaleb(-VALUE_SCALE, _EXACT)
+    return decimal_value(int.from_bytes(value, "big", signed=True))
