@@ -19,7 +19,7 @@ from pricing.quantity import priced_quantity
 from pricing.tier_charge import TierCharge
 from pricing.volume import volume_charges
 from schemas.currency import from_minor, round_to_minor
-from schemas.decimals import exact, plain
+from schemas.decimals import exact
 from schemas.product import (
     FlatFeePrice,
     GraduatedPrice,
