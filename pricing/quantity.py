@@ -13,7 +13,10 @@ class NegativeQuantity(ValueError):
 
 @exact
 def priced_quantity(quantity: Decimal, included: Decimal) -> Decimal:
-    """Units to be priced: max(0, quantity − included). A negative total prices as 0. Raises NegativeQuantity for NaN."""
+    """Units to be priced: max(0, quantity − included); a negative total prices as 0.
+
+    quantity: the cycle's total. included: units that cost nothing, >= 0. Raises NegativeQuantity for NaN and infinity.
+    """
     if not quantity.is_finite():
         raise NegativeQuantity(f"quantity must be finite, is {quantity}")
     return max(Decimal(0), quantity - included)

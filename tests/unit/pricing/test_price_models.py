@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from decimal import ROUND_DOWN, Context, Decimal, FloatOperation, getcontext, localcontext, setcontext
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pricing.graduated import graduated, graduated_charges
-from pricing.package import package
+from pricing.package import package, packages
 from pricing.per_unit import per_unit
 from pricing.quantity import NegativeQuantity, priced_quantity
 from pricing.tier_charge import TierCharge
@@ -169,7 +170,12 @@ def test_the_callers_context_changes_nothing():
         setcontext(Context(prec=2, rounding=ROUND_DOWN))
         assert per_unit(D("12345.678"), D("0.001")) == D("12.345678")
         assert graduated(D(150001), API) == D("135.0005")
+        assert volume(D(150001), API) == D("75.0005")
         assert package(D(12345), D("1.111"), D(10)) == D("1372.085")
+        assert packages(D(12345), D(10)) == D(1235)
+        assert priced_quantity(D("12345.678"), D("0.001")) == D("12345.677")
+        assert graduated_charges(D(12345), API)[1] == TierCharge(D(10000), D(100000), D(2345), D("0.001"), D("2.345"))
+        assert volume_charges(D(12345), API)[0].amount == D("12.345")
         assert getcontext().prec == 2
     finally:
         setcontext(before)
@@ -205,7 +211,7 @@ def test_graduated_never_falls_and_is_never_negative(table, one, other):
 @given(tier_tables())
 def test_graduated_is_continuous_at_every_edge(table):
     grain = D("1e-9")
-    for tier, following in zip(table, table[1:], strict=False):
+    for tier, following in pairwise(table):
         with localcontext(Context(prec=200)):
             at = graduated(tier.up_to, table)
             assert at - graduated(tier.up_to - grain, table) == grain * tier.unit_amount
