@@ -66,7 +66,7 @@ def _instant(us: int) -> Instant:
 
 
 def _local(us: int, zone: str) -> ZonedDateTime:
-    return _instant(us).to_tz(zone)  # pyright: ignore[reportUnknownMemberType]  # whenever's stub has an Unknown
+    return _instant(us).to_tz(zone)
 
 
 def _us(moment: Instant | ZonedDateTime) -> int:
@@ -116,7 +116,7 @@ def _start(anchor: PlainDateTime, interval: BillingInterval, zone: str, n: int) 
             local = anchor.add(months=n)
         case "year":
             local = anchor.add(years=n)
-    return _us(local.assume_tz(zone, disambiguation="compatible"))  # pyright: ignore[reportUnknownMemberType]
+    return _us(local.assume_tz(zone, disambiguation="compatible"))
 
 
 def _index(anchor: PlainDateTime, interval: BillingInterval, zone: str, t_us: int) -> int:
@@ -125,8 +125,8 @@ def _index(anchor: PlainDateTime, interval: BillingInterval, zone: str, t_us: in
     months = (local.year - anchor.year) * 12 + local.month - anchor.month
     days = (local.date().to_stdlib() - anchor.date().to_stdlib()).days
     n = {"day": days, "week": days // 7, "month": months, "year": months // 12}[interval]
-    # The calendar brings n within one of the right cycle; day of month and time of day decide. It may be one more where a
-    # clock goes back over midnight: it is yesterday's evening once again, and today's cycle has already begun.
+    # The calendar brings n within one of the right cycle; day of month and time of day decide. It may be one more where
+    # a clock goes back over midnight: it is yesterday's evening once again, and today's cycle has already begun.
     n += 1
     while _start(anchor, interval, zone, n) > t_us:
         n -= 1
@@ -221,7 +221,7 @@ def cycle_in(boundaries: Sequence[int], t_us: int) -> Cycle | None:
 
 
 def window_containing(zone: str, window: UsageWindow, t_us: int) -> Cycle:
-    """The hour, day or month of the zone's calendar in which t lies. An hour that a clock change repeats is two windows."""
+    """The zone's calendar hour, day or month in which t lies. An hour that a clock change repeats is two windows."""
     local = _local(t_us, zone)
     # end_of is the last nanosecond: rounded down to µs it is one µs before the next start.
     return Cycle(_us(local.start_of(window)), _us(local.end_of(window)) + 1)

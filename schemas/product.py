@@ -22,11 +22,12 @@ TIERS_MAX = 100
 BENEFITS_MAX = 50
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+# frozen as a class argument, at each class: so do type checkers see that it is immutable and can be hashed.
+class _Closed(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid")
 
 
-class Tier(_Frozen):
+class Tier(_Closed, frozen=True):
     """up_to: last unit of the tier, inclusive; None: no end. unit_amount: major units a unit."""
 
     up_to: Quantity | None
@@ -54,35 +55,35 @@ def _contiguous(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
 Tiers = Annotated[tuple[Tier, ...], Field(min_length=1, max_length=TIERS_MAX), AfterValidator(_contiguous)]
 
 
-class _UsagePrice(_Frozen):
+class _UsagePrice(_Closed, frozen=True):
     """included_units: units of each cycle that cost nothing."""
 
     meter_id: Identifier
     included_units: Quantity = Decimal(0)
 
 
-class PerUnitPrice(_UsagePrice):
+class PerUnitPrice(_UsagePrice, frozen=True):
     """Every unit costs the same."""
 
     model: Literal["per_unit"] = "per_unit"
     unit_amount: Amount
 
 
-class GraduatedPrice(_UsagePrice):
+class GraduatedPrice(_UsagePrice, frozen=True):
     """Each unit costs what the tier says that it falls in."""
 
     model: Literal["graduated"] = "graduated"
     tiers: Tiers
 
 
-class VolumePrice(_UsagePrice):
+class VolumePrice(_UsagePrice, frozen=True):
     """All units cost what the tier says that their number falls in."""
 
     model: Literal["volume"] = "volume"
     tiers: Tiers
 
 
-class PackagePrice(_UsagePrice):
+class PackagePrice(_UsagePrice, frozen=True):
     """Units are sold in packages of package_size; a begun one counts in full. unit_amount: of a package."""
 
     model: Literal["package"] = "package"
@@ -90,14 +91,14 @@ class PackagePrice(_UsagePrice):
     package_size: Annotated[Quantity, Field(gt=0)]
 
 
-class FlatFeePrice(_Frozen):
+class FlatFeePrice(_Closed, frozen=True):
     """A fixed amount a cycle, in arrears."""
 
     model: Literal["flat_fee"] = "flat_fee"
     amount: Amount
 
 
-class MinimumPrice(_Frozen):
+class MinimumPrice(_Closed, frozen=True):
     """What a cycle's usage lines cost at least; the rest is topped up."""
 
     model: Literal["minimum"] = "minimum"
@@ -108,7 +109,7 @@ UsagePrice = PerUnitPrice | GraduatedPrice | VolumePrice | PackagePrice
 Price = UsagePrice | FlatFeePrice | MinimumPrice
 
 
-class ProductSpec(_Frozen):
+class ProductSpec(_Closed, frozen=True):
     """What a merchant posts."""
 
     name: Name
@@ -138,7 +139,7 @@ class ProductSpec(_Frozen):
         return tuple(price.meter_id for price in self.prices if isinstance(price, UsagePrice))
 
 
-class Product(ProductSpec):
+class Product(ProductSpec, frozen=True):
     """A product as the catalog keeps it. created_at: µs since 1970, UTC."""
 
     id: Identifier

@@ -62,7 +62,7 @@ def test_rounding_of_a_fraction_without_end():
 
 
 def test_what_is_no_minor_unit_is_not_rounded_in_silence():
-    with pytest.raises(NotMinorUnits, match="0.001 eur"):
+    with pytest.raises(NotMinorUnits, match=r"0\.001 eur"):
         to_minor(Decimal("0.001"), "eur")
     with pytest.raises(NotMinorUnits):
         to_minor(Decimal("0.5"), "jpy")
