@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,7 +31,7 @@ from urllib.parse import parse_qsl, urlsplit
 import lz4.frame
 import zstandard
 from chdb import ChdbError
-from chdb.state.sqlitelike import Connection
+from chdb.state.sqlitelike import Connection, StreamingResult
 
 from deploy.local.clickhouse_sql import Statement, parse, quote, quote_identifier
 from deploy.local.process import HOST, ManagedProcess, StartFailed, answers
@@ -48,11 +48,11 @@ _SPOOL_DIR = Path("/dev/shm")
 _STREAMED = {
     name: header_lines
     for header_lines, names in {
-        0: "Native RowBinary CSV TSV TabSeparated TSVRaw TabSeparatedRaw JSONEachRow JSONLines NDJSON JSONCompactEachRow",
-        1: "CSVWithNames TSVWithNames TabSeparatedWithNames",
-        2: "CSVWithNamesAndTypes TSVWithNamesAndTypes TabSeparatedWithNamesAndTypes",
+        0: ("Native", "RowBinary", "CSV", "TSV", "TabSeparated", "TSVRaw", "JSONEachRow", "JSONCompactEachRow"),
+        1: ("CSVWithNames", "TSVWithNames", "TabSeparatedWithNames"),
+        2: ("CSVWithNamesAndTypes", "TSVWithNamesAndTypes", "TabSeparatedWithNamesAndTypes"),
     }.items()
-    for name in names.split()
+    for name in names
 }
 _CONTENT_TYPES = {
     "Native": "application/octet-stream",
@@ -69,8 +69,25 @@ _CONTENT_TYPES = {
 }
 # Parameters of the request itself; every other one is a setting of the engine.
 _RESERVED = frozenset(
-    "query database default_format session_id session_timeout session_check query_id user password quota_key role "
-    "wait_end_of_query buffer_size compress decompress stacktrace client_protocol_version".split()
+    {
+        "query",
+        "database",
+        "default_format",
+        "session_id",
+        "session_timeout",
+        "session_check",
+        "query_id",
+        "user",
+        "password",
+        "quota_key",
+        "role",
+        "wait_end_of_query",
+        "buffer_size",
+        "compress",
+        "decompress",
+        "stacktrace",
+        "client_protocol_version",
+    }
 )
 # Codes with a status of their own (as the server maps them); the others are 500.
 _STATUS_OF_CODE = {
@@ -82,6 +99,8 @@ _STATUS_OF_CODE = {
     **dict.fromkeys((74, 76, 209, 210), 503),
     206: 411,
 }
+# What a GET may do: the server refuses to change anything by it.
+_READING = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "CHECK"})
 _CODE = re.compile(r"Code: (\d+)\. ")
 
 
@@ -103,9 +122,13 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Documents of a result in order, and the counts known when the first one is sent."""
+    """Documents of a result in order, and the counts known when the first one is sent.
+
+    stream: what they are read from, if they are not all here; to be cancelled when the client goes away.
+    """
 
     chunks: Iterator[bytes]
+    stream: StreamingResult | None = None
     rows_read: int = 0
     bytes_read: int = 0
     rows_written: int = 0
@@ -136,12 +159,13 @@ class Engine:
         self._anchor.close()
 
     @contextlib.contextmanager
-    def connection(self, parameters: Mapping[str, str]) -> Iterator[Connection]:
-        """A connection for one request: fresh, or the session's if the request names one."""
+    def connection(self, parameters: Mapping[str, str]) -> Generator[Connection]:
+        """A connection with the request's database, settings and parameters: fresh, or the session's if it names one."""
         session_id = parameters.get("session_id")
         if session_id is None:
             connection = Connection(self._path)
             try:
+                _use(connection, parameters)
                 yield connection
             finally:
                 connection.close()
@@ -149,9 +173,14 @@ class Engine:
         session = self._session(session_id, parameters)
         if not session.lock.acquire(blocking=False):
             raise RequestError(373, f"Session {session_id} is locked by a concurrent client.", "SESSION_IS_LOCKED")
+        applied: list[str] = []
         try:
+            _use(session.connection, parameters, applied)
             yield session.connection
         finally:
+            # Settings are the request's, not the session's; parameters are only ever overwritten.
+            for name in applied:
+                session.connection.query(f"SET {name} = DEFAULT")
             session.expires_at = time.monotonic() + _session_seconds(parameters)
             session.lock.release()
 
@@ -174,8 +203,8 @@ def _session_seconds(parameters: Mapping[str, str]) -> float:
     return min(float(parameters.get("session_timeout", _SESSION_SECONDS_DEFAULT)), _SESSION_SECONDS_MAX)
 
 
-def _prepare(connection: Connection, parameters: Mapping[str, str], *, read_only: bool) -> None:
-    """Put the request's database, settings and query parameters into the connection."""
+def _use(connection: Connection, parameters: Mapping[str, str], applied: list[str] | None = None) -> None:
+    """Put database, settings and query parameters into the connection; applied: gets the settings' names."""
     if database := parameters.get("database"):
         connection.query(f"USE {quote_identifier(database)}")
     for name, value in parameters.items():
@@ -184,8 +213,8 @@ def _prepare(connection: Connection, parameters: Mapping[str, str], *, read_only
         if not name.isidentifier():
             raise RequestError(115, f"Unknown setting '{name}'.", "UNKNOWN_SETTING")
         connection.query(f"SET {name} = {quote(value)}")
-    if read_only:
-        connection.query("SET readonly = 2")  # As the server does for GET: nothing may change.
+        if applied is not None and not name.startswith("param_"):
+            applied.append(name)
 
 
 def _insert(connection: Connection, statement: Statement, spooled: Path) -> _Outcome:
@@ -203,12 +232,12 @@ def _insert(connection: Connection, statement: Statement, spooled: Path) -> _Out
 def _select(connection: Connection, sql: str, output_format: str, *, whole: bool, streamable: bool) -> _Outcome:
     header_lines = _STREAMED.get(output_format)
     if not whole and streamable and header_lines is not None:
-        stream = iter(connection.send_query(sql, output_format))
+        stream = connection.send_query(sql, output_format)
         # The first block is computed here, so that most errors come before the status line is sent.
         first = next(stream, None)
         if first is not None:
             head = cast(bytes, first.bytes())
-            return _Outcome(_join(head, stream, output_format, header_lines))
+            return _Outcome(_join(head, stream, output_format, header_lines), stream)
         if header_lines == 0:
             return _Outcome(iter(()))
         # An empty result has a header all the same; only the whole document has it.
@@ -245,7 +274,7 @@ def _header_length(document: bytes, lines: int, *, quoted: bool) -> int:
 class _Body(io.RawIOBase):
     """The request's body, by its length or chunked, as a file."""
 
-    def __init__(self, source: IO[bytes], headers: Mapping[str, str]) -> None:
+    def __init__(self, source: io.BufferedIOBase, headers: Mapping[str, str]) -> None:
         self._source = source
         self._chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
         self._left = 0 if self._chunked else int(headers.get("Content-Length") or 0)
@@ -264,7 +293,7 @@ class _Body(io.RawIOBase):
         if self._ended:
             return 0
         view = memoryview(buffer)[: self._left]
-        count = self._source.readinto(view)  # type: ignore[attr-defined]  # the socket's file has it
+        count = self._source.readinto(view)
         if not count:
             raise ConnectionError("the client went away in the middle of the body")
         self._left -= count
@@ -293,7 +322,7 @@ def _decoded(body: _Body, encoding: str) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _spool(data: IO[bytes]) -> Iterator[Path]:
+def _spool(data: IO[bytes]) -> Generator[Path]:
     """The whole data in a file of the engine's machine, in memory where there is room for it."""
     in_memory = _SPOOL_DIR.is_dir() and shutil.disk_usage(_SPOOL_DIR).free > 1 << 30
     with tempfile.NamedTemporaryFile(dir=_SPOOL_DIR if in_memory else None, prefix="usage-insert-") as file:
@@ -348,7 +377,7 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(
                 f"Code: 27. DB::Exception: cannot read the request: {error} (CANNOT_PARSE_INPUT_ASSERTION_FAILED)"
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # The process answers whatever happens: it holds the engine for everyone.
             traceback.print_exc()
             self._fail(f"Code: 1002. DB::Exception: {type(error).__name__}: {error} (UNKNOWN_EXCEPTION)")
@@ -387,12 +416,13 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(62, "Syntax error: Empty query.", "SYNTAX_ERROR")
         if statement.several:
             raise RequestError(62, "Syntax error (Multi-statements are not allowed).", "SYNTAX_ERROR")
+        if read_only and statement.verb not in _READING:
+            raise RequestError(164, "default: Cannot execute query in readonly mode.", "READONLY")
         default = parameters.get("default_format") or self.headers.get("X-ClickHouse-Format") or "TabSeparated"
         database = self.headers.get("X-ClickHouse-Database")
         if database and "database" not in parameters:
             parameters["database"] = database
         with self.engine.connection(parameters) as connection:
-            _prepare(connection, parameters, read_only=read_only)
             if statement.data_start is not None:
                 with _spool(data) as spooled:
                     outcome = _insert(connection, statement, spooled)
@@ -407,7 +437,11 @@ class Handler(BaseHTTPRequestHandler):
                 whole=whole,
                 streamable=statement.verb in ("SELECT", "WITH"),
             )
-            self._answer(outcome, output_format, whole=whole)
+            try:
+                self._answer(outcome, output_format, whole=whole)
+            finally:
+                if outcome.stream is not None:
+                    outcome.stream.cancel()
 
     def _check_user(self, parameters: Mapping[str, str]) -> None:
         user = parameters.get("user") or self.headers.get("X-ClickHouse-User") or "default"
@@ -498,8 +532,13 @@ class Server(ThreadingHTTPServer):
         self._idle = threading.Condition()
         super().__init__((HOST, port), type("EngineHandler", (Handler,), {"engine": engine}))
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of ours; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> Generator[None]:
         """Count a request as running."""
         with self._idle:
             self._running += 1
