@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 EVENTS_PER_BATCH_MAX = 1000
@@ -27,8 +27,8 @@ VALUE_TEXT_LENGTH_MAX = 64
 TIMESTAMP_AHEAD_US_MAX = 10 * 60 * 1_000_000
 
 _UNSCALED_LIMIT = 10 ** (VALUE_DIGITS_MAX + VALUE_SCALE)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
@@ -91,7 +91,7 @@ def unscaled_value(text: str) -> int:
 
 def microseconds(moment: datetime) -> int:
     """µs since 1970 of an aware datetime, in integers."""
-    return (moment - _EPOCH) // _MICROSECOND
+    return (moment - EPOCH) // MICROSECOND
 
 
 def timestamp_us(text: str) -> int:
@@ -135,25 +135,23 @@ def _named(read: Any, text: str) -> Any:
         raise PydanticCustomError(error.code, "{reason}", {"reason": str(error)}) from None  # pyright: ignore[reportArgumentType]
 
 
-def _text(value: object) -> object:
-    if isinstance(value, SpelledNumber):
-        raise PydanticCustomError("string_type", "must be a string")
-    return value
-
-
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise PydanticCustomError("nul_character", "must not contain the character U+0000")
-    return text
-
-
 def _string(length_min: int, length_max: int) -> Any:
-    return Annotated[
-        str,
-        BeforeValidator(_text),
-        StringConstraints(strict=True, min_length=length_min, max_length=length_max),
-        AfterValidator(_no_nul),
-    ]
+    def check(value: object) -> str:
+        if not isinstance(value, str) or isinstance(value, SpelledNumber):
+            raise PydanticCustomError("string_type", "must be a string")
+        if not length_min <= len(value) <= length_max:
+            kind = "string_too_long" if value else "string_empty"
+            limits = {"least": length_min, "most": length_max}
+            raise PydanticCustomError(kind, "must have {least} to {most} characters", limits)
+        if "\0" in value:
+            raise PydanticCustomError("nul_character", "must not contain the character U+0000")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise PydanticCustomError("string_unicode", "must not contain half of a surrogate pair") from None
+        return value
+
+    return Annotated[str, BeforeValidator(check)]
 
 
 Label = _string(1, TEXT_LENGTH_MAX)

@@ -12,4 +12,4 @@ def customer_key(organization_id: str, customer_id: str) -> str:
 
 def partition_of(organization_id: str, customer_id: str, partitions: int) -> int:
     """The partition, 0 ≤ p < partitions, that holds everything of a customer."""
-    return xxh3_64_intdigest(customer_key(organization_id, customer_id)) % partitions
+    return xxh3_64_intdigest(customer_key(organization_id, customer_id).encode()) % partitions

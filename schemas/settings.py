@@ -92,4 +92,5 @@ class Settings(BaseSettings):
             for name, value in given.items()
             if name.startswith(KAFKA_PREFIX) and name not in own and value
         }
-        return {**more, "bootstrap.servers": self.kafka_bootstrap_servers}
+        # librdkafka's own log repeats each failed connection 20 times a second; our error callbacks say it once.
+        return {"log_level": "2", **more, "bootstrap.servers": self.kafka_bootstrap_servers}
