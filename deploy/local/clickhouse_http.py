@@ -160,7 +160,7 @@ class Engine:
 
     @contextlib.contextmanager
     def connection(self, parameters: Mapping[str, str]) -> Generator[Connection]:
-        """A connection with the request's database, settings and parameters: fresh, or the session's if it names one."""
+        """A connection with the request's database, settings and parameters: fresh, or that of the named session."""
         session_id = parameters.get("session_id")
         if session_id is None:
             connection = Connection(self._path)

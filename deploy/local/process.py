@@ -61,6 +61,22 @@ def tethered(command: Sequence[str]) -> list[str]:
     return [setpriv, "--pdeathsig", "TERM", "--", *command]
 
 
+def identity(pid: int) -> str | None:
+    """What tells this process from a later one with the same pid (boot and start time); None if there is none."""
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            # The second field is the command in brackets and may hold anything, so count from its end.
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        if fields[0] == "Z":
+            return None
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19]}"
+    done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
 class ManagedProcess:
     """One child process with its log file. Not thread-safe; start and stop may alternate any number of times."""
 
@@ -73,6 +89,11 @@ class ManagedProcess:
     def pid(self) -> int | None:
         """Process id while it runs, else None."""
         return self._popen.pid if self._popen is not None and self._popen.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the last run, negative for a signal; None while it runs or before it ever did."""
+        return self._popen.poll() if self._popen is not None else None
 
     @property
     def running(self) -> bool:
@@ -124,9 +145,10 @@ class ManagedProcess:
         return self._popen.returncode
 
     def kill(self) -> None:
-        """SIGKILL, and wait until the process is gone."""
+        """SIGKILL to the process and what it started, and wait until it is gone."""
         if self._popen is not None and self._popen.poll() is None:
-            self._popen.kill()
+            # Its group is its own (start_new_session), and not reused before we have waited for its leader.
+            os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait()
 
     def pause(self) -> None:
