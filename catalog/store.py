@@ -187,8 +187,7 @@ class CatalogStore:
             }
         )
         try:
-            start = TopicPartition(self._topic, 0)
-            low, end = consumer.get_watermark_offsets(start, timeout=self._timeout)
+            low, end = self._bounds(consumer)
             if low != 0:
                 raise CatalogUnavailable(f"the catalog begins at offset {low}: records are missing")
             consumer.assign([TopicPartition(self._topic, 0, 0)])
@@ -202,6 +201,16 @@ class CatalogStore:
                 self._take_all([] if message is None else [message])
         finally:
             consumer.close()
+
+    def _bounds(self, consumer: Consumer) -> tuple[int, int]:
+        """First and next offset of the log. A topic made a moment ago may have no leader yet, so it is asked again."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=self._timeout)
+            except KafkaException:
+                if time.monotonic() >= deadline or self._stopping.wait(_POLL_SECONDS):
+                    raise
 
     def _take_all(self, messages: list[Message]) -> None:
         for message in messages:

@@ -56,7 +56,8 @@ def create_topics(settings: Settings) -> list[str]:
 def describe_topic(settings: Settings, topic: str) -> TopicState:
     """Raises KafkaException when it does not exist or the cluster does not answer."""
     name = topic_name(settings, topic)
-    futures = admin_client(settings).describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
+    admin = admin_client(settings)  # held until the answer is there: a collected client takes its futures with it
+    futures = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
     description = futures[name].result(_TIMEOUT_SECONDS)
     return TopicState(name, len(description.partitions), str(description.topic_id))
 

@@ -1,0 +1,18 @@
+"""HTTP → catalog: what a merchant configures. Scope admin.
+
+Lists come newest first, a page at a time. Updates and deletions take If-Match with an object's version (its ETag): sent
+and stale is 412; not sent, the version is the one that the request found. Losing a race to another writer is 409.
+POSTs take an Idempotency-Key: a repeated one answers with the object that the first one made. DELETE archives: the
+object can still be read and is out of force.
+"""
+
+from fastapi import APIRouter
+
+from dashboard.control import alert_rules, api_keys, customers, meters, organization, products, subscriptions
+
+
+def routers() -> list[APIRouter]:
+    """All routes of the control API."""
+    return [
+        module.router for module in (meters, products, customers, subscriptions, alert_rules, api_keys, organization)
+    ]

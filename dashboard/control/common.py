@@ -1,0 +1,109 @@
+"""What the control routes share: parameters, pages, and an object's way into an answer."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Header, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from catalog.record import CatalogObject
+from catalog.store import CatalogStore
+from dashboard.auth import Principal
+from dashboard.objects import Page, changed_fields, fields_of, spec_fields
+from dashboard.problems import field_problem, invalid_request
+from dashboard.services import services_of
+from dashboard.writes import etag
+
+T = TypeVar("T", bound=CatalogObject)
+Out = TypeVar("Out", bound=BaseModel)
+
+PAGE_DEFAULT = 50
+PAGE_MAX = 500
+
+IfMatch = Annotated[str | None, Header(description='The version that you read, as in its ETag: "1".')]
+IdempotencyKey = Annotated[
+    str | None, Header(description="Up to 255 characters; a repeated one answers with the object that the first made.")
+]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
+Cursor = Annotated[str | None, Query(max_length=1024, description="next_cursor of the page before")]
+Archived = Annotated[bool, Query(description="true: those that are archived, instead of those in force")]
+Filter = Annotated[str | None, Query(max_length=256)]
+
+
+def store_of(request: Request) -> CatalogStore:
+    return services_of(request).catalog
+
+
+def matching(request: Request, model: type[T], caller: Principal, shelf: bool, **wanted: str | None) -> list[T]:
+    """The caller's objects of a kind, archived or in force, whose fields are as wanted; None: any."""
+    return [
+        state
+        for state in store_of(request).view.all(model, caller.organization_id)
+        if state.archived == shelf
+        and all(value is None or getattr(state, name) == value for name, value in wanted.items())
+    ]
+
+
+def page_of(states: Sequence[T], limit: int, cursor: str | None) -> tuple[list[T], str | None]:
+    """A page of states, newest first, and the cursor of the next one. states: in the order of their creation.
+
+    Raises Problem 422 for a cursor that no page gave.
+    """
+    newest_first = list(reversed(states))
+    start = 0
+    if cursor is not None:
+        last = _decoded(cursor)
+        at = next((i for i, state in enumerate(newest_first) if state.id == last), None)
+        if at is None:
+            raise field_problem("cursor", "invalid_cursor", "this cursor was given by no page of this list")
+        start = at + 1
+    page = newest_first[start : start + limit]
+    more = start + limit < len(newest_first)
+    return page, base64.urlsafe_b64encode(page[-1].id.encode()).decode() if more else None
+
+
+def _decoded(cursor: str) -> str | None:
+    try:
+        return base64.urlsafe_b64decode(cursor.encode()).decode()
+    except (binascii.Error, ValueError):
+        return None
+
+
+def shown_page(
+    store: CatalogStore, states: Sequence[T], limit: int, cursor: str | None, show: Callable[[T, int], Out]
+) -> Page[Out]:
+    page, following = page_of(states, limit, cursor)
+    shown = [show(state, store.view.version(type(state), state.organization_id, state.id)) for state in page]
+    return Page(data=shown, next_cursor=following)
+
+
+def shower(out: type[Out]) -> Callable[[CatalogObject, int], Out]:
+    """How a kind is shown: the fields that its Out model takes."""
+    return lambda state, version: out.model_validate(fields_of(state, version))
+
+
+def answered(response: Response, shown: Out, version: int) -> Out:
+    response.headers["ETag"] = etag(version)
+    return shown
+
+
+def validated(model: type[Out], fields: dict[str, Any]) -> Out:
+    """Raises Problem 422 with every field that is wrong."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_request(error.errors(), fields) from None
+
+
+def patched(spec: type[BaseModel], changes: BaseModel) -> Callable[[T], T]:
+    """An edit: the state with the changes, valid as a whole by its spec. It raises Problem 422."""
+
+    def edit(state: T) -> T:
+        valid = validated(spec, changed_fields(spec_fields(state, spec), changes))
+        return state.model_copy(update={name: getattr(valid, name) for name in spec.model_fields})
+
+    return edit

@@ -1,0 +1,34 @@
+"""/api/v1/organization: the caller's own, and no other."""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+
+from dashboard.auth import Caller
+from dashboard.control.common import IfMatch, answered, patched, shower, store_of
+from dashboard.objects import OrganizationChanges, OrganizationOut
+from dashboard.problems import problem_responses
+from dashboard.routing import AdminRoute, api_router
+from dashboard.writes import change, found
+from schemas.organization import Organization, OrganizationSpec
+
+router = api_router(AdminRoute, "Organization")
+_show = shower(OrganizationOut)
+
+
+@router.get("/organization", responses=problem_responses(404))
+async def get_organization(request: Request, response: Response, caller: Caller) -> OrganizationOut:
+    organization, version = found(store_of(request), Organization, caller.organization_id, caller.organization_id)
+    return answered(response, _show(organization, version), version)
+
+
+@router.patch("/organization", responses=problem_responses(404, 409, 412))
+async def change_organization(
+    request: Request, response: Response, caller: Caller, body: OrganizationChanges, if_match: IfMatch = None
+) -> OrganizationOut:
+    """A new time_zone holds for subscriptions made from now on; those that run keep theirs."""
+    edit = patched(OrganizationSpec, body)
+    organization, version = await change(
+        store_of(request), Organization, caller.organization_id, caller.organization_id, if_match, edit
+    )
+    return answered(response, _show(organization, version), version)

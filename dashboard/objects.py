@@ -1,0 +1,183 @@
+"""catalog's objects ⇄ the API's: instants as RFC 3339, decimals as strings, no tenant and no digest of a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from catalog.record import CatalogObject
+from schemas.alert_rule import AlertRuleSpec
+from schemas.currency import Currency
+from schemas.customer import Address, CollectionMethod, CustomerSpec, TaxId
+from schemas.meter import Aggregation, MeterSpec
+from schemas.organization import Identifier, Name, OrganizationSpec, Scope, TimeZone
+from schemas.period import BillingInterval, format_rfc3339
+from schemas.product import Price, ProductSpec
+
+T = TypeVar("T")
+AnyPrice = Annotated[Price, Field(discriminator="model")]
+
+Instant = Annotated[
+    int,
+    PlainSerializer(format_rfc3339, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-03-30T12:00:00Z"]}),
+]
+"""µs since 1970 inside, RFC 3339 in UTC outside."""
+
+
+class Stored(BaseModel, frozen=True, extra="ignore"):
+    """What every object has. version: grows with every change; the ETag. archived: no longer in force."""
+
+    id: str
+    created_at: Instant
+    archived: bool
+    version: int
+
+
+class MeterOut(Stored, MeterSpec, frozen=True, extra="ignore"):
+    """A meter."""
+
+
+class ProductOut(Stored, ProductSpec, frozen=True, extra="ignore"):
+    """A product with its prices."""
+
+
+class CustomerOut(Stored, CustomerSpec, frozen=True, extra="ignore"):
+    """A customer."""
+
+    id: str  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class AlertRuleOut(Stored, AlertRuleSpec, frozen=True, extra="ignore"):
+    """An alert rule."""
+
+
+class OrganizationOut(Stored, OrganizationSpec, frozen=True, extra="ignore"):
+    """The organization and its settings."""
+
+
+class ProductChangeOut(BaseModel, frozen=True, extra="ignore"):
+    """Another product from an instant on, a cycle's start."""
+
+    product_id: str
+    from_: Annotated[Instant, Field(validation_alias="from_us", serialization_alias="from")]
+
+
+class SubscriptionOut(Stored, frozen=True, extra="ignore"):
+    """ends_at null: it goes on. status: scheduled, active or ended, now. current_cycle null unless it is active."""
+
+    customer_id: str
+    product_id: str
+    started_at: Instant
+    ends_at: Instant | None
+    billing_interval: BillingInterval
+    collection_method: CollectionMethod
+    time_zone: str
+    changes: tuple[ProductChangeOut, ...]
+    status: str
+    current_cycle: CycleOut | None
+
+
+class CycleOut(BaseModel):
+    """Half-open: from start, before end."""
+
+    start: Instant
+    end: Instant
+
+
+class ApiKeyOut(Stored, frozen=True, extra="ignore"):
+    """A key without its secret. hint: the secret's last characters."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    hint: str
+
+
+class NewApiKeyOut(ApiKeyOut, frozen=True, extra="ignore"):
+    """secret: shown now and never again."""
+
+    secret: str
+
+
+class Changes(BaseModel):
+    """Fields to change; what is left out stays as it is (RFC 7396, at the first level)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MeterChanges(Changes):
+    """event_name and aggregation are taken only as they are: a new meter is made for others."""
+
+    name: Name | None = None
+    unit: Name | None = None
+    event_name: Identifier | None = None
+    aggregation: Aggregation | None = None
+
+
+class ProductChanges(Changes):
+    """currency and prices are taken only as they are: a new product is made for others."""
+
+    name: Name | None = None
+    currency: Currency | None = None
+    prices: tuple[AnyPrice, ...] | None = None
+    benefits: tuple[str, ...] | None = None
+
+
+class CustomerChanges(Changes):
+    name: Name | None = None
+    email: str | None = None
+    address: Address | None = None
+    tax_ids: tuple[TaxId, ...] | None = None
+    stripe_customer_id: str | None = None
+    payment_method: str | None = None
+
+
+class SubscriptionChanges(Changes):
+    collection_method: CollectionMethod | None = None
+
+
+class OrganizationChanges(Changes):
+    """A new time_zone holds for subscriptions that are made from then on."""
+
+    name: Name | None = None
+    time_zone: TimeZone | None = None
+    late_policy: Literal["next_invoice", "ignore"] | None = None
+    grace_seconds: Annotated[int | None, Field(ge=0)] = None
+    tax_mode: Literal["none", "stripe_automatic", "rates"] | None = None
+    tax_rates: tuple[str, ...] | None = None
+    stripe_account_id: str | None = None
+
+
+class ProductChoice(BaseModel):
+    """The product of a subscription from its next cycle on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    product_id: Identifier
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list, newest first. next_cursor: for the parameter `cursor`; null on the last page."""
+
+    data: list[T]
+    next_cursor: str | None = None
+
+
+def fields_of(state: CatalogObject, version: int) -> dict[str, Any]:
+    """The state's own fields and the version, for an Out model to take what it shows."""
+    return {**{name: getattr(state, name) for name in type(state).model_fields}, "version": version}
+
+
+def spec_fields(state: CatalogObject, spec: type[BaseModel]) -> dict[str, Any]:
+    """The fields that a merchant may send, as they are now."""
+    return {name: getattr(state, name) for name in spec.model_fields if name in type(state).model_fields}
+
+
+def changed_fields(current: Mapping[str, Any], changes: BaseModel) -> dict[str, Any]:
+    """The current fields with those that were sent put over them."""
+    return {**current, **{name: getattr(changes, name) for name in changes.model_fields_set}}
+
+
+SubscriptionOut.model_rebuild()

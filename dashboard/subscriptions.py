@@ -1,0 +1,78 @@
+"""A subscription's life as pure functions: begun, changed from the next cycle, cancelled now or at a cycle's end."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from schemas.period import Cycle, cycle_containing, parse_rfc3339
+from schemas.subscription import ProductChange, Subscription, SubscriptionSpec
+
+Status = Literal["scheduled", "active", "ended"]
+
+
+class AlreadyEnded(ValueError):
+    """What has ended, or will before the change could come, can't be changed."""
+
+
+def begun(
+    spec: SubscriptionSpec, *, subscription_id: str, organization_id: str, time_zone: str, now: int
+) -> Subscription:
+    """A new subscription; its anchor is local time in time_zone, the organization's."""
+    return Subscription(
+        id=subscription_id,
+        organization_id=organization_id,
+        customer_id=spec.customer_id,
+        product_id=spec.product_id,
+        started_at=now if spec.started_at is None else parse_rfc3339(spec.started_at),
+        billing_interval=spec.billing_interval,
+        collection_method=spec.collection_method,
+        time_zone=time_zone,
+        created_at=now,
+    )
+
+
+def status_at(subscription: Subscription, now: int) -> Status:
+    if subscription.ends_at is not None and subscription.ends_at <= now:
+        return "ended"
+    return "scheduled" if now < subscription.started_at else "active"
+
+
+def cycle_at(subscription: Subscription, now: int) -> Cycle | None:
+    """The whole billing cycle in which now lies, also where the subscription ends within it; None unless active."""
+    if status_at(subscription, now) != "active":
+        return None
+    return cycle_containing(subscription.started_at, subscription.billing_interval, subscription.time_zone, now)
+
+
+def next_cycle_start(subscription: Subscription, now: int) -> int:
+    """Start of the next cycle to begin, µs."""
+    cycle = cycle_containing(
+        subscription.started_at,
+        subscription.billing_interval,
+        subscription.time_zone,
+        max(now, subscription.started_at),
+    )
+    return cycle.start_us if now < subscription.started_at else cycle.end_us
+
+
+def cancelled(subscription: Subscription, at: Literal["now", "cycle_end"], now: int) -> Subscription:
+    """Ends now, or where the current cycle does; one that has not begun never will. Never ends later than before.
+
+    An ended subscription comes back as it is: to cancel twice is to cancel once.
+    """
+    ends_at = max(now, subscription.started_at) if at == "now" else next_cycle_start(subscription, now)
+    if subscription.ends_at is not None:
+        ends_at = min(ends_at, subscription.ends_at)
+    return subscription.model_copy(update={"ends_at": ends_at})
+
+
+def changed(subscription: Subscription, product_id: str, now: int) -> Subscription:
+    """Another product from the next cycle on, in place of a change that was waiting for it. Raises AlreadyEnded."""
+    from_us = next_cycle_start(subscription, now)
+    if subscription.ends_at is not None and subscription.ends_at <= from_us:
+        raise AlreadyEnded("the subscription ends before its next cycle")
+    kept = tuple(change for change in subscription.changes if change.from_us < from_us)
+    settled = subscription.model_copy(update={"changes": kept})
+    if settled.product_at(from_us) == product_id:
+        return settled
+    return settled.model_copy(update={"changes": (*kept, ProductChange(product_id=product_id, from_us=from_us))})
