@@ -16,6 +16,8 @@ class ApiError(Exception):
     def __init__(self, status: int, type_: str, message: str, **fields: Any) -> None:
         super().__init__(message)
         self.status = status
+        self.keeps_changes = False
+        """Whether what the request changed before it failed stands, as a charge that was declined does."""
         self.fields: dict[str, Any] = {"type": type_, "message": message}
         self.fields |= {name: value for name, value in fields.items() if value is not None}
         code = self.fields.get("code")

@@ -5,6 +5,9 @@ takes the invoice's currency for it). A currency outside the table has no minimu
 account's settlement currency applies after conversion, which the stand-in does not do; it charges from 1 upwards.
 """
 
+DEFAULT_CURRENCY = "usd"
+"""The account's."""
+
 MINIMUM_CHARGE: dict[str, int] = {
     "usd": 50,
     "aed": 200,

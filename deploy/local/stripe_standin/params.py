@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import stripe.params
 from stripe._request_options import RequestOptions
@@ -215,7 +215,8 @@ def _check_words(value: FormValue, param: str) -> dict[str, str]:
             raise InvalidParameter("Metadata keys can have a maximum of 40 characters", param)
         if len(text) > 500:
             raise InvalidParameter(
-                f"Metadata values can have up to 500 characters, but you passed in a value that is {len(text)} characters.",
+                "Metadata values can have up to 500 characters, but you passed in a value that is "
+                f"{len(text)} characters.",
                 f"{param}[{key}]",
             )
         words[key] = text
@@ -285,7 +286,7 @@ def merged(old: Mapping[str, str], given: Mapping[str, str] | None) -> dict[str,
     """
     if given is None:
         return {}
-    result = {key: text for key, text in {**old, **cast("dict[str, str]", dict(given))}.items() if text != ""}
+    result = {key: text for key, text in {**old, **given}.items() if text != ""}
     if len(result) > 50:
         raise InvalidParameter(f"You can have up to 50 metadata keys, but you passed in {len(result)}", "metadata")
     return result

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 
-class Record(msgspec.Struct, kw_only=True, tag=True):
+class Record(msgspec.Struct, kw_only=True, tag=True, tag_field="kind"):
     """An object of an account. `parent` names the object that it is listed under, if any."""
 
     PREFIX: ClassVar[str]
@@ -26,7 +26,7 @@ class Record(msgspec.Struct, kw_only=True, tag=True):
         return None
 
 
-class Customer(Record):
+class Customer(Record, kw_only=True):
     PREFIX = "cus_"
     NOUN = "customer"
 
@@ -54,7 +54,7 @@ class Customer(Record):
     """Attached, oldest first."""
 
 
-class TaxId(Record):
+class TaxId(Record, kw_only=True):
     PREFIX = "txi_"
     NOUN = "tax ID"
 
@@ -67,7 +67,7 @@ class TaxId(Record):
         return self.customer
 
 
-class BalanceTransaction(Record):
+class BalanceTransaction(Record, kw_only=True):
     """A change of a customer's balance."""
 
     PREFIX = "cbtxn_"
@@ -88,7 +88,7 @@ class BalanceTransaction(Record):
         return self.customer
 
 
-class PaymentMethod(Record):
+class PaymentMethod(Record, kw_only=True):
     PREFIX = "pm_"
     NOUN = "PaymentMethod"
 
@@ -100,7 +100,7 @@ class PaymentMethod(Record):
     allow_redisplay: str = "unspecified"
 
 
-class TaxRate(Record):
+class TaxRate(Record, kw_only=True):
     PREFIX = "txr_"
     NOUN = "tax rate"
 
@@ -116,7 +116,17 @@ class TaxRate(Record):
     metadata: dict[str, str] = {}
 
 
-class InvoiceItem(Record):
+class Tax(msgspec.Struct):
+    """Tax of one rate on one amount."""
+
+    amount: int
+    taxable_amount: int
+    inclusive: bool
+    tax_rate: str
+    reason: str
+
+
+class InvoiceItem(Record, kw_only=True):
     """An item, and with `invoice` the line of that invoice."""
 
     PREFIX = "ii_"
@@ -137,23 +147,15 @@ class InvoiceItem(Record):
     discountable: bool
     metadata: dict[str, str]
     tax_rates: list[str]
+    taxes: list[Tax] = []
+    """Of the line, as last computed."""
 
     @property
     def parent(self) -> str:
         return self.customer
 
 
-class Tax(msgspec.Struct):
-    """Tax of one rate on one amount."""
-
-    amount: int
-    taxable_amount: int
-    inclusive: bool
-    tax_rate: str
-    reason: str
-
-
-class Invoice(Record):
+class Invoice(Record, kw_only=True):
     PREFIX = "in_"
     NOUN = "invoice"
 
@@ -227,7 +229,7 @@ class Invoice(Record):
         return min((t for t in times if t is not None), default=None)
 
 
-class PaymentIntent(Record):
+class PaymentIntent(Record, kw_only=True):
     PREFIX = "pi_"
     NOUN = "payment_intent"
 
@@ -250,7 +252,7 @@ class PaymentIntent(Record):
         return self.invoice
 
 
-class InvoicePayment(Record):
+class InvoicePayment(Record, kw_only=True):
     """The link between an invoice and a payment intent."""
 
     PREFIX = "inpay_"
@@ -270,7 +272,7 @@ class InvoicePayment(Record):
         return self.invoice
 
 
-class Charge(Record):
+class Charge(Record, kw_only=True):
     """One attempt to take money."""
 
     PREFIX = "ch_"
@@ -296,7 +298,7 @@ class Charge(Record):
         return self.invoice
 
 
-class Refund(Record):
+class Refund(Record, kw_only=True):
     PREFIX = "re_"
     NOUN = "refund"
 
@@ -312,7 +314,7 @@ class Refund(Record):
         return self.charge
 
 
-class Dispute(Record):
+class Dispute(Record, kw_only=True):
     PREFIX = "du_"
     NOUN = "dispute"
 
@@ -336,7 +338,7 @@ class CreditNoteLine(msgspec.Struct):
     quantity: int | None = None
 
 
-class CreditNote(Record):
+class CreditNote(Record, kw_only=True):
     PREFIX = "cn_"
     NOUN = "credit note"
 
@@ -363,7 +365,7 @@ class CreditNote(Record):
         return self.invoice
 
 
-class WebhookEndpoint(Record):
+class WebhookEndpoint(Record, kw_only=True):
     PREFIX = "we_"
     NOUN = "webhook endpoint"
 

@@ -79,6 +79,9 @@ class Account:
         if record.parent is not None:
             del self._children[kind, record.parent][record.id]
 
+    def by_id(self, id_: str) -> Record | None:
+        return next((table[id_] for table in self.tables.values() if id_ in table), None)
+
     def children(self, kind: type[R], parent: str) -> list[R]:
         """Objects listed under another, oldest first."""
         table = self.table(kind)
@@ -97,6 +100,8 @@ class World:
         self._due: list[tuple[int, str, str]] = []
         self._scheduled: dict[tuple[str, str], int] = {}
         self._dirty: dict[tuple[str, str], Record | None] = {}
+        self._before: dict[tuple[str, str], bytes | None] = {}
+        self._outbox_before = 0
         self.outbox: list[Delivery] = []
         """Deliveries that the sender has not seen yet."""
         for account_id, data in self.store.objects():
@@ -130,7 +135,14 @@ class World:
                 return at, account, invoice
         return None
 
+    def remember(self, account: Account, record: Record) -> None:
+        """Note how an object looks before a request may change it."""
+        key = (account.id, record.id)
+        if key not in self._before:
+            self._before[key] = msgspec.json.encode(record)
+
     def put(self, account: Account, record: Record) -> None:
+        self._before.setdefault((account.id, record.id), None)  # not seen before: it is new
         account.load(record)
         self._dirty[account.id, record.id] = record
         self._schedule(account.id, record)
@@ -161,6 +173,22 @@ class World:
         found = (a.table(WebhookEndpoint).get(id_) for a in self.accounts.values())
         return next((e for e in found if e is not None), None)
 
+    def rollback(self) -> None:
+        """Undo what changed since the last commit."""
+        for (account_id, id_), data in self._before.items():
+            account = self.account(account_id)
+            current = account.by_id(id_)
+            if current is not None:
+                account.unload(current)
+            if data is not None:
+                record: Record = _records.decode(data)
+                account.load(record)
+                self._schedule(account_id, record)
+        self._dirty.clear()
+        self._before.clear()
+        del self.outbox[self._outbox_before :]
+        self.store.rollback()
+
     def commit(self) -> None:
         """Write what changed since the last commit, all or nothing."""
         for (account, id_), record in self._dirty.items():
@@ -169,6 +197,8 @@ class World:
             else:
                 self.store.put_object(account, id_, msgspec.json.encode(record))
         self._dirty.clear()
+        self._before.clear()
+        self._outbox_before = len(self.outbox)
         self.store.commit()
 
 
@@ -189,6 +219,14 @@ class Scope:
         return self.world.settings
 
     def find(self, kind: type[R], id_: str) -> R | None:
+        """The object, to read or to change; a request that fails leaves it as it was."""
+        record = self.peek(kind, id_)
+        if record is not None:
+            self.world.remember(self.account, record)
+        return record
+
+    def peek(self, kind: type[R], id_: str) -> R | None:
+        """The object, to read only."""
         return self.account.table(kind).get(id_)
 
     def get(self, kind: type[R], id_: str, param: str = "id", *, status: int = 404) -> R:
@@ -198,11 +236,16 @@ class Scope:
             raise missing(kind.NOUN, id_, param, status=status)
         return record
 
+    def shown(self, kind: type[R], id_: str) -> R:
+        """An object that another one names, to read only."""
+        return self.account.table(kind)[id_]
+
     def all(self, kind: type[R]) -> Iterable[R]:
-        """Oldest first."""
+        """Oldest first, to read only."""
         return self.account.table(kind).values()
 
     def children(self, kind: type[R], parent: str) -> list[R]:
+        """Objects listed under another, oldest first, to read only."""
         return self.account.children(kind, parent)
 
     def put(self, record: Record) -> None:

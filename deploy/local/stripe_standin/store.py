@@ -77,6 +77,11 @@ class Store:
             self._db.execute("COMMIT")
             self._open = False
 
+    def rollback(self) -> None:
+        if self._open:
+            self._db.execute("ROLLBACK")
+            self._open = False
+
     def close(self) -> None:
         self.commit()
         self._db.close()
