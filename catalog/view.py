@@ -169,7 +169,9 @@ class CatalogView:
         for index, price in enumerate(product.prices):
             meter_id: str | None = getattr(price, "meter_id", None)
             if meter_id is not None and not self._in_force(Meter, product.organization_id, meter_id):
-                return Refusal("unknown_reference", f"there is no meter {meter_id} in force", f"prices.{index}.meter_id")
+                return Refusal(
+                    "unknown_reference", f"there is no meter {meter_id} in force", f"prices.{index}.meter_id"
+                )
         return None
 
     def _subscription_refusal(self, subscription: Subscription) -> Refusal | None:

@@ -23,60 +23,84 @@ class Settings(BaseSettings):
     """Settings of every service; `USAGE_` + the upper-case field name, but for Stripe's own names."""
 
     model_config = SettingsConfigDict(
-        env_prefix="USAGE_", env_file=ENV_FILE, extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix="USAGE_",
+        env_file=ENV_FILE,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
     )
 
-    http_host: Annotated[str, Field(description="address that `serve`, `gateway` and `dashboard` listen on")] = "127.0.0.1"
-    http_port: Annotated[int, Field(ge=1, le=65535, description="port of the HTTP API and the dashboard")] = 8080
-    metrics_host: Annotated[str, Field(description="address of /healthz, /readyz and /metrics of the other services")] = (
+    http_host: Annotated[str, Field(description="address that `serve`, `gateway` and `dashboard` listen on")] = (
         "127.0.0.1"
     )
-    aggregator_metrics_port: Annotated[int, Field(ge=1, le=65535, description="health and metrics of `aggregator`")] = 8081
+    http_port: Annotated[int, Field(ge=1, le=65535, description="port of the HTTP API and the dashboard")] = 8080
+    metrics_host: Annotated[
+        str, Field(description="address of /healthz, /readyz and /metrics of the other services")
+    ] = "127.0.0.1"
+    aggregator_metrics_port: Annotated[int, Field(ge=1, le=65535, description="health and metrics of `aggregator`")] = (
+        8081
+    )
     sink_metrics_port: Annotated[int, Field(ge=1, le=65535, description="health and metrics of `sink`")] = 8082
     billing_metrics_port: Annotated[int, Field(ge=1, le=65535, description="health and metrics of `billing`")] = 8083
 
-    kafka_bootstrap_servers: Annotated[str, Field(description="Kafka brokers; further `USAGE_KAFKA_…` are librdkafka's")] = (
-        "127.0.0.1:9092"
-    )
+    kafka_bootstrap_servers: Annotated[
+        str, Field(description="Kafka brokers; further `USAGE_KAFKA_…` are librdkafka's")
+    ] = "127.0.0.1:9092"
     kafka_replication_factor: Annotated[int, Field(ge=1, le=7, description="replication of the topics we create")] = 1
     kafka_min_insync_replicas: Annotated[int, Field(ge=1, le=7, description="min.insync.replicas of those topics")] = 1
-    event_partitions: Annotated[int, Field(ge=1, le=1024, description="partitions of usage.events; fixed at first start")] = 12
-    topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$", description="put before every topic and group")] = ""
+    event_partitions: Annotated[
+        int, Field(ge=1, le=1024, description="partitions of usage.events; fixed at first start")
+    ] = 12
+    topic_prefix: Annotated[
+        str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$", description="put before every topic and group")
+    ] = ""
 
     clickhouse_dsn: Annotated[str, Field(description="ClickHouse's HTTP address, user and database")] = (
         "http://default@127.0.0.1:8123/usage"
     )
 
-    stripe_api_key: Annotated[SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")] = (
-        SecretStr("sk_test_local")
-    )
-    stripe_api_base: Annotated[str, Field(validation_alias=_stripe("STRIPE_API_BASE"), description="Stripe's address")] = (
-        "http://127.0.0.1:12111"
-    )
+    stripe_api_key: Annotated[
+        SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")
+    ] = SecretStr("sk_test_local")
+    stripe_api_base: Annotated[
+        str, Field(validation_alias=_stripe("STRIPE_API_BASE"), description="Stripe's address")
+    ] = "http://127.0.0.1:12111"
     stripe_webhook_secret: Annotated[
-        SecretStr, Field(validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"), description="secret of Stripe's webhook signature")
+        SecretStr,
+        Field(validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"), description="secret of Stripe's webhook signature"),
     ] = SecretStr("whsec_local")
 
     close_grace_seconds: Annotated[int, Field(ge=0, description="wait after a cycle's end before it is closed")] = 3600
     admin_key: Annotated[SecretStr | None, Field(description="admin key accepted from the first start on")] = None
     local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")
     log_format: Annotated[str, Field(pattern="^(console|json)$", description="console or json")] = "console"
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least level that is logged")] = "info"
+    log_level: Annotated[
+        str, Field(pattern="^(debug|info|warning|error)$", description="least level that is logged")
+    ] = "info"
 
-    body_bytes_max: Annotated[int, Field(ge=1024, description="largest request body, before and after decompression")] = (
-        4 * 1024 * 1024
-    )
+    body_bytes_max: Annotated[
+        int, Field(ge=1024, description="largest request body, before and after decompression")
+    ] = 4 * 1024 * 1024
     linger_ms: Annotated[int, Field(ge=0, le=1000, description="wait to coalesce small requests into one message")] = 2
-    delivery_timeout_ms: Annotated[int, Field(ge=100, description="a batch not acknowledged by then answers 503")] = 4000
+    delivery_timeout_ms: Annotated[int, Field(ge=100, description="a batch not acknowledged by then answers 503")] = (
+        4000
+    )
     queue_events_max: Annotated[int, Field(ge=1000, description="events awaiting acknowledgement before 503")] = 500_000
 
     dedupe_horizon_hours: Annotated[int, Field(ge=1, description="log time over which live totals know event ids")] = 48
-    dedupe_ids_max: Annotated[int, Field(ge=1000, description="ids known a partition at most, whatever the horizon")] = 10_000_000
+    dedupe_ids_max: Annotated[
+        int, Field(ge=1000, description="ids known a partition at most, whatever the horizon")
+    ] = 10_000_000
     flush_seconds: Annotated[float, Field(gt=0, le=60, description="the aggregator publishes totals this often")] = 1.0
 
     local_kafka_port: Annotated[int, Field(ge=1, le=65535, description="local stack: Kafka")] = 9092
-    local_kafka_controller_port: Annotated[int, Field(ge=1, le=65535, description="local stack: Kafka's controller")] = 9093
-    local_clickhouse_port: Annotated[int, Field(ge=1, le=65535, description="local stack: ClickHouse's HTTP interface")] = 8123
+    local_kafka_controller_port: Annotated[
+        int, Field(ge=1, le=65535, description="local stack: Kafka's controller")
+    ] = 9093
+    local_clickhouse_port: Annotated[
+        int, Field(ge=1, le=65535, description="local stack: ClickHouse's HTTP interface")
+    ] = 8123
     local_stripe_port: Annotated[int, Field(ge=1, le=65535, description="local stack: the Stripe stand-in")] = 12111
 
     @cached_property

@@ -1,0 +1,1 @@
+"""HTTP → usage.events: validate whole batches, acknowledge what Kafka has acknowledged."""

@@ -1,0 +1,148 @@
+"""HTTP → usage.events: POST /api/v1/usage/events, whole batches or nothing, 202 with a receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from catalog.store import CatalogStore
+from ingest_gateway import metrics
+from ingest_gateway.body import Receive, check_content_type, headers_of, read_body
+from ingest_gateway.check import check_batch, count_unmatched
+from ingest_gateway.coalesce import split
+from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_events
+from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
+from ingest_gateway.producer import EventProducer
+from runtime.auth import authorize
+from runtime.health import Check
+from runtime.problem import MEDIA_TYPE, Problem
+from schemas.event import TEXT_LENGTH_MAX
+from schemas.organization import Scope
+from schemas.partition import partition_of
+from schemas.settings import Settings
+
+PATH = "/api/v1/usage/events"
+RETRY_AFTER_SECONDS = "1"
+_DRAIN_SECONDS = 10.0
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+_encoder = msgspec.json.Encoder()
+
+
+class Gateway:
+    """A raw ASGI application: one route, no framework between the socket and the log.
+
+    start() within the event loop, stop() when no request is under way any more.
+    """
+
+    def __init__(self, settings: Settings, catalog: CatalogStore) -> None:
+        self._settings = settings
+        self._view = catalog.view
+        self._catalog = catalog
+        self._partitions = settings.event_partitions
+        self._producer: EventProducer | None = None
+        self._pipeline: Pipeline | None = None
+
+    def start(self) -> None:
+        self._producer = EventProducer(self._settings, asyncio.get_running_loop())
+        self._pipeline = Pipeline(self._settings, self._producer)
+
+    async def stop(self) -> None:
+        if self._pipeline is not None and self._producer is not None:
+            await self._pipeline.drain(_DRAIN_SECONDS)
+            await asyncio.to_thread(self._producer.close, _DRAIN_SECONDS)
+
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        """For /readyz."""
+        return {
+            "kafka": self._kafka_problem,
+            "catalog": lambda: None if self._catalog.ready else "not following the log",
+        }
+
+    def _kafka_problem(self) -> str | None:
+        if self._producer is None:
+            return "not started"
+        return self._producer.fatal or ("no broker answers" if self._producer.unreachable else None)
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            answer, status = await self._accept(scope, receive), 202
+            headers = [(b"content-type", b"application/json")]
+        except Problem as problem:
+            answer, status = problem.body(), problem.status
+            headers = [(b"content-type", MEDIA_TYPE.encode())]
+            headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
+        metrics.REQUESTS.labels(status).inc()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _accept(self, scope: dict[str, Any], receive: Receive) -> bytes:
+        if scope["path"] != PATH:
+            raise Problem(404, "not_found", f"there is only {PATH} here")
+        if scope["method"] != "POST":
+            raise Problem(405, "method_not_allowed", "POST a batch of events", headers={"allow": "POST"})
+        headers = headers_of(scope)
+        # Before the body is read: a stranger costs no memory.
+        key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), Scope.INGEST)
+        check_content_type(headers)
+        idempotency_key = _idempotency_key(headers.get(b"idempotency-key"))
+        body = await read_body(receive, headers, self._settings.body_bytes_max)
+        organization_id, view = key.organization_id, self._view
+        try:
+            events = decode_events(body)
+        except NotJson as error:
+            raise Problem(400, "invalid_json", str(error)) from error
+        except InvalidBatch as error:
+            raise _invalid(error.errors) from error
+        errors = check_batch(
+            events,
+            now_us=time.time_ns() // 1000,
+            needs_value=lambda event_name: view.needs_value(organization_id, event_name),
+        )
+        if errors:
+            raise _invalid(errors)
+        parts = split(
+            events,
+            organization_id,
+            idempotency_key,
+            lambda customer_id: partition_of(organization_id, customer_id, self._partitions),
+        )
+        if self._pipeline is None:
+            raise _unavailable("the gateway is starting; nothing was enqueued")
+        try:
+            receipt = await self._pipeline.accept(parts)
+        except (NotAccepted, OutcomeUnknown) as error:
+            raise _unavailable(str(error)) from error
+        unmatched = count_unmatched(
+            events,
+            is_metered=lambda event_name: bool(view.meters_reading(organization_id, event_name)),
+            is_customer=lambda customer_id: view.has_customer(organization_id, customer_id),
+        )
+        return _encoder.encode({"accepted": len(events), "unmatched": unmatched, "receipt": receipt})
+
+
+def _idempotency_key(header: bytes | None) -> str | None:
+    if header is None:
+        return None
+    try:
+        key = header.decode("ascii").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not 1 <= len(key) <= TEXT_LENGTH_MAX or not key.isprintable():
+        message = f"must have 1 to {TEXT_LENGTH_MAX} printable ASCII characters"
+        raise _invalid([EventError(None, "Idempotency-Key", "idempotency_key_invalid", message)])
+    return key
+
+
+def _invalid(errors: tuple[EventError, ...] | list[EventError]) -> Problem:
+    named = [msgspec.to_builtins(error) for error in errors]
+    return Problem(422, "invalid_batch", "the batch is refused whole; nothing was enqueued", named)
+
+
+def _unavailable(detail: str) -> Problem:
+    return Problem(503, "unavailable", detail, headers={"retry-after": RETRY_AFTER_SECONDS})

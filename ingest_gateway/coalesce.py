@@ -1,0 +1,139 @@
+"""posted batches → messages: one per partition and flush, however many requests are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ingest_gateway.decode import Events
+from schemas.event import NO_IDENTITY, client_identity, request_identity
+from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, UsageBatch
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Columns:
+    """Events of one partition under way, as the columns of a UsageBatch. Identities and properties stay empty lists
+    until an event has one; then they are as long as the others."""
+
+    organization_id: list[str] = field(default_factory=list[str])
+    customer_id: list[str] = field(default_factory=list[str])
+    event_name: list[str] = field(default_factory=list[str])
+    timestamp: list[int] = field(default_factory=list[int])
+    value: list[bytes | None] = field(default_factory=list["bytes | None"])
+    identity: list[str] = field(default_factory=list[str])
+    properties: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+
+    def __len__(self) -> int:
+        return len(self.customer_id)
+
+    def extend(self, other: Columns) -> None:
+        before = len(self)
+        self.organization_id += other.organization_id
+        self.customer_id += other.customer_id
+        self.event_name += other.event_name
+        self.timestamp += other.timestamp
+        self.value += other.value
+        if self.identity or other.identity:
+            self.identity += [NO_IDENTITY] * (before - len(self.identity))
+            self.identity += other.identity or [NO_IDENTITY] * len(other)
+        if self.properties or other.properties:
+            self.properties += [{}] * (before - len(self.properties))
+            self.properties += other.properties or [{}] * len(other)
+
+
+def identities(events: Events, idempotency_key: str | None) -> list[str]:
+    """One identity an event: client event_id, else the request's key and the index; empty when no event has one."""
+    if idempotency_key is not None:
+        return [
+            request_identity(idempotency_key, index) if event_id is None else client_identity(event_id)
+            for index, event_id in enumerate(events.event_id)
+        ]
+    if all(event_id is None for event_id in events.event_id):
+        return []
+    return [NO_IDENTITY if event_id is None else client_identity(event_id) for event_id in events.event_id]
+
+
+def split(
+    events: Events, organization_id: str, idempotency_key: str | None, partition: Callable[[str], int]
+) -> dict[int, Columns]:
+    """The batch's events by partition, in their order. partition: customer_id → partition."""
+    named = identities(events, idempotency_key)
+    described = any(events.properties)
+    by_partition: dict[int, Columns] = {}
+    places: dict[str, Columns] = {}  # customer_id → its partition's columns: one look-up for a customer already seen
+    columns = zip(events.customer_id, events.event_name, events.timestamp, events.value, strict=True)
+    for index, (customer_id, event_name, timestamp, value) in enumerate(columns):
+        place = places.get(customer_id)
+        if place is None:
+            number = partition(customer_id)
+            place = by_partition.get(number)
+            if place is None:
+                place = by_partition[number] = Columns()
+            places[customer_id] = place
+        place.customer_id.append(customer_id)
+        place.event_name.append(event_name)
+        place.timestamp.append(timestamp)
+        place.value.append(value)
+        if named:
+            place.identity.append(named[index])
+        if described:
+            place.properties.append(events.properties[index] or {})
+    for place in by_partition.values():
+        place.organization_id = [organization_id] * len(place)
+    return by_partition
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Generic[T]):
+    """`events` consecutive events of a message that belong to `owner`."""
+
+    owner: T
+    events: int
+
+
+class Coalescer(Generic[T]):
+    """Collects columns until the next flush. Not thread-safe: the event loop's own."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[tuple[T, Columns]]] = {}
+        self.events = 0
+
+    def add(self, owner: T, partition: int, columns: Columns) -> None:
+        self._waiting.setdefault(partition, []).append((owner, columns))
+        self.events += len(columns)
+
+    def drain(
+        self, batch_id: Callable[[], bytes], received_at: int
+    ) -> Iterator[tuple[int, UsageBatch, list[Claim[T]]]]:
+        """Everything collected as (partition, message, claims), each at most 1,024 events; nothing is left.
+
+        A request's events of one partition are never divided between messages, so a receipt names one offset.
+        """
+        waiting, self._waiting, self.events = self._waiting, {}, 0
+        for partition, parts in waiting.items():
+            merged, claims = Columns(), list[Claim[T]]()
+            for owner, columns in parts:
+                if len(merged) + len(columns) > EVENTS_PER_MESSAGE_MAX:
+                    yield partition, _message(merged, batch_id(), received_at), claims
+                    merged, claims = Columns(), list[Claim[T]]()
+                merged.extend(columns)
+                claims.append(Claim(owner, len(columns)))
+            yield partition, _message(merged, batch_id(), received_at), claims
+
+
+def _message(columns: Columns, batch_id: bytes, received_at: int) -> UsageBatch:
+    return UsageBatch(
+        batch_id,
+        received_at,
+        columns.organization_id,
+        columns.customer_id,
+        columns.event_name,
+        columns.timestamp,
+        columns.value,
+        columns.identity,
+        columns.properties,
+    )

@@ -1,0 +1,108 @@
+"""messages → usage.events: produced with acks=all, each answered by its offset or its error."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS, topic_name
+
+Settled = Callable[[int | None, str | None], None]
+"""Called in the event loop with the message's offset, or with the reason why it has none."""
+
+log = structlog.get_logger(__name__)
+
+_QUEUE_KBYTES = 512 * 1024
+_QUEUE_MESSAGES = 1_000_000
+
+
+class EventProducer:
+    """An idempotent producer whose delivery reports come back to the event loop.
+
+    One thread polls librdkafka; the reports of one poll cross into the loop together.
+    """
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self._topic = topic_name(settings, USAGE_EVENTS)
+        self._loop = loop
+        self._producer = Producer(
+            {
+                "compression.type": "lz4",
+                **settings.kafka_properties,
+                "acks": "all",
+                "enable.idempotence": True,
+                "linger.ms": 0,  # requests are coalesced before they come here
+                "delivery.timeout.ms": settings.delivery_timeout_ms,
+                "queue.buffering.max.kbytes": _QUEUE_KBYTES,
+                "queue.buffering.max.messages": _QUEUE_MESSAGES,
+                "error_cb": self._on_error,
+            }
+        )
+        self._reports: deque[tuple[Settled, int | None, str | None]] = deque()
+        self.unreachable = False
+        """No broker answers; found out by librdkafka, cleared once the topic's metadata comes through again."""
+        self.fatal: str | None = None
+        """Why this producer can never produce again; the process has to end."""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
+        self._thread.start()
+
+    def produce(self, partition: int, key: bytes | None, value: bytes, settled: Settled) -> None:
+        """Enqueue; `settled` is called exactly once, unless this raises BufferError (the queue is full)."""
+
+        def delivered(error: object, message: Message) -> None:
+            offset = None if error is not None else message.offset()
+            self._reports.append((settled, offset, None if error is None else str(error)))
+
+        try:
+            self._producer.produce(self._topic, value, key, partition=partition, on_delivery=delivered)
+        except KafkaException as error:
+            raise BufferError(str(error)) from error
+
+    def close(self, timeout_seconds: float) -> int:
+        """Wait for what is under way; the number of messages whose outcome stays unknown."""
+        left = self._producer.flush(timeout_seconds)
+        self._stopping.set()
+        self._thread.join(timeout_seconds)
+        self._hand_over()
+        return left
+
+    def _on_error(self, error: KafkaError) -> None:
+        log.warning("kafka_error", error=str(error), fatal=error.fatal())
+        if error.fatal():
+            self.fatal = str(error)
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
+            self.unreachable = True
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(0.1)
+            self._hand_over()
+            if self.unreachable:
+                self._look_again()
+
+    def _look_again(self) -> None:
+        try:
+            self._producer.list_topics(self._topic, timeout=0.5)
+        except KafkaException:
+            return
+        self.unreachable = False
+        log.info("kafka_reachable_again")
+
+    def _hand_over(self) -> None:
+        reports = list[tuple[Settled, int | None, str | None]]()
+        while self._reports:
+            reports.append(self._reports.popleft())
+        if reports:
+            self._loop.call_soon_threadsafe(_settle_all, reports)
+
+
+def _settle_all(reports: list[tuple[Settled, int | None, str | None]]) -> None:
+    for settled, offset, reason in reports:
+        settled(offset, reason)

@@ -1,0 +1,35 @@
+"""What went wrong → application/problem+json (RFC 9457), the same from every endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(slots=True)
+class Problem(Exception):
+    """An answer other than success. code: machine-readable. errors: field errors of 422. headers: added to the answer."""
+
+    status: int
+    code: str
+    detail: str
+    errors: Sequence[Mapping[str, Any]] = ()
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def body(self) -> bytes:
+        fields: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.errors:
+            fields["errors"] = list(self.errors)
+        return msgspec.json.encode(fields)

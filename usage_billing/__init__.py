@@ -1,0 +1,1 @@
+"""The console command, what it composes, and the producers' client."""

@@ -1,0 +1,68 @@
+"""empty catalog → the first organization, admin key and topology; safe to repeat and to race."""
+
+from __future__ import annotations
+
+import time
+
+from catalog.record import CatalogObject, Topology
+from catalog.store import CatalogConflict, CatalogStore
+from runtime.topics import TopicMismatch
+from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, secret_digest
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS
+
+ADMIN_KEY_ID = "key_admin"
+
+
+def bootstrap(settings: Settings, catalog: CatalogStore) -> None:
+    """Write what a first start needs and is not there yet.
+
+    Raises TopicMismatch when the partition count differs from the one recorded at the first start.
+    """
+    now = time.time_ns() // 1000
+    _ensure(catalog, Topology(id=USAGE_EVENTS, event_partitions=settings.event_partitions, created_at=now))
+    check_topology(settings, catalog)
+    _ensure(catalog, Organization(id=DEFAULT_ORGANIZATION, organization_id=DEFAULT_ORGANIZATION, created_at=now))
+    if settings.admin_key is not None:
+        _ensure_admin_key(catalog, settings.admin_key.get_secret_value(), now)
+
+
+def check_topology(settings: Settings, catalog: CatalogStore) -> None:
+    """Raises TopicMismatch when the settings and the first start disagree on the number of partitions."""
+    recorded = catalog.view.get(Topology, "", USAGE_EVENTS)
+    if recorded is not None and recorded.event_partitions != settings.event_partitions:
+        raise TopicMismatch(
+            f"USAGE_EVENT_PARTITIONS is {settings.event_partitions}, the first start recorded {recorded.event_partitions}: "
+            "a customer's events would no longer meet in one partition"
+        )
+
+
+def _ensure(catalog: CatalogStore, state: CatalogObject) -> None:
+    if catalog.view.version(type(state), state.organization_id, state.id) == 0:
+        try:
+            catalog.write(state, 0)
+        except CatalogConflict:  # another process was first, with the same
+            pass
+
+
+def _ensure_admin_key(catalog: CatalogStore, secret: str, now: int) -> None:
+    """The key of USAGE_ADMIN_KEY is in force; another one than before takes its place."""
+    digest = secret_digest(secret)
+    if catalog.view.key_by_digest(digest) is not None:
+        return
+    for attempt in range(100):
+        key_id = ADMIN_KEY_ID if attempt == 0 else f"{ADMIN_KEY_ID}_{attempt}"
+        if catalog.view.get(ApiKey, DEFAULT_ORGANIZATION, key_id) is None:
+            break
+    _ensure(
+        catalog,
+        ApiKey(
+            id=key_id,
+            organization_id=DEFAULT_ORGANIZATION,
+            name="admin key of the environment",
+            scopes=(Scope.ADMIN,),
+            sha256=digest,
+            hint=secret[-4:],
+            created_at=now,
+        ),
+    )

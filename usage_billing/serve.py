@@ -1,0 +1,138 @@
+"""gateway + dashboard + webhooks on one port: what `serve` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+import uvloop
+from granian.constants import Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from catalog.store import CatalogStore
+from ingest_gateway.app import PATH, Gateway
+from runtime.health import Check, readiness
+from runtime.problem import MEDIA_TYPE, Problem
+from runtime.topics import check_partitions
+from schemas.settings import Settings
+from usage_billing.bootstrap import bootstrap
+
+log = structlog.get_logger(__name__)
+
+Scope = dict[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+_STOP_SECONDS = 15.0
+
+
+class Part(Protocol):
+    """A part of the server with a life of its own. start and stop are called within the event loop."""
+
+    @property
+    def checks(self) -> dict[str, Check]: ...
+    def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Composition:
+    """The ASGI application: events go to the gateway, probes are answered here, the rest is the dashboard's."""
+
+    def __init__(self, gateway: Gateway | None, rest: App | None, checks: dict[str, Check]) -> None:
+        self._gateway = gateway
+        self._rest = rest
+        self._checks = checks
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await _lifespan(receive, send)
+            return
+        try:
+            await self._route(scope, receive, send)
+        except Exception:
+            log.exception("request_failed", method=scope["method"], path=scope["path"])
+            problem = Problem(500, "internal_error", "an error on our side; it has been logged")
+            await _answer(send, 500, problem.body(), MEDIA_TYPE)
+
+    async def _route(self, scope: Scope, receive: Any, send: Any) -> None:
+        path: str = scope["path"]
+        if self._gateway is not None and path == PATH and (scope["method"] == "POST" or self._rest is None):
+            await self._gateway(scope, receive, send)
+        elif path == "/healthz":
+            await _answer(send, 200, msgspec.json.encode({"status": "alive"}))
+        elif path == "/readyz":
+            status, body = readiness(self._checks)
+            await _answer(send, int(status[:3]), msgspec.json.encode(body))
+        elif path == "/metrics":
+            await _answer(send, 200, generate_latest(), CONTENT_TYPE_LATEST)
+        elif self._rest is not None:
+            await self._rest(scope, receive, send)
+        else:
+            await _answer(send, 404, Problem(404, "not_found", f"there is nothing at {path}").body(), MEDIA_TYPE)
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _answer(send: Any, status: int, body: bytes, content_type: str = "application/json") -> None:
+    headers = [(b"content-type", content_type.encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def run(settings: Settings, *, gateway: bool = True, dashboard: bool = True) -> int:
+    """Serve until SIGTERM or SIGINT; then let requests end, drain, and stop. The exit code."""
+    check_partitions(settings)
+    with CatalogStore(settings) as catalog:
+        bootstrap(settings, catalog)
+        uvloop.run(_serve(settings, catalog, gateway=gateway, dashboard=dashboard))
+    return 0
+
+
+async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, dashboard: bool) -> None:
+    async with contextlib.AsyncExitStack() as parts:
+        checks: dict[str, Check] = {"catalog": lambda: None if catalog.ready else "not following the log"}
+        ingest = None
+        if gateway:
+            ingest = Gateway(settings, catalog)
+            ingest.start()
+            parts.push_async_callback(ingest.stop)
+            checks |= ingest.checks
+        rest: App | None = None
+        if dashboard:
+            rest = await _dashboard(settings, catalog, parts, checks)
+        server = Server(
+            Composition(ingest, rest, checks),
+            address=settings.http_host,
+            port=settings.http_port,
+            interface=Interfaces.ASGI,
+            websockets=False,
+            backlog=1024,
+            backpressure=4096,
+            log_level=LogLevels.warning,
+            http1_settings=HTTP1Settings(header_read_timeout=10_000),
+        )
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        serving = asyncio.create_task(server.serve())
+        stopped = asyncio.create_task(stopping.wait())
+        log.info("serving", address=f"http://{settings.http_host}:{settings.http_port}")
+        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            server.stop()
+        async with asyncio.timeout(_STOP_SECONDS):
+            await serving
