@@ -136,13 +136,18 @@ class ManagedProcess:
         if self._popen is None:
             return None
         if self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGCONT)  # A frozen process would not see the SIGTERM.
-            self._popen.terminate()
+            self.terminate()
             try:
                 self._popen.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
                 self.kill()
         return self._popen.returncode
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting; also to a frozen process, which would not see it before it goes on."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.terminate()
+            self._popen.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL to the process and what it started, and wait until it is gone."""
