@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from catalog.record import MODELS, CatalogObject, CatalogRecord, Kind, Topology
+from catalog.record import MODELS, CatalogObject, CatalogRecord, Topology
 from schemas.alert_rule import AlertRule
 from schemas.customer import Customer
 from schemas.meter import Meter

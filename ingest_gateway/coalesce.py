@@ -10,7 +10,6 @@ from ingest_gateway.decode import Events
 from schemas.event import NO_IDENTITY, client_identity, request_identity
 from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, UsageBatch
 
-
 T = TypeVar("T")
 
 

@@ -1,7 +1,7 @@
 """request body → events, or every error of every event.
 
-Two readers with one verdict: msgspec, typed and fast, for batches that are right; the pydantic model of schemas/event.py
-for the others, which names all that is wrong.
+Two readers with one verdict: msgspec, typed and fast, for batches that are right; the pydantic model of
+schemas/event.py for the others, which names all that is wrong.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def failing(checks: Mapping[str, Check]) -> dict[str, str]:
     for name, check in checks.items():
         try:
             reason = check()
-        except Exception as error:  # a broken check is a failing one
+        except Exception as error:  # noqa: BLE001 - a broken check is a failing one
             reason = repr(error)
         if reason is not None:
             reasons[name] = reason

@@ -14,7 +14,7 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(slots=True)
 class Problem(Exception):
-    """An answer other than success. code: machine-readable. errors: field errors of 422. headers: added to the answer."""
+    """An answer other than success. code: machine-readable. errors: of fields, in a 422. headers: added to it."""
 
     status: int
     code: str

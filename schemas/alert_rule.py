@@ -13,7 +13,7 @@ from schemas.organization import Identifier
 
 
 class AlertKind(StrEnum):
-    """quantity: units. *_percent: of included units, of typical usage. amount: major units of the product's currency."""
+    """quantity: units. *_percent: of included units, of typical usage. amount: major units of the currency."""
 
     QUANTITY = "quantity"
     INCLUDED_PERCENT = "included_percent"

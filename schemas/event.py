@@ -7,7 +7,6 @@ model. Value and timestamp are read by the same functions in both, and a propert
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -135,7 +134,7 @@ def _named(read: Any, text: str) -> Any:
         raise PydanticCustomError(error.code, "{reason}", {"reason": str(error)}) from None  # pyright: ignore[reportArgumentType]
 
 
-def _string(length_min: int, length_max: int) -> Any:
+def _text(length_min: int, length_max: int) -> BeforeValidator:
     def check(value: object) -> str:
         if not isinstance(value, str) or isinstance(value, SpelledNumber):
             raise PydanticCustomError("string_type", "must be a string")
@@ -151,10 +150,13 @@ def _string(length_min: int, length_max: int) -> Any:
             raise PydanticCustomError("string_unicode", "must not contain half of a surrogate pair") from None
         return value
 
-    return Annotated[str, BeforeValidator(check)]
+    return BeforeValidator(check)
 
 
-Label = _string(1, TEXT_LENGTH_MAX)
+Label = Annotated[str, _text(1, TEXT_LENGTH_MAX)]
+PropertyKey = Annotated[str, _text(1, PROPERTY_KEY_LENGTH_MAX)]
+PropertyValue = Annotated[str, _text(0, PROPERTY_VALUE_LENGTH_MAX)]
+Properties = Annotated[dict[PropertyKey, PropertyValue], Field(max_length=PROPERTIES_MAX)]
 
 
 class UsageEvent(BaseModel):
@@ -167,13 +169,7 @@ class UsageEvent(BaseModel):
     timestamp: Annotated[int, BeforeValidator(_spelled_timestamp)]
     value: Annotated[int | None, BeforeValidator(_spelled_value)] = None
     event_id: Label | None = None
-    properties: (
-        Annotated[
-            Mapping[_string(1, PROPERTY_KEY_LENGTH_MAX), _string(0, PROPERTY_VALUE_LENGTH_MAX)],
-            Field(max_length=PROPERTIES_MAX),
-        ]
-        | None
-    ) = None
+    properties: Properties | None = None
 
 
 def decimal_value(unscaled: int) -> Decimal:

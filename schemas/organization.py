@@ -86,5 +86,5 @@ def new_secret() -> str:
 
 
 def secret_digest(secret: str) -> str:
-    """SHA-256 in hex. High entropy in, so no salt and no stretching is needed, and a look-up by digest leaks no time."""
+    """SHA-256 in hex. High entropy in, so no salt and no stretching; a look-up by digest leaks no time."""
     return hashlib.sha256(secret.encode()).hexdigest()

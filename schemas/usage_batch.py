@@ -30,8 +30,8 @@ class UnreadableBatch(ValueError):
 class UsageBatch:
     """Columns of equal length n, 1 ≤ n ≤ 1,024; index i is event i.
 
-    batch_id: 16 random bytes. received_at, timestamp: µs since 1970, UTC. value: unscaled big-endian two's complement of
-    a decimal(38, 9), or None. identity, properties: empty, or n long.
+    batch_id: 16 random bytes. received_at, timestamp: µs since 1970, UTC. value: unscaled big-endian two's complement
+    of a decimal(38, 9), or None. identity, properties: empty, or n long.
     """
 
     batch_id: bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 
 from catalog.record import CatalogObject, Topology
@@ -39,10 +41,8 @@ def check_topology(settings: Settings, catalog: CatalogStore) -> None:
 
 def _ensure(catalog: CatalogStore, state: CatalogObject) -> None:
     if catalog.view.version(type(state), state.organization_id, state.id) == 0:
-        try:
+        with contextlib.suppress(CatalogConflict):  # another process was first, with the same
             catalog.write(state, 0)
-        except CatalogConflict:  # another process was first, with the same
-            pass
 
 
 def _ensure_admin_key(catalog: CatalogStore, secret: str, now: int) -> None:
@@ -50,10 +50,10 @@ def _ensure_admin_key(catalog: CatalogStore, secret: str, now: int) -> None:
     digest = secret_digest(secret)
     if catalog.view.key_by_digest(digest) is not None:
         return
-    for attempt in range(100):
-        key_id = ADMIN_KEY_ID if attempt == 0 else f"{ADMIN_KEY_ID}_{attempt}"
-        if catalog.view.get(ApiKey, DEFAULT_ORGANIZATION, key_id) is None:
-            break
+    taken = {key.id for key in catalog.view.all(ApiKey, DEFAULT_ORGANIZATION)}
+    key_id = next(
+        name for n in itertools.count() if (name := f"{ADMIN_KEY_ID}_{n}" if n else ADMIN_KEY_ID) not in taken
+    )
     _ensure(
         catalog,
         ApiKey(
