@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 
 from catalog.store import CatalogStore
-from dashboard import control
+from dashboard import control, read
+from dashboard.live import LiveTotals
 from dashboard.problems import ProblemDocument, install_problem_handlers
 from dashboard.services import Services
+from runtime.health import Check
 from schemas.settings import Settings
 
 
-def create_app(settings: Settings, catalog: CatalogStore) -> FastAPI:
-    """The application. catalog: started by the caller, who also stops it."""
+class Dashboard:
+    """The application and what it keeps running. start() and stop() belong to the process that serves it."""
+
+    def __init__(self, settings: Settings, catalog: CatalogStore) -> None:
+        self.services = Services(settings, catalog, LiveTotals(settings))
+        self.app = create_app(self.services)
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        """For /readyz."""
+        return {"live_totals": self.services.live.check}
+
+    def start(self) -> None:
+        self.services.live.start()
+
+    async def stop(self) -> None:
+        """Let open streams end, and stop reading."""
+        self.services.stopping.set()
+        await asyncio.to_thread(self.services.live.stop)
+
+
+def create_app(services: Services) -> FastAPI:
+    """The ASGI application."""
+    settings = services.settings
     app = FastAPI(
         title="Usage metering and billing",
         summary="Post usage, look at it, and have it invoiced.",
@@ -24,9 +49,9 @@ def create_app(settings: Settings, catalog: CatalogStore) -> FastAPI:
         redoc_url=None,
         max_body_size=settings.body_bytes_max,
     )
-    app.state.services = Services(settings, catalog)
+    app.state.services = services
     install_problem_handlers(app)
-    for router in control.routers():
+    for router in (*control.routers(), *read.routers()):
         app.include_router(router)
     _describe_problems(app)
     return app

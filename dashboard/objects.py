@@ -14,7 +14,7 @@ from schemas.customer import Address, CollectionMethod, CustomerSpec, TaxId
 from schemas.meter import Aggregation, MeterSpec
 from schemas.organization import Identifier, Name, OrganizationSpec, Scope, TimeZone
 from schemas.period import BillingInterval, format_rfc3339
-from schemas.product import Price, ProductSpec
+from schemas.product import Price
 
 T = TypeVar("T")
 AnyPrice = Annotated[Price, Field(discriminator="model")]
@@ -27,7 +27,7 @@ Instant = Annotated[
 """µs since 1970 inside, RFC 3339 in UTC outside."""
 
 
-class Stored(BaseModel, frozen=True, extra="ignore"):
+class Stored(BaseModel, extra="ignore"):
     """What every object has. version: grows with every change; the ETag. archived: no longer in force."""
 
     id: str
@@ -36,36 +36,41 @@ class Stored(BaseModel, frozen=True, extra="ignore"):
     version: int
 
 
-class MeterOut(Stored, MeterSpec, frozen=True, extra="ignore"):
+class MeterOut(Stored, MeterSpec, extra="ignore"):
     """A meter."""
 
 
-class ProductOut(Stored, ProductSpec, frozen=True, extra="ignore"):
+class ProductOut(Stored, extra="ignore"):
     """A product with its prices."""
 
+    name: Name
+    currency: Currency
+    prices: tuple[AnyPrice, ...]
+    benefits: tuple[str, ...]
 
-class CustomerOut(Stored, CustomerSpec, frozen=True, extra="ignore"):
+
+class CustomerOut(Stored, CustomerSpec, extra="ignore"):
     """A customer."""
 
     id: str  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class AlertRuleOut(Stored, AlertRuleSpec, frozen=True, extra="ignore"):
+class AlertRuleOut(Stored, AlertRuleSpec, extra="ignore"):
     """An alert rule."""
 
 
-class OrganizationOut(Stored, OrganizationSpec, frozen=True, extra="ignore"):
+class OrganizationOut(Stored, OrganizationSpec, extra="ignore"):
     """The organization and its settings."""
 
 
-class ProductChangeOut(BaseModel, frozen=True, extra="ignore"):
+class ProductChangeOut(BaseModel, extra="ignore"):
     """Another product from an instant on, a cycle's start."""
 
     product_id: str
     from_: Annotated[Instant, Field(validation_alias="from_us", serialization_alias="from")]
 
 
-class SubscriptionOut(Stored, frozen=True, extra="ignore"):
+class SubscriptionOut(Stored, extra="ignore"):
     """ends_at null: it goes on. status: scheduled, active or ended, now. current_cycle null unless it is active."""
 
     customer_id: str
@@ -87,7 +92,7 @@ class CycleOut(BaseModel):
     end: Instant
 
 
-class ApiKeyOut(Stored, frozen=True, extra="ignore"):
+class ApiKeyOut(Stored, extra="ignore"):
     """A key without its secret. hint: the secret's last characters."""
 
     name: str
@@ -95,7 +100,7 @@ class ApiKeyOut(Stored, frozen=True, extra="ignore"):
     hint: str
 
 
-class NewApiKeyOut(ApiKeyOut, frozen=True, extra="ignore"):
+class NewApiKeyOut(ApiKeyOut, extra="ignore"):
     """secret: shown now and never again."""
 
     secret: str

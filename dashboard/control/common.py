@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Header, Query, Request, Response
 from pydantic import BaseModel, ValidationError
@@ -48,7 +48,17 @@ def matching(request: Request, model: type[T], caller: Principal, shelf: bool, *
     ]
 
 
-def page_of(states: Sequence[T], limit: int, cursor: str | None) -> tuple[list[T], str | None]:
+class Identified(Protocol):
+    """Anything that lists are made of."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Identified)
+
+
+def page_of(states: Sequence[Item], limit: int, cursor: str | None) -> tuple[list[Item], str | None]:
     """A page of states, newest first, and the cursor of the next one. states: in the order of their creation.
 
     Raises Problem 422 for a cursor that no page gave.

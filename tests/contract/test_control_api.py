@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from catalog.store import CatalogStore
-from dashboard.app import create_app
+from dashboard.app import Dashboard
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
@@ -59,7 +59,8 @@ def store(settings: Settings) -> Iterator[CatalogStore]:
 
 
 def client_of(settings: Settings, store: CatalogStore, key: str = KEYS[Scope.ADMIN]) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(create_app(settings, store), raise_app_exceptions=False)
+    app = Dashboard(settings, store).app
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"}
     return httpx.AsyncClient(transport=transport, base_url="http://usage/api/v1", headers=headers)
 

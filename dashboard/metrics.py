@@ -1,0 +1,31 @@
+"""Prometheus metrics of control API, read API and pages."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter(
+    "usage_dashboard_requests_total",
+    "Requests to the API and pages, by route and status.",
+    ["method", "route", "status"],
+)
+REQUEST_SECONDS = Histogram(
+    "usage_dashboard_request_seconds",
+    "Time to the first byte of the answer.",
+    ["route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+RECORDS = Counter("usage_dashboard_live_records_total", "Records read of usage.totals and usage.alerts.")
+RECORDS_UNREADABLE = Counter(
+    "usage_dashboard_live_records_unreadable_total",
+    "Records that could not be decoded and were passed over.",
+    ["topic"],
+)
+SERIES = Gauge("usage_dashboard_live_series", "Customers × event names held in memory.")
+LISTENERS = Gauge("usage_dashboard_stream_clients", "Clients that listen to changes now.")
+VISIBLE_SECONDS = Histogram(
+    "usage_dashboard_visible_seconds",
+    "From the aggregator's publishing of a total to its being shown; the oldest of each batch.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30),
+)
+SIGN_INS = Counter("usage_dashboard_sign_ins_total", "Sign-ins to the pages, by outcome.", ["outcome"])

@@ -1,0 +1,10 @@
+"""HTTP → what was used, what it costs, what happened. Scope read."""
+
+from fastapi import APIRouter
+
+from dashboard.read import alerts, live_usage, stream
+
+
+def routers() -> list[APIRouter]:
+    """All routes of the read API."""
+    return [module.router for module in (live_usage, alerts, stream)]

@@ -1,0 +1,30 @@
+"""Query parameters of the read API → periods. Raises Problem 422, naming the parameter."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query
+
+from dashboard.problems import field_problem
+from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
+
+From = Annotated[str | None, Query(alias="from", description="RFC 3339 with offset; inclusive", max_length=64)]
+To = Annotated[str | None, Query(description="RFC 3339 with offset; exclusive", max_length=64)]
+
+
+def instant(name: str, text: str) -> int:
+    """µs since 1970."""
+    try:
+        return parse_rfc3339(text)
+    except InvalidTimestamp as error:
+        raise field_problem(name, error.code, str(error)) from None
+
+
+def period(from_: str | None, to: str | None, default: Cycle) -> Cycle:
+    """[from, to); what is not given is the default's."""
+    start = default.start_us if from_ is None else instant("from", from_)
+    end = default.end_us if to is None else instant("to", to)
+    if end <= start:
+        raise field_problem("to", "period_empty", "`to` must lie after `from`")
+    return Cycle(start, end)
