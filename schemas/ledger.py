@@ -28,9 +28,11 @@ from schemas.product import Product
 from schemas.watermark import Watermark
 
 FIRST_REVISION = 1
+IDEMPOTENCY_ERROR = "idempotency_error"
+"""Stripe's word for a key that was used with other parameters: our own fault, so the invoice stops there."""
 
 State = Literal["waiting", "computed", "draft", "open", "paid", "payment_failed", "uncollectible", "mismatch", "void"]
-StepName = Literal["wait", "gate", "draft", "item", "finalize", "pay", "observe", "discard"]
+StepName = Literal["wait", "gate", "draft", "item", "finalize", "pay", "void", "observe", "discard"]
 Phase = Literal["intent", "done", "failed", "unknown"]
 StripeStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 
@@ -133,8 +135,9 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
 class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
     """An invoice as Stripe showed it: facts, never compared with ours but for subtotal_minor (before tax, discount).
 
-    applied_balance_minor: taken from (+) or added to (-) the customer's balance. attempt_count: grows with every
-    attempt at payment. next_payment_attempt: None when none is planned. seen_at: when it was read.
+    applied_balance_minor: settled through the customer's balance instead of a payment (credit used, or a sum too small
+    to charge carried forward); negative: a debt collected with this invoice. attempt_count: grows with every attempt at
+    payment. next_payment_attempt: None when none is planned. seen_at: when it was read.
     """
 
     id: str
@@ -161,8 +164,9 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     """An intent before a call to Stripe, or what came of it.
 
     step: `wait` (not computed yet, reason says why) · `gate` (do the totals agree?) · `draft` · `item` (index: of the
-    line) · `finalize` · `pay` · `observe` (the object was read again) · `discard` (a second draft or open invoice was
-    removed). phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
+    line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` · `observe` (the
+    object was read again) · `discard` (object_id, a draft, is gone: a second one, or the one that was in use).
+    phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
     object_id: what was made at Stripe. code: Stripe's error code, or ours.
     """
 
@@ -198,6 +202,7 @@ class OrderRecorded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
     amount_paid_minor: int
     paid_at: int
     recorded_at: int
+    writer: str = ""
 
 
 class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="stripe_customer"):
@@ -296,8 +301,8 @@ class Attempt:
 
     @property
     def may_advance(self) -> bool:
-        """Whether another attempt may begin: this one certainly did nothing."""
-        return self.phase == "failed"
+        """Whether another attempt may begin: this one certainly did nothing, and trying again can help."""
+        return self.phase == "failed" and self.code != IDEMPOTENCY_ERROR
 
 
 StepKey = tuple[StepName, int]
@@ -476,7 +481,7 @@ class InvoiceLedger:
             case "observe":
                 return self._observe(record, known)
             case "discard":
-                return True  # says what was done to another object; this invoice is as it was
+                return self._discard(record, known)
             case _:
                 return self._call(record, known)
 
@@ -509,7 +514,7 @@ class InvoiceLedger:
         return self._put(replace(gated, state=_state(replace(gated, state="computed")), reason=reason))
 
     def _call(self, record: InvoiceStep, known: Invoice) -> bool:
-        """An intent or result of draft, item, finalize, pay."""
+        """An intent or result of draft, item, finalize, pay, void."""
         key: StepKey = (record.step, record.index)
         before = known.steps.get(key)
         if record.phase == "intent":
@@ -528,8 +533,29 @@ class InvoiceLedger:
             assert record.object_id is not None
             changed = replace(changed, stripe_invoice_id=record.object_id)
             self._by_stripe_id[record.object_id] = known.id
-        changed = replace(changed, reason=record.reason) if record.phase != "done" else replace(changed, reason=None)
+        # What is held keeps saying why.
+        changed = changed if known.state == "mismatch" else replace(changed, reason=record.reason)
         return self._put(_seen(changed, record.stripe))
+
+    def _discard(self, record: InvoiceStep, known: Invoice) -> bool:
+        """A draft is gone. Where it was the one in use, all is to be done again, under new keys."""
+        if record.object_id is None or record.object_id != known.stripe_invoice_id:
+            return True
+        if known.stripe is not None and known.stripe.status != "draft":
+            return False
+        steps = {key: replace(attempt, phase="failed") for key, attempt in known.steps.items()}
+        del self._by_stripe_id[record.object_id]
+        return self._put(
+            replace(
+                known,
+                state="mismatch" if known.state == "mismatch" else "computed",
+                stripe=None,
+                stripe_invoice_id=None,
+                steps=MappingProxyType(steps),
+                updated_at=record.at,
+                reason=record.reason if known.state != "mismatch" else known.reason,
+            )
+        )
 
     def _observe(self, record: InvoiceStep, known: Invoice) -> bool:
         if record.stripe is None or record.stripe.id != known.stripe_invoice_id:

@@ -71,6 +71,19 @@ class Settings(BaseSettings):
         Field(validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"), description="secret of Stripe's webhook signature"),
     ] = SecretStr("whsec_local")
 
+    stripe_calls_per_second: Annotated[
+        int | None, Field(ge=1, description="calls to Stripe at most; none: Stripe's own limit, and no limit elsewhere")
+    ] = None
+    stripe_timeout_seconds: Annotated[float, Field(gt=0, description="one call to Stripe may take this long")] = 20.0
+    stripe_retry_seconds: Annotated[float, Field(gt=0, description="a failing call to Stripe is repeated for this long")] = (
+        30.0
+    )
+
+    billing_seconds: Annotated[float, Field(gt=0, description="`billing` looks for due cycles this often")] = 30.0
+    billing_concurrency: Annotated[int, Field(ge=1, le=256, description="customers invoiced at the same time")] = 16
+    coverage_timeout_seconds: Annotated[
+        float, Field(gt=0, description="a close waits this long for ClickHouse to have what it is to count")
+    ] = 120.0
     close_grace_seconds: Annotated[int, Field(ge=0, description="wait after a cycle's end before it is closed")] = 3600
     admin_key: Annotated[SecretStr | None, Field(description="admin key accepted from the first start on")] = None
     local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")

@@ -1,0 +1,1 @@
+"""ClickHouse → invoice → Stripe: closes billing cycles, each once."""

@@ -1,0 +1,45 @@
+"""The invoice, an independent count, Stripe's subtotal → where they differ. Pure.
+
+An invoice is finalized only when there is no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from schemas.ledger import InvoiceFixed
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """what: a meter's id, or Stripe's subtotal. invoiced: what the invoice says. found: what was found instead."""
+
+    what: str
+    invoiced: Decimal
+    found: Decimal
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.invoiced:f} invoiced, {self.found:f} found ({self.found - self.invoiced:+f})"
+
+
+def quantity_differences(fixed: InvoiceFixed, counted: Mapping[str, Decimal]) -> tuple[Difference, ...]:
+    """Meters of which the independent count (meter id → quantity) is not what the invoice says."""
+    return tuple(
+        Difference(line.meter_id, Decimal(line.quantity), counted[line.meter_id])
+        for line in fixed.lines
+        if line.meter_id is not None and Decimal(line.quantity) != counted[line.meter_id]
+    )
+
+
+def subtotal_differences(fixed: InvoiceFixed, subtotal_minor: int) -> tuple[Difference, ...]:
+    """Stripe's sum before tax and discount, in minor units, against ours."""
+    if subtotal_minor == fixed.total_minor:
+        return ()
+    return (Difference("Stripe's subtotal in minor units", Decimal(fixed.total_minor), Decimal(subtotal_minor)),)
+
+
+def explained(differences: Sequence[Difference]) -> str:
+    """The reason of a `mismatch`."""
+    return "; ".join(map(str, differences))

@@ -1,0 +1,239 @@
+"""billing.ledger ⇄ memory: a thread follows the log and folds it; an append is answered by its fate in the log."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from schemas.ledger import InvoiceLedger, LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
+from schemas.partition import partition_of
+from schemas.settings import Settings
+from schemas.topics import BILLING_LEDGER, topic_name
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.2
+_LOAD_BATCH = 10_000
+_GAPS = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # pyright: ignore[reportPrivateUsage]
+
+
+class LedgerUnavailable(Exception):
+    """The ledger could not be read or written in time. Whether a record was written is unknown then."""
+
+
+class LedgerLog:
+    """The ledger as one process has it: `state` is the fold of all that was read.
+
+    start() returns when everything that was in the log then is folded. append() returns when the record written is
+    folded too, with its verdict, so that a writer works only from what the log says. Thread-safe. A context manager.
+    """
+
+    def __init__(self, settings: Settings, *, timeout_seconds: float = 10.0) -> None:
+        self.state = InvoiceLedger()
+        self.writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._topic = topic_name(settings, BILLING_LEDGER)
+        self._properties = settings.kafka_properties
+        self._partitions = settings.event_partitions
+        self._timeout = timeout_seconds
+        self._changed = threading.Condition()
+        self._next_offsets: dict[int, int] = {}
+        self._verdicts: dict[tuple[int, int], bool] = {}  # of our own records, until their writer asks
+        self._stopping = threading.Event()
+        self._loaded = threading.Event()
+        self._failure: BaseException | None = None
+        self._last_poll = 0.0
+        self._producer = Producer(
+            {
+                **self._properties,
+                "acks": "all",
+                "enable.idempotence": True,
+                "linger.ms": 0,
+                "compression.type": "lz4",
+                "delivery.timeout.ms": int(timeout_seconds * 1000),
+            }
+        )
+        self._threads = (
+            threading.Thread(target=self._run, name="ledger", daemon=True),
+            threading.Thread(target=self._deliver, name="ledger-delivery", daemon=True),
+        )
+
+    def __enter__(self) -> LedgerLog:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Raises LedgerUnavailable when the log can't be read: no broker, no topic, or its beginning is missing."""
+        for thread in self._threads:
+            thread.start()
+        # Loading takes as long as the log is long; what is bounded is the time without progress.
+        while not self._loaded.wait(_POLL_SECONDS):
+            if self._last_poll and time.monotonic() - self._last_poll > self._timeout:
+                self._failure = TimeoutError("no progress")
+                break
+        if self._failure is not None:
+            self.stop()
+            raise LedgerUnavailable(f"ledger {self._topic} could not be read: {self._failure}") from self._failure
+
+    def stop(self) -> None:
+        self._producer.flush(self._timeout)
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(self._timeout)
+
+    def check(self) -> str | None:
+        """None while the log is being followed, else why not: for /readyz."""
+        if self._failure is not None:
+            return f"the ledger is not followed: {self._failure}"
+        if not self._loaded.is_set():
+            return "the ledger is being read"
+        return None if time.monotonic() - self._last_poll < 5.0 else "the ledger is not polled"
+
+    def append(self, record: LedgerRecord) -> bool:
+        """Write, wait until the fold has it, and return whether it is in force. Raises LedgerUnavailable."""
+        return self.append_all([record])[0]
+
+    def append_all(self, records: Sequence[LedgerRecord]) -> list[bool]:
+        """append, for records that do not wait for one another; those of one customer keep their order."""
+        written: list[tuple[int, int] | str | None] = [None] * len(records)
+        left = threading.Semaphore(0)
+
+        def callback(index: int) -> Callable[[object, Message], None]:
+            def delivered(error: object, message: Message) -> None:
+                partition, offset = message.partition(), message.offset()
+                if error is not None or partition is None or offset is None:
+                    written[index] = f"ledger not written: {error}"
+                else:
+                    written[index] = (partition, offset)
+                left.release()
+
+            return delivered
+
+        for index, record in enumerate(records):
+            partition = partition_of(record.organization_id, record.customer_id, self._partitions)
+            try:
+                self._producer.produce(
+                    self._topic,
+                    encode(record),
+                    key=record_key(record),
+                    partition=partition,
+                    on_delivery=callback(index),
+                )
+            except (BufferError, KafkaException) as error:
+                raise LedgerUnavailable(f"ledger not written: {error}") from error
+        deadline = time.monotonic() + self._timeout + 1
+        for _ in records:
+            if not left.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise LedgerUnavailable("the ledger did not acknowledge in time; whether it was written is unknown")
+        return [self._verdict(place, deadline + self._timeout) for place in written]
+
+    def _verdict(self, place: tuple[int, int] | str | None, deadline: float) -> bool:
+        if not isinstance(place, tuple):
+            raise LedgerUnavailable(place or "ledger not written")
+        with self._changed:
+            read = self._changed.wait_for(
+                lambda: place in self._verdicts or self._failure is not None, deadline - time.monotonic()
+            )
+            if not read or place not in self._verdicts:
+                raise LedgerUnavailable(f"a record was written to the ledger and not read back: {self._failure}")
+            return self._verdicts.pop(place)
+
+    def _deliver(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(_POLL_SECONDS)
+
+    # -- following -----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except BaseException as error:  # the thread is the last that could tell
+            self._failure = error
+            log.exception("ledger_follower_died", topic=self._topic)
+        finally:
+            self._loaded.set()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _follow(self) -> None:
+        consumer = Consumer(
+            {
+                **self._properties,
+                "group.id": f"{self._topic}-view",  # never joined and never committed: every process reads all
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",  # a gap in the ledger is a fault, not something to jump over
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        try:
+            self._load(consumer)
+            self._loaded.set()
+            while not self._stopping.is_set():
+                # One by one: consume() would wait for a batch to fill, and a writer is waiting for this record.
+                message = consumer.poll(_POLL_SECONDS)
+                self._last_poll = time.monotonic()
+                if message is not None:
+                    self._take([message])
+        finally:
+            consumer.close()
+
+    def _load(self, consumer: Consumer) -> None:
+        found = consumer.list_topics(self._topic, timeout=self._timeout).topics[self._topic]
+        if found.error is not None:
+            raise LedgerUnavailable(str(found.error))
+        if len(found.partitions) != self._partitions:
+            raise LedgerUnavailable(
+                f"it has {len(found.partitions)} partitions, USAGE_EVENT_PARTITIONS is {self._partitions}"
+            )
+        ends: dict[int, int] = {}
+        for partition in range(self._partitions):
+            place = TopicPartition(self._topic, partition)
+            low, ends[partition] = consumer.get_watermark_offsets(place, timeout=self._timeout)
+            if low != 0:
+                raise LedgerUnavailable(f"partition {partition} begins at offset {low}: records are missing")
+            self._next_offsets[partition] = 0
+        consumer.assign([TopicPartition(self._topic, partition, 0) for partition in ends])
+        self._last_poll = time.monotonic()
+        while any(self._next_offsets[partition] < end for partition, end in ends.items()):
+            if self._stopping.is_set():
+                return
+            messages = consumer.consume(_LOAD_BATCH, _POLL_SECONDS)
+            if messages:
+                self._last_poll = time.monotonic()
+            self._take(messages)
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        with self._changed:
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    self._fold(message)
+                elif error.fatal() or error.code() in _GAPS:
+                    raise KafkaException(error)
+                else:  # librdkafka goes on by itself
+                    log.warning("ledger_read_error", error=str(error))
+            self._changed.notify_all()
+
+    def _fold(self, message: Message) -> None:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
+        self._next_offsets[partition] = offset + 1
+        try:
+            record = decode(message.value() or b"")
+        except UnreadableLedgerRecord as error:
+            log.warning("ledger_record_unreadable", partition=partition, offset=offset, error=str(error))
+            return
+        in_force = self.state.apply(record)
+        if record.writer == self.writer:
+            self._verdicts[partition, offset] = in_force

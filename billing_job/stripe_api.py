@@ -1,0 +1,255 @@
+"""billing_job → Stripe, through the official SDK: bounded in time and rate, every failure either certain or unknown.
+
+The SDK's own retries are off: it makes no difference between what certainly did not happen and what may have. Here a
+call is repeated with the same idempotency key while that can help, and what it raises says what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import stamina
+import stripe
+import structlog
+from pyrate_limiter import Duration, Limiter, Rate
+
+from billing_job.stripe_objects import API_VERSION
+from schemas.ledger import IDEMPOTENCY_ERROR
+from schemas.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Json = Mapping[str, Any]
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+PAGE = 100
+_STRIPE_HOST = "api.stripe.com"
+# Source: Stripe, "Rate limits": 100 operations a second in live mode, 25 in test mode. A quarter is left to others.
+_LIVE_CALLS_PER_SECOND = 75
+_TEST_CALLS_PER_SECOND = 25
+
+
+class StripeFailure(Exception):
+    """A call failed. status: HTTP's, None without an answer. code: Stripe's, or ours."""
+
+    def __init__(self, message: str, *, status: int | None, code: str | None, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+    @property
+    def reason(self) -> str:
+        """For the invoice: the code and what Stripe says."""
+        return f"{self.code}: {self}" if self.code else str(self)
+
+
+class StripeRefused(StripeFailure):
+    """Certain: nothing was done (400, 401, 403, 404, 429)."""
+
+
+class StripeDeclined(StripeFailure):
+    """402: done, and the bank said no. Stripe tries again by its own schedule, we don't."""
+
+
+class IdempotencyMisuse(StripeRefused):
+    """The key was used with other parameters: a fault of ours, the invoice stops."""
+
+
+class StripeUnknown(StripeFailure):
+    """No answer, 409 or 5xx for as long as we asked: it may have been done. The key stays the same."""
+
+
+class StripeReplayed(StripeUnknown):
+    """A 5xx that Stripe kept under the key: it will answer no better. Only a look at the objects tells."""
+
+
+class _Again(Exception):
+    """Asking again, with the same key, can help."""
+
+    def __init__(self, failure: StripeFailure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def classified(error: stripe.StripeError) -> StripeFailure:
+    """What is known after an error of the SDK."""
+    status, code = error.http_status, error.code
+    kind: type[StripeFailure]
+    if isinstance(error, stripe.IdempotencyError) and status in (400, 404):
+        kind, code = IdempotencyMisuse, IDEMPOTENCY_ERROR
+    elif status == 402:
+        kind, code = StripeDeclined, (error.error.decline_code if error.error is not None else None) or code
+    elif status == 429:
+        kind, code = StripeRefused, code or "rate_limit"
+    elif status is not None and 400 <= status < 500 and status != 409:
+        kind = StripeRefused
+    elif status is not None and status >= 500 and (error.headers or {}).get("Idempotent-Replayed") == "true":
+        kind = StripeReplayed
+    else:  # no answer, a conflict, a server's error, or an answer that can't be read
+        kind = StripeUnknown
+    return kind(error.user_message or str(error), status=status, code=code, request_id=error.request_id)
+
+
+def calls_per_second(settings: Settings) -> int | None:
+    """The limit to keep; None: none."""
+    if settings.stripe_calls_per_second is not None:
+        return settings.stripe_calls_per_second
+    if urlsplit(settings.stripe_api_base).hostname != _STRIPE_HOST:
+        return None
+    live = "_live_" in settings.stripe_api_key.get_secret_value()
+    return _LIVE_CALLS_PER_SECOND if live else _TEST_CALLS_PER_SECOND
+
+
+class StripeApi:
+    """What billing asks of Stripe. Thread-safe. Objects come as dicts. Every call raises StripeFailure.
+
+    account: the `Stripe-Account` to act for, None is the owner of the key.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = stripe.StripeClient(
+            settings.stripe_api_key.get_secret_value(),
+            stripe_version=API_VERSION,
+            base_addresses={"api": settings.stripe_api_base.rstrip("/")},  # pyright: ignore[reportArgumentType]
+            max_network_retries=0,
+            http_client=stripe.RequestsClient(timeout=(CONNECT_SECONDS, settings.stripe_timeout_seconds)),
+        )
+        self._retry_seconds = settings.stripe_retry_seconds
+        rate = calls_per_second(settings)
+        self._limiter = None if rate is None else Limiter(Rate(rate, Duration.SECOND))
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def invoice(self, invoice_id: str, account: str | None) -> Json:
+        return self._read("GET", f"/v1/invoices/{invoice_id}", account)
+
+    def invoices_of(self, customer_id: str, account: str | None) -> list[Json]:
+        """All invoices of a customer, oldest first. Listed, never searched: the search index lags."""
+        return self._all("/v1/invoices", account, customer=customer_id)
+
+    def items_of(self, invoice_id: str, account: str | None) -> list[Json]:
+        """All items of an invoice, oldest first."""
+        return self._all("/v1/invoiceitems", account, invoice=invoice_id)
+
+    def customers_since(self, created_seconds: int, account: str | None) -> list[Json]:
+        """Customers made since then (seconds since 1970, Stripe's clock), oldest first."""
+        return self._all("/v1/customers", account, created={"gte": created_seconds})
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+    # may_have_run: an earlier call with this key was made, and what came of it is not known.
+
+    def create_customer(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        return self._write("POST", "/v1/customers", account, key, params, may_have_run=may_have_run)
+
+    def update_customer(self, customer_id: str, params: Json, account: str | None, key: str) -> Json:
+        return self._write("POST", f"/v1/customers/{customer_id}", account, key, params, may_have_run=True)
+
+    def create_payment_method(self, params: Json, account: str | None, key: str) -> Json:
+        return self._write("POST", "/v1/payment_methods", account, key, params, may_have_run=True)
+
+    def attach_payment_method(self, method_id: str, customer_id: str, account: str | None, key: str) -> Json:
+        path = f"/v1/payment_methods/{method_id}/attach"
+        return self._write("POST", path, account, key, {"customer": customer_id}, may_have_run=True)
+
+    def create_invoice(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        return self._write("POST", "/v1/invoices", account, key, params, may_have_run=may_have_run)
+
+    def create_item(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        return self._write("POST", "/v1/invoiceitems", account, key, params, may_have_run=may_have_run)
+
+    def finalize(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        """auto_advance is true from here on: without it Stripe never tries a failed payment again."""
+        path = f"/v1/invoices/{invoice_id}/finalize"
+        return self._write("POST", path, account, key, {"auto_advance": True}, may_have_run=may_have_run)
+
+    def pay(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        return self._write("POST", f"/v1/invoices/{invoice_id}/pay", account, key, {}, may_have_run=may_have_run)
+
+    def void(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        return self._write("POST", f"/v1/invoices/{invoice_id}/void", account, key, {}, may_have_run=may_have_run)
+
+    def delete_invoice(self, invoice_id: str, account: str | None) -> None:
+        """Only a draft can be deleted. One that is gone already is no error."""
+        self._delete(f"/v1/invoices/{invoice_id}", account)
+
+    def delete_item(self, item_id: str, account: str | None) -> None:
+        self._delete(f"/v1/invoiceitems/{item_id}", account)
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _read(self, method: str, path: str, account: str | None, **params: Any) -> Json:
+        return self._repeated(lambda: self._request(method, path, account, None, params), may_have_run=False)
+
+    def _write(
+        self, method: str, path: str, account: str | None, key: str, params: Json, *, may_have_run: bool
+    ) -> Json:
+        return self._repeated(lambda: self._request(method, path, account, key, params), may_have_run=may_have_run)
+
+    def _delete(self, path: str, account: str | None) -> None:
+        try:
+            self._repeated(lambda: self._request("DELETE", path, account, None, {}), may_have_run=True)
+        except StripeRefused as refused:
+            if refused.status != 404:
+                raise
+
+    def _all(self, path: str, account: str | None, **params: Any) -> list[Json]:
+        return list(reversed(list(self._newest_first(path, account, params))))
+
+    def _newest_first(self, path: str, account: str | None, params: Json) -> Iterator[Json]:
+        after: dict[str, str] = {}
+        while True:
+            page = self._read("GET", path, account, **params, **after, limit=PAGE)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            after = {"starting_after": page["data"][-1]["id"]}
+
+    def _request(self, method: str, path: str, account: str | None, key: str | None, params: Json) -> Json:
+        """One call. Raises stripe.StripeError."""
+        if self._limiter is not None:
+            self._limiter.try_acquire("stripe")
+        options = {name: value for name, value in (("stripe_account", account), ("idempotency_key", key)) if value}
+        response = self._client.raw_request(method.lower(), path, **params, **options)
+        return cast("Json", response.data)
+
+    def _repeated(self, call: Callable[[], T], *, may_have_run: bool) -> T:
+        """Call until it succeeds, is certain, or the time is over."""
+        may_run = may_have_run
+
+        def once() -> T:
+            nonlocal may_run
+            try:
+                return call()
+            except stripe.StripeError as error:
+                failure = classified(error)
+                if isinstance(failure, StripeReplayed):
+                    raise failure from error
+                if isinstance(failure, StripeUnknown):
+                    may_run = True
+                    raise _Again(failure) from error
+                if failure.status == 429:
+                    raise _Again(failure) from error
+                raise failure from error
+
+        try:
+            for attempt in stamina.retry_context(
+                on=_Again, attempts=None, timeout=self._retry_seconds, wait_initial=0.1, wait_max=5.0, wait_jitter=0.5
+            ):
+                with attempt:
+                    return once()
+        except _Again as again:
+            failure = again.failure
+        except StripeRefused as refused:
+            failure = refused
+        else:
+            raise AssertionError("unreachable")
+        # What is refused before Stripe looks at the key says nothing about an earlier call with it.
+        if may_run and isinstance(failure, StripeRefused) and failure.status in (401, 403, 429):
+            raise StripeUnknown(
+                str(failure), status=failure.status, code=failure.code, request_id=failure.request_id
+            ) from failure
+        raise failure

@@ -1,0 +1,153 @@
+"""Invoices and customers ⇄ Stripe's parameters and objects. Pure.
+
+Parameters follow only from what the ledger says, so that every run sends the same ones under the same idempotency key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from schemas.customer import Customer
+from schemas.ledger import InvoiceFixed, StripeInvoice
+from schemas.period import SECOND_US, format_rfc3339
+
+API_VERSION = "2026-10-28.endive"
+"""The one version of calls and webhooks: the one that the installed SDK was made for."""
+
+INVOICE_ID = "usage_invoice_id"
+CUSTOMER_ID = "usage_customer_id"
+ORGANIZATION_ID = "usage_organization_id"
+LINE = "usage_line"
+
+
+def invoice_key(invoice_id: str, step: str, index: int, attempt: int) -> str:
+    """Idempotency key of a call for an invoice: the same for every run that makes this attempt."""
+    return f"{invoice_id}:{step}:{index}:{attempt}"
+
+
+def customer_call_key(organization_id: str, customer_id: str, *call: object) -> str:
+    """Idempotency key of a call for a customer. The ids are hashed: Stripe takes keys of up to 255 characters."""
+    parts = (organization_id, customer_id, *call)
+    return "customer:" + hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+# --- Ours → Stripe's --------------------------------------------------------------------------------------------------
+
+
+def invoice_params(fixed: InvoiceFixed, stripe_customer_id: str) -> dict[str, Any]:
+    """A draft that neither advances by itself nor takes in what else is pending for the customer.
+
+    Source: Stripe, "Create an invoice". Our prices exclude tax, so tax is said explicitly.
+    """
+    params: dict[str, Any] = {
+        "customer": stripe_customer_id,
+        "currency": fixed.currency,
+        "auto_advance": False,
+        "pending_invoice_items_behavior": "exclude",
+        "discounts": "",
+        "collection_method": fixed.seller.collection_method,
+        "automatic_tax": {"enabled": fixed.seller.tax_mode == "stripe_automatic"},
+        "metadata": invoice_metadata(fixed),
+    }
+    if fixed.seller.days_until_due is not None:
+        params["days_until_due"] = fixed.seller.days_until_due
+    if fixed.seller.tax_mode == "rates":
+        params["default_tax_rates"] = list(fixed.seller.tax_rates)
+    return params
+
+
+def invoice_metadata(fixed: InvoiceFixed) -> dict[str, str]:
+    """Ids, cycle and hash, no more: Stripe keeps 50 keys of 500 characters."""
+    return {
+        INVOICE_ID: fixed.invoice_id,
+        ORGANIZATION_ID: fixed.organization_id,
+        CUSTOMER_ID: fixed.customer_id,
+        "usage_subscription_id": fixed.subscription_id,
+        "usage_cycle_start": format_rfc3339(fixed.cycle_start),
+        "usage_cycle_end": format_rfc3339(fixed.cycle_end),
+        "usage_hash": fixed.hash,
+    }
+
+
+def item_params(fixed: InvoiceFixed, index: int, stripe_invoice_id: str, stripe_customer_id: str) -> dict[str, Any]:
+    """Line `index` of the invoice as one item: an integer amount over the time that is billed."""
+    line = fixed.lines[index]
+    params: dict[str, Any] = {
+        "customer": stripe_customer_id,
+        "invoice": stripe_invoice_id,
+        "currency": fixed.currency,
+        "amount": line.amount_minor,
+        "description": line.description,
+        "period": {"start": fixed.cycle_start // SECOND_US, "end": fixed.active_until // SECOND_US},
+        "metadata": {INVOICE_ID: fixed.invoice_id, LINE: str(index)},
+    }
+    if fixed.seller.tax_mode == "stripe_automatic":
+        params["tax_behavior"] = "exclusive"
+    return params
+
+
+def customer_params(customer: Customer) -> dict[str, Any]:
+    """Who is billed: name, email, address and tax ids, found again by the ids in the metadata."""
+    params: dict[str, Any] = {
+        "name": customer.name,
+        "metadata": {ORGANIZATION_ID: customer.organization_id, CUSTOMER_ID: customer.id},
+    }
+    if customer.email is not None:
+        params["email"] = customer.email
+    if customer.address is not None:
+        params["address"] = customer.address.model_dump(exclude_none=True)
+    if customer.tax_ids:
+        params["tax_id_data"] = [{"type": tax.type, "value": tax.value} for tax in customer.tax_ids]
+    return params
+
+
+# --- Stripe's → ours --------------------------------------------------------------------------------------------------
+
+
+def metadata_of(thing: Mapping[str, Any]) -> Mapping[str, str]:
+    return cast("Mapping[str, str]", thing.get("metadata") or {})
+
+
+def of_invoice(things: Iterable[Mapping[str, Any]], invoice_id: str) -> list[Mapping[str, Any]]:
+    """Those (invoices, items) that were made for the invoice; the order is kept."""
+    return [thing for thing in things if metadata_of(thing).get(INVOICE_ID) == invoice_id]
+
+
+def seen_invoice(thing: Mapping[str, Any], now_us: int) -> StripeInvoice:
+    """What we keep of Stripe's invoice object."""
+    transitions: Mapping[str, Any] = thing.get("status_transitions") or {}
+    failure: Mapping[str, Any] | None = thing.get("last_finalization_error")
+    finalized = thing["status"] != "draft"
+    ending = thing.get("ending_balance")
+    return StripeInvoice(
+        id=thing["id"],
+        status=thing["status"],
+        subtotal_minor=thing["subtotal"],
+        total_minor=thing["total"],
+        amount_due_minor=thing["amount_due"],
+        amount_paid_minor=thing["amount_paid"],
+        seen_at=now_us,
+        tax_minor=_tax(thing),
+        applied_balance_minor=(ending - thing["starting_balance"]) if finalized and ending is not None else 0,
+        number=thing.get("number"),
+        hosted_invoice_url=thing.get("hosted_invoice_url"),
+        invoice_pdf=thing.get("invoice_pdf"),
+        attempted=bool(thing.get("attempted")),
+        attempt_count=thing.get("attempt_count") or 0,
+        next_payment_attempt=_us(thing.get("next_payment_attempt")),
+        due_date=_us(thing.get("due_date")),
+        paid_at=_us(transitions.get("paid_at")),
+        finalization_error=failure.get("message") if failure else None,
+    )
+
+
+def _tax(thing: Mapping[str, Any]) -> int | None:
+    """Sum of all taxes; None where Stripe has computed none."""
+    taxes: list[Mapping[str, Any]] | None = thing.get("total_taxes")
+    return sum(tax["amount"] for tax in taxes) if taxes is not None else None
+
+
+def _us(seconds: int | None) -> int | None:
+    return None if seconds is None else seconds * SECOND_US
