@@ -75,9 +75,9 @@ class Settings(BaseSettings):
         int | None, Field(ge=1, description="calls to Stripe at most; none: Stripe's own limit, and no limit elsewhere")
     ] = None
     stripe_timeout_seconds: Annotated[float, Field(gt=0, description="one call to Stripe may take this long")] = 20.0
-    stripe_retry_seconds: Annotated[float, Field(gt=0, description="a failing call to Stripe is repeated for this long")] = (
-        30.0
-    )
+    stripe_retry_seconds: Annotated[
+        float, Field(gt=0, description="a failing call to Stripe is repeated for this long")
+    ] = 30.0
 
     billing_seconds: Annotated[float, Field(gt=0, description="`billing` looks for due cycles this often")] = 30.0
     billing_concurrency: Annotated[int, Field(ge=1, le=256, description="customers invoiced at the same time")] = 16
