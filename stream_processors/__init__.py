@@ -1,0 +1,1 @@
+"""usage.events → live totals and alerts (aggregator), rows in ClickHouse (sink)."""

@@ -1,0 +1,134 @@
+"""messages of usage.events → one Avro object container file, without decoding an event. Pure.
+
+A record (epoch, partition, offset, batch) has as its bytes exactly the three varints and then the message's own datum.
+So each message becomes one block of a container file by concatenation. Blocks end with the file's sync marker, 16 bytes
+that no message can know: a damaged message that is too short or too long for its block does not meet the marker, the
+engine refuses the file, and no message borrows its neighbour's bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import fastavro
+
+from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH, SCHEMA_ID, SCHEMA_JSON
+
+SYNC_LENGTH = 16
+_MAGIC = b"Obj\x01"
+_ONE_RECORD = b"\x02"  # the number 1 as Avro writes it
+_BATCH_ID_LENGTH = 16
+_VARINT_LENGTH_MAX = 10
+
+
+class Unreadable(ValueError):
+    """A message that is no batch in a schema that we know. code: the reason, machine-readable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of usage.events and where it is in the log.
+
+    schema_id, received_at (µs since 1970) and events (how many; a lower bound where a writer splits its arrays into
+    blocks) are read from its head; payload is the whole value, framing included.
+    """
+
+    epoch: int
+    partition: int
+    offset: int
+    payload: bytes
+    key: bytes | None
+    schema_id: int
+    received_at: int
+    events: int
+
+
+def read_head(epoch: int, partition: int, offset: int, payload: bytes | None, key: bytes | None) -> Message:
+    """The message with what its first bytes tell. Raises Unreadable for wrong framing or an unknown schema."""
+    if payload is None or len(payload) < HEADER_LENGTH or payload[0] != 0:
+        head = "no value" if payload is None else payload[:HEADER_LENGTH].hex()
+        raise Unreadable("framing", f"no Confluent framing: {head}")
+    schema_id = int.from_bytes(payload[1:HEADER_LENGTH], "big")
+    if schema_id not in WRITERS:
+        raise Unreadable("unknown_schema", f"schema id {schema_id} is unknown")
+    received_at, at = _long(payload, HEADER_LENGTH + _BATCH_ID_LENGTH)
+    events, _ = _long(payload, at)
+    # A negative count is followed by the block's size in bytes; its absolute value counts.
+    events = abs(events)
+    if not 1 <= events <= EVENTS_PER_MESSAGE_MAX:
+        raise Unreadable("event_count", f"{events} events in one message")
+    return Message(epoch, partition, offset, payload, key, schema_id, received_at, events)
+
+
+def _long(data: bytes, at: int) -> tuple[int, int]:
+    """The zigzag varint at a position, and the position after it. Raises Unreadable."""
+    result = shift = 0
+    for byte in data[at : at + _VARINT_LENGTH_MAX]:
+        at += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (result >> 1) ^ -(result & 1), at
+        shift += 7
+    raise Unreadable("truncated", "the message ends, or goes astray, in its head")
+
+
+def long_bytes(number: int) -> bytes:
+    """A long as Avro writes it: zigzag, seven bits a byte, least first."""
+    rest, out = (number << 1) ^ (number >> 63), bytearray()
+    while rest & ~0x7F:
+        out.append((rest & 0x7F) | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def stored_schema(writer: Mapping[str, Any]) -> dict[str, Any]:
+    """The record that the container says it holds: coordinates, then the fields of the writer's batch."""
+    coordinates = (("kafka_epoch", "int"), ("kafka_partition", "int"), ("kafka_offset", "long"))
+    fields = [{"name": name, "type": kind} for name, kind in coordinates]
+    return {"type": "record", "name": "StoredBatch", "fields": [*fields, *writer["fields"]]}
+
+
+def _container_head(writer: Mapping[str, Any]) -> bytes:
+    out = io.BytesIO()
+    out.write(_MAGIC)
+    metadata = {"avro.schema": json.dumps(stored_schema(writer)).encode(), "avro.codec": b"null"}
+    fastavro.schemaless_writer(out, cast(Any, {"type": "map", "values": "bytes"}), metadata)
+    return out.getvalue()
+
+
+# Schema id → the head of a container of that schema. A later version of UsageBatch is added here beside the first.
+WRITERS: dict[int, bytes] = {SCHEMA_ID: _container_head(SCHEMA_JSON)}
+
+
+def by_schema(messages: Iterable[Message]) -> dict[int, list[Message]]:
+    """Messages in their order, per writer's schema: each is a file of its own."""
+    groups: dict[int, list[Message]] = {}
+    for message in messages:
+        groups.setdefault(message.schema_id, []).append(message)
+    return groups
+
+
+def container(messages: Sequence[Message], sync: bytes) -> list[bytes | memoryview]:
+    """One object container file, in parts to be sent one after the other, so that no payload is copied.
+
+    messages: of one schema, at least one. sync: 16 random bytes, new for each file.
+    """
+    assert len(sync) == SYNC_LENGTH, "a marker that is no random 16 bytes protects nothing"
+    parts: list[bytes | memoryview] = [WRITERS[messages[0].schema_id], sync]
+    for message in messages:
+        assert message.schema_id == messages[0].schema_id, "a file has one schema"
+        coordinates = long_bytes(message.epoch) + long_bytes(message.partition) + long_bytes(message.offset)
+        size = len(coordinates) + len(message.payload) - HEADER_LENGTH
+        parts.append(_ONE_RECORD + long_bytes(size) + coordinates)
+        parts.append(memoryview(message.payload)[HEADER_LENGTH:])
+        parts.append(sync)
+    return parts

@@ -1,0 +1,1 @@
+"""What services share about ClickHouse: connection, migrations, epochs, coverage, exact totals and usage queries."""

@@ -1,0 +1,84 @@
+"""USAGE_CLICKHOUSE_DSN → a client of ClickHouse's HTTP interface: bounded waits, exact decimals, safe between threads."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
+from clickhouse_connect.driver.httputil import get_pool_manager
+
+from schemas.settings import Settings
+
+CONNECT_TIMEOUT_SECONDS = 5
+READ_TIMEOUT_SECONDS = 60
+_CONNECTIONS_MAX = 16
+
+# A customer never leaves its partition, so FINAL has nothing to collapse across them: it may work on each alone.
+_QUERY_SETTINGS = {"do_not_merge_across_partitions_select_final": 1}
+
+
+class WarehouseUnavailable(Exception):
+    """ClickHouse does not answer, or refuses what is none of the data's fault. Trying again may help."""
+
+
+def database_name(settings: Settings) -> str:
+    """The database that the DSN names; `usage` without one."""
+    return unquote(urlsplit(settings.clickhouse_dsn).path).strip("/") or "usage"
+
+
+def connect(
+    settings: Settings,
+    *,
+    database: str | None = None,
+    read_timeout_seconds: int = READ_TIMEOUT_SECONDS,
+    connect_timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
+) -> Client:
+    """A client of the DSN's database (or another one). Raises WarehouseUnavailable.
+
+    Threads may share it: it has no session, and its connections are pooled. Waits for an answer end after
+    read_timeout_seconds; no query is repeated behind the caller's back. Close it after use.
+    """
+    pool: Any = get_pool_manager(maxsize=_CONNECTIONS_MAX, block=False)
+    parts = urlsplit(settings.clickhouse_dsn)
+    try:
+        return clickhouse_connect.get_client(
+            dsn=parts._replace(path=f"/{database or database_name(settings)}").geturl(),
+            autogenerate_session_id=False,
+            compress=False,
+            query_retries=0,
+            connect_timeout=connect_timeout_seconds,
+            send_receive_timeout=read_timeout_seconds,
+            pool_mgr=pool,
+            settings=dict(_QUERY_SETTINGS),
+        )
+    except ClickHouseError as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> WarehouseUnavailable:
+    """The error, in one line and without the statement's text."""
+    return WarehouseUnavailable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+
+
+def server_code(error: Exception) -> int | None:
+    """ClickHouse's error code (system.errors) behind an exception; None: it did not answer with one."""
+    code = getattr(error, "code", None)
+    return code if isinstance(code, int) and not isinstance(error, OperationalError) else None
+
+
+__all__ = [
+    "CONNECT_TIMEOUT_SECONDS",
+    "READ_TIMEOUT_SECONDS",
+    "Client",
+    "ClickHouseError",
+    "DatabaseError",
+    "OperationalError",
+    "WarehouseUnavailable",
+    "connect",
+    "database_name",
+    "server_code",
+    "unavailable",
+]
