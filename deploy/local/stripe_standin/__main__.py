@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import cyclopts
+import uvloop
 from aiohttp import web
 
-from deploy.local.stripe_standin.app import BODY_BYTES_MAX, App
+from deploy.local.stripe_standin.app import App
 from deploy.local.stripe_standin.records import WebhookEndpoint
 from deploy.local.stripe_standin.state import API_VERSION, Scope, World, new_id
 
@@ -31,7 +32,9 @@ def main(*, port: int, path: Path, webhook_url: str | None = None, webhook_secre
     webhook_secret: what its events are signed with; made and printed when not given.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(port, path, webhook_url, webhook_secret))
+    for noisy in ("aiohttp.access", "httpx"):  # /_standin/requests tells more, for less
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uvloop.run(_serve(port, path, webhook_url, webhook_secret))
     return 0
 
 
@@ -47,7 +50,7 @@ async def _serve(port: int, path: Path, webhook_url: str | None, webhook_secret:
     stopped = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopped.set)
-    runner = web.ServerRunner(web.Server(app.handle, client_max_size=BODY_BYTES_MAX, access_log=None))
+    runner = web.ServerRunner(web.Server(app.handle))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=2).start()
     ticking = asyncio.create_task(app.tick())

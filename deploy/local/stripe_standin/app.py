@@ -44,7 +44,6 @@ from deploy.local.stripe_standin.store import Reply
 log = logging.getLogger(__name__)
 
 REQUESTS_LOGGED_MAX = 200_000
-BODY_BYTES_MAX = 4 * 1024 * 1024
 TICK_SECONDS = 0.5
 _SECRET_KEY = re.compile(r"(sk|rk)_test_\w+")
 _ACCOUNT = re.compile(r"acct_\w+")

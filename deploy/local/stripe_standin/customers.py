@@ -33,7 +33,6 @@ def render(scope: Scope, customer: Customer) -> Json:
         "balance": customer.balance,
         "created": customer.created,
         "currency": customer.currency,
-        "customer_account": None,
         "default_source": None,
         "delinquent": customer.delinquent,
         "description": customer.description,

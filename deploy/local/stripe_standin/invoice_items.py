@@ -2,7 +2,8 @@
 
 Source: Stripe API reference, "Invoice Items". Measured by others against test mode: an item made with `amount`
 gets a price and a product of its own; a pending item's period is its creation; lists are newest first.
-Not implemented, and refused by name: price_data, pricing, discounts, subscriptions.
+Not implemented, and refused by name: pricing (prices kept at Stripe), discounts, subscriptions. The stand-in has no
+products: the product that a price_data names is taken as it is.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from deploy.local.stripe_standin.totals import whole
 
 ITEMS_MAX = 250
 """Per invoice."""
-AMOUNT_MAX = 99_999_999
-"""Source: Stripe, "maximum charge amounts": eight digits; a sum over it is refused at finalization."""
 
 
 def render(scope: Scope, item: InvoiceItem) -> Json:
@@ -76,19 +75,36 @@ def _price(params: Json) -> tuple[Decimal, Decimal, int]:
     quantity = Decimal(params.get("quantity", params.get("quantity_decimal", 1)))
     if quantity < 0:
         raise InvalidParameter("Invalid non-negative integer", "quantity", "parameter_invalid_integer")
-    unit: Decimal | None = params.get("unit_amount_decimal")
+    unit = _unit_amount(params)
     if unit is None:
         if params.get("amount") is None:
             raise InvalidParameter("Missing required param: amount.", "amount", "parameter_missing")
         if "quantity" in params or "quantity_decimal" in params:
             raise InvalidParameter("You may only specify one of these parameters: amount, quantity.", "amount")
         return Decimal(1), Decimal(params["amount"]), params["amount"]
-    if "amount" in params:
-        raise InvalidParameter("You may only specify one of these parameters: amount, unit_amount_decimal.", "amount")
-    exponent = unit.as_tuple().exponent
+    return quantity, unit, whole(quantity * unit)
+
+
+def _unit_amount(params: Json) -> Decimal | None:
+    """The amount of one unit in minor units, None when the whole amount is given. Raises InvalidParameter."""
+    ways = [name for name in ("amount", "price_data", "unit_amount_decimal") if name in params]
+    if len(ways) > 1:
+        raise InvalidParameter(f"You may only specify one of these parameters: {', '.join(ways)}.", ways[0])
+    priced: Json = params.get("price_data") or params
+    if "unit_amount" in priced and "unit_amount_decimal" in priced:
+        message = "You may only specify one of these parameters: unit_amount, unit_amount_decimal."
+        raise InvalidParameter(message, "price_data[unit_amount]")
+    unit = priced.get("unit_amount_decimal", priced.get("unit_amount"))
+    if unit is None:
+        if "price_data" in params:
+            raise InvalidParameter(
+                "Missing required param: price_data[unit_amount].", "price_data[unit_amount]", "parameter_missing"
+            )
+        return None
+    exponent = Decimal(unit).as_tuple().exponent
     if not (isinstance(exponent, int) and exponent >= -12):
         raise InvalidParameter("Invalid decimal: at most 12 decimal places are allowed", "unit_amount_decimal")
-    return quantity, unit, whole(quantity * unit)
+    return Decimal(unit)
 
 
 def _period(params: Json, now: int) -> tuple[int, int]:
@@ -124,7 +140,7 @@ def create(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
         amount=amount,
         quantity=quantity,
         unit_amount=unit,
-        product=new_id("prod_", 14),
+        product=(params.get("price_data") or {}).get("product") or new_id("prod_", 14),
         price=new_id("price_1"),
         description=params.get("description"),
         period_start=start,
@@ -142,7 +158,7 @@ def create(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
 
 
 def _currency(params: Json, customer: Customer, invoice: Invoice | None) -> str:
-    given = params.get("currency")
+    given = params.get("currency") or (params.get("price_data") or {}).get("currency")
     currency = str(given).lower() if given else None
     if currency is not None and not (len(currency) == 3 and currency.isascii() and currency.isalpha()):
         raise refused(f"Invalid currency: {currency}", param="currency")
@@ -177,7 +193,7 @@ def _changeable(scope: Scope, id_: str) -> tuple[InvoiceItem, Invoice | None]:
 
 def update(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     item, invoice = _changeable(scope, path[0])
-    if {"amount", "quantity", "quantity_decimal", "unit_amount_decimal"} & params.keys():
+    if {"amount", "quantity", "quantity_decimal", "unit_amount_decimal", "price_data"} & params.keys():
         item.quantity, item.unit_amount, item.amount = _price(params)
     if "description" in params:
         item.description = params["description"]
@@ -224,7 +240,10 @@ def list_all(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     return page(newest(records), params, "/v1/invoiceitems", lambda i: render(scope, i), InvoiceItem.NOUN, matches)
 
 
-_PRICED = "amount quantity quantity_decimal unit_amount_decimal description discountable period metadata tax_rates"
+_PRICED = (
+    "amount quantity quantity_decimal unit_amount_decimal price_data.currency price_data.product"
+    " price_data.unit_amount price_data.unit_amount_decimal description discountable period metadata tax_rates"
+)
 
 ROUTES = (
     Route("POST", "/v1/invoiceitems", "InvoiceItemCreateParams", f"{_PRICED} customer invoice currency", create),

@@ -122,7 +122,7 @@ def render_charge(scope: Scope, charge: Charge) -> Json:
         "paid": charge.succeeded,
         "payment_intent": charge.payment_intent,
         "payment_method": charge.payment_method,
-        "payment_method_details": {"card": card_details(charge.card, charge.created), "type": "card"},
+        "payment_method_details": {"card": _charged_card(charge), "type": "card"},
         "receipt_email": None,
         "receipt_number": None,
         "receipt_url": f"https://pay.stripe.com/receipts/test_{charge.id}" if charge.succeeded else None,
@@ -135,6 +135,25 @@ def render_charge(scope: Scope, charge: Charge) -> Json:
         "status": "succeeded" if charge.succeeded else "failed",
         "transfer_data": None,
         "transfer_group": None,
+    }
+
+
+def _charged_card(charge: Charge) -> Json:
+    card = card_details(charge.card, charge.created)
+    return card | {
+        "amount_authorized": charge.amount if charge.succeeded else None,
+        "authorization_code": None,
+        "extended_authorization": {"status": "disabled"},
+        "incremental_authorization": {"status": "unavailable"},
+        "installments": None,
+        "mandate": None,
+        "multicapture": {"status": "unavailable"},
+        "network": card["brand"],
+        "network_token": {"used": False},
+        "network_transaction_id": None,
+        "overcapture": {"maximum_amount_capturable": charge.amount, "status": "unavailable"},
+        "three_d_secure": None,
+        "transaction_link_id": None,
     }
 
 
@@ -425,6 +444,24 @@ def retrieve_refund(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     return render_refund(scope, scope.get(Refund, path[0], "id"))
 
 
+def retrieve_dispute(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
+    del params
+    return render_dispute(scope, scope.get(Dispute, path[0], "id"))
+
+
+def list_disputes(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
+    del path
+    same = matching(params, charge="charge", payment_intent="payment_intent")
+    return page(
+        newest(scope.all(Dispute)),
+        params,
+        "/v1/disputes",
+        lambda d: render_dispute(scope, d),
+        Dispute.NOUN,
+        lambda d: same(d) and in_range(d.created, params.get("created")),
+    )
+
+
 def list_intents(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     del path
     same = matching(params, customer="customer")
@@ -503,4 +540,6 @@ ROUTES = (
     Route("POST", "/v1/refunds", "RefundCreateParams", "charge payment_intent amount reason metadata", create_refund),
     Route("GET", "/v1/refunds", "RefundListParams", f"{_PAGED} charge payment_intent created", list_refunds),
     Route("GET", "/v1/refunds/{}", "RefundRetrieveParams", "", retrieve_refund),
+    Route("GET", "/v1/disputes", "DisputeListParams", f"{_PAGED} charge payment_intent created", list_disputes),
+    Route("GET", "/v1/disputes/{}", "DisputeRetrieveParams", "", retrieve_dispute),
 )

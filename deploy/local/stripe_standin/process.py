@@ -73,7 +73,7 @@ class StripeStandin:
         self.stop()
         self._client.close()
 
-    def control(self, method: str, name: str, body: Json | None = None, **query: str) -> Any:
+    def control(self, method: str, name: str, body: Json | None = None, query: dict[str, str] | None = None) -> Any:
         """Call /_standin/NAME and return its JSON. Raises httpx.HTTPStatusError when it refuses."""
         answer = self._client.request(method, f"/_standin/{name}", json=body, params=query)
         if answer.is_error:
@@ -95,8 +95,8 @@ class StripeStandin:
     def requests(self, method: str | None = None, path: str | None = None) -> list[Json]:
         """The calls so far, oldest first."""
         query = {"method": method or "*", "path": path or "*"}
-        return self.control("GET", "requests", None, **query)["data"]
+        return self.control("GET", "requests", query=query)["data"]
 
     def charges(self, account: str = "") -> dict[str, Json]:
         """For every invoice that was charged: succeeded, failed (counts), amount, refunded (minor units)."""
-        return self.control("GET", "charges", None, account=account)["invoices"]
+        return self.control("GET", "charges", query={"account": account})["invoices"]
