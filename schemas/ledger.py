@@ -563,7 +563,8 @@ class InvoiceLedger:
         seen = _seen(known, record.stripe)
         if seen is known:
             return False
-        return self._put(replace(seen, reason=record.reason, updated_at=record.at))
+        over = seen.state in ("paid", "void")
+        return self._put(replace(seen, reason=record.reason or (None if over else known.reason), updated_at=record.at))
 
     def _customer(self, record: StripeCustomer) -> bool:
         key = (record.organization_id, record.customer_id, record.stripe_account_id)

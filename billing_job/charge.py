@@ -1,0 +1,332 @@
+"""a fixed invoice → draft, items, gate, finalized, paid at Stripe; its order recorded. Each step at most once.
+
+Which Stripe invoice belongs to an invoice is decided by the ledger: the first draft recorded. Only that one is ever
+finalized, so whatever a run that was killed or overtaken leaves behind is a draft that nobody pays, and is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+
+from billing_job.gate import explained, subtotal_differences
+from billing_job.steps import Begun, Billing, InvoiceStopped, Outcome, begin, done, failed, may_be_done, take
+from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused
+from billing_job.stripe_objects import LINE, invoice_key, invoice_params, item_params, metadata_of, of_invoice
+from schemas.currency import from_minor
+from schemas.decimals import plain
+from schemas.ledger import Invoice, InvoiceFixed, InvoiceStep, OrderRecorded, StepKey, StripeInvoice, order_id
+
+log = structlog.get_logger(__name__)
+
+_DRAFT: StepKey = ("draft", 0)
+_FINALIZE: StepKey = ("finalize", 0)
+_PAY: StepKey = ("pay", 0)
+_VOID: StepKey = ("void", 0)
+# Of several that a lost ledger left behind, the one that went furthest is the one.
+_ADOPTED_FIRST = ("paid", "open", "uncollectible", "draft", "void")
+
+
+def settle_zero(billing: Billing, fixed: InvoiceFixed) -> Invoice:
+    """An invoice of 0 has nothing to charge: no Stripe invoice, paid, an order of 0. The counts agree already."""
+    _pass_gate(billing, fixed)
+    now = billing.clock()
+    _record_order(billing, fixed, amount_paid_minor=0, paid_at=now)
+    return billing.invoice(fixed.invoice_id)
+
+
+def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, listed: Callable[[], list[Json]]) -> Invoice:
+    """Take the invoice as far as it goes: the counts agree already, Stripe's subtotal is still to.
+
+    listed: the customer's invoices at Stripe as they were when its first invoice was looked at.
+    Raises StripeFailure with the result recorded, InvoiceStopped, LedgerUnavailable.
+    """
+    seen, fresh = _draft(billing, fixed, stripe_customer_id, listed)
+    if seen["status"] == "draft":
+        _items(billing, fixed, seen["id"], stripe_customer_id, fresh=fresh)
+        seen = billing.api.invoice(seen["id"], fixed.seller.stripe_account_id)
+        if not _subtotal_agrees(billing, fixed, seen):
+            return billing.invoice(fixed.invoice_id)
+        _pass_gate(billing, fixed)
+        seen = _finalize(billing, fixed, seen["id"])
+    else:
+        observe(billing, billing.invoice(fixed.invoice_id), seen)
+    if seen["status"] in ("open", "paid") and not _subtotal_agrees(billing, fixed, seen):
+        if seen["status"] == "open":  # Stripe would charge it by itself
+            _void(billing, fixed, seen["id"])
+        return billing.invoice(fixed.invoice_id)
+    if seen["status"] == "open" and fixed.seller.collection_method == "charge_automatically":
+        _pay(billing, fixed, seen["id"])
+    return record_order_if_paid(billing, fixed.invoice_id)
+
+
+def observe(billing: Billing, invoice: Invoice, seen: Json) -> Invoice:
+    """Record what Stripe shows of an invoice, where it is news; and its order when it is paid."""
+    assert invoice.fixed is not None
+    record = billing.record(invoice.fixed, "observe", "done", seen=seen)
+    if record.stripe is not None and is_news(record.stripe, invoice.stripe):
+        billing.log.append(record)
+    return record_order_if_paid(billing, invoice.id)
+
+
+def is_news(seen: StripeInvoice, known: StripeInvoice | None) -> bool:
+    """Whether the facts say anything that the ledger does not have."""
+    return known is None or msgspec.structs.replace(seen, seen_at=known.seen_at) != known
+
+
+def record_order_if_paid(billing: Billing, invoice_id: str) -> Invoice:
+    """The order of an invoice that Stripe shows as paid, once."""
+    invoice = billing.invoice(invoice_id)
+    if invoice.state == "paid" and invoice.order is None:
+        assert invoice.fixed is not None
+        assert invoice.stripe is not None
+        _record_order(
+            billing,
+            invoice.fixed,
+            amount_paid_minor=invoice.stripe.amount_paid_minor,
+            paid_at=invoice.stripe.paid_at or invoice.stripe.seen_at,
+        )
+    return billing.invoice(invoice_id)
+
+
+def _record_order(billing: Billing, fixed: InvoiceFixed, *, amount_paid_minor: int, paid_at: int) -> None:
+    if billing.invoice(fixed.invoice_id).order is not None:
+        return
+    billing.log.append(
+        OrderRecorded(
+            order_id=order_id(fixed.invoice_id),
+            invoice_id=fixed.invoice_id,
+            organization_id=fixed.organization_id,
+            customer_id=fixed.customer_id,
+            subscription_id=fixed.subscription_id,
+            currency=fixed.currency,
+            amount_paid=plain(from_minor(amount_paid_minor, fixed.currency)),
+            amount_paid_minor=amount_paid_minor,
+            paid_at=paid_at,
+            recorded_at=billing.clock(),
+            writer=billing.log.writer,
+        )
+    )
+
+
+# --- Gate -------------------------------------------------------------------------------------------------------------
+
+
+def _pass_gate(billing: Billing, fixed: InvoiceFixed) -> None:
+    if billing.invoice(fixed.invoice_id).gate != "done":
+        billing.log.append(billing.record(fixed, "gate", "done"))
+
+
+def hold(billing: Billing, fixed: InvoiceFixed, reason: str) -> None:
+    """Record that the totals differ; the same news is not written twice."""
+    invoice = billing.invoice(fixed.invoice_id)
+    if invoice.gate != "failed" or invoice.reason != reason:
+        billing.log.append(billing.record(fixed, "gate", "failed", reason=reason))
+
+
+def _subtotal_agrees(billing: Billing, fixed: InvoiceFixed, seen: Json) -> bool:
+    differences = subtotal_differences(fixed, seen["subtotal"])
+    if differences:
+        reason = explained(differences)
+        log.error("invoice_held", invoice=fixed.invoice_id, stripe_invoice=seen["id"], reason=reason)
+        hold(billing, fixed, reason)
+    return not differences
+
+
+# --- Draft ------------------------------------------------------------------------------------------------------------
+
+
+def _draft(
+    billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, listed: Callable[[], list[Json]]
+) -> tuple[Json, bool]:
+    """The Stripe invoice in use, and whether this run has just made it, empty."""
+    account = fixed.seller.stripe_account_id
+    invoice = billing.invoice(fixed.invoice_id)
+    if invoice.stripe_invoice_id is not None:
+        try:
+            return billing.api.invoice(invoice.stripe_invoice_id, account), False
+        except StripeRefused as refused:
+            if refused.status != 404:
+                raise
+        # Someone deleted the draft at Stripe. (What was finalized can't be deleted.)
+        gone = billing.record(fixed, "discard", "done", object_id=invoice.stripe_invoice_id, reason="draft was deleted")
+        if not billing.log.append(gone):
+            raise InvoiceStopped(f"Stripe does not know its finalized invoice {invoice.stripe_invoice_id}")
+    made_here = False
+
+    def find() -> Outcome | None:
+        return _adopted(of_invoice(billing.api.invoices_of(stripe_customer_id, account), fixed.invoice_id))
+
+    def make(key: str, may_have_run: bool) -> Outcome:
+        nonlocal made_here
+        # The ledger has no draft, but Stripe may: where the ledger was lost and began anew.
+        known = None if may_have_run else _adopted(of_invoice(listed(), fixed.invoice_id))
+        if known is not None:
+            return known
+        made = billing.api.create_invoice(
+            invoice_params(fixed, stripe_customer_id), account, key, may_have_run=may_have_run
+        )
+        made_here = not may_have_run
+        return Outcome(made)
+
+    found = take(billing, fixed, _DRAFT, find=find, call=make)
+    in_use = billing.invoice(fixed.invoice_id).stripe_invoice_id
+    if in_use is None:
+        raise InvoiceStopped("another run has begun the draft anew")
+    if in_use != found["id"]:
+        discard(billing, fixed, found)
+        return billing.api.invoice(in_use, account), False
+    return found, made_here
+
+
+def _adopted(found: list[Json]) -> Outcome | None:
+    """Of the Stripe invoices made for one of ours, oldest first, the one to use."""
+    for status in _ADOPTED_FIRST:
+        for thing in found:
+            if thing["status"] == status:
+                return Outcome(thing)
+    return None
+
+
+def discard(billing: Billing, fixed: InvoiceFixed, stray: Json) -> None:
+    """Remove a Stripe invoice that is not the one in use: a draft is deleted, an open one voided."""
+    account = fixed.seller.stripe_account_id
+    log.warning("second_stripe_invoice", invoice=fixed.invoice_id, stray=stray["id"], status=stray["status"])
+    match stray["status"]:
+        case "draft":
+            billing.api.delete_invoice(stray["id"], account)
+        case "open" | "uncollectible":
+            billing.api.void(stray["id"], account, invoice_key(stray["id"], "void", 0, 1), may_have_run=True)
+        case "paid":
+            log.critical("charged_twice", invoice=fixed.invoice_id, stray=stray["id"])
+            hold(billing, fixed, f"Stripe invoice {stray['id']} was paid for the same cycle: refund it")
+            return
+        case _:
+            return
+    billing.log.append(
+        billing.record(fixed, "discard", "done", object_id=stray["id"], reason=f"a second one, {stray['status']}")
+    )
+
+
+def discard_strays(billing: Billing, invoice: Invoice, listed: list[Json]) -> None:
+    """Remove what the listing holds for an invoice besides the one in use."""
+    if invoice.fixed is None or invoice.stripe_invoice_id is None:
+        return
+    for thing in of_invoice(listed, invoice.id):
+        if thing["id"] != invoice.stripe_invoice_id and thing["status"] != "void":
+            discard(billing, invoice.fixed, thing)
+
+
+# --- Items ------------------------------------------------------------------------------------------------------------
+
+
+def _items(
+    billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, stripe_customer_id: str, *, fresh: bool
+) -> None:
+    """Every line of the invoice on the draft, once."""
+    present = {} if fresh else _present(billing, fixed, stripe_invoice_id)
+    steps = billing.invoice(fixed.invoice_id).steps
+    missing: list[StepKey] = []
+    for index in range(len(fixed.lines)):
+        known = steps.get(("item", index))
+        if known is None or known.phase != "done":
+            missing.append(("item", index))
+    begun = begin(billing, fixed, missing)
+    records: list[InvoiceStep] = []
+    try:
+        for key in missing:
+            item = present.get(key[1])
+            if item is None:
+                params = item_params(fixed, key[1], stripe_invoice_id, stripe_customer_id)
+                item = _item(billing, fixed, key, begun[key], params)
+            records.append(done(billing, fixed, key, begun[key].attempt, Outcome(item)))
+    finally:
+        billing.log.append_all(records)
+
+
+def _item(billing: Billing, fixed: InvoiceFixed, key: StepKey, begun: Begun, params: Json) -> Json:
+    idempotency_key = invoice_key(fixed.invoice_id, *key, begun.attempt)
+    try:
+        return billing.api.create_item(
+            params, fixed.seller.stripe_account_id, idempotency_key, may_have_run=not begun.fresh
+        )
+    except StripeFailure as failure:
+        found = _present(billing, fixed, params["invoice"]).get(key[1]) if may_be_done(failure) else None
+        if found is not None:
+            return found
+        failed(billing, fixed, key, begun, failure)
+        raise
+
+
+def _present(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> Mapping[int, Json]:
+    """Line → its item on the draft. A second one of a line, left by runs that overtook one another, is removed."""
+    account = fixed.seller.stripe_account_id
+    present: dict[int, Json] = {}
+    for item in of_invoice(billing.api.items_of(stripe_invoice_id, account), fixed.invoice_id):
+        line = int(metadata_of(item).get(LINE, "-1"))
+        if line in present:
+            log.warning("second_item", invoice=fixed.invoice_id, line=line, item=item["id"])
+            billing.api.delete_item(item["id"], account)
+        else:
+            present[line] = item
+    return present
+
+
+# --- Finalize, pay ----------------------------------------------------------------------------------------------------
+
+
+def _finalize(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> Json:
+    account = fixed.seller.stripe_account_id
+
+    def find() -> Outcome | None:
+        seen = billing.api.invoice(stripe_invoice_id, account)
+        return None if seen["status"] == "draft" else Outcome(seen)
+
+    def call(key: str, may_have_run: bool) -> Outcome:
+        return Outcome(billing.api.finalize(stripe_invoice_id, account, key, may_have_run=may_have_run))
+
+    return take(billing, fixed, _FINALIZE, find=find, call=call)
+
+
+def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
+    """One attempt of ours at the payment. Whatever it brings, what follows is Stripe's schedule."""
+    account = fixed.seller.stripe_account_id
+    known = billing.invoice(fixed.invoice_id).attempt("pay")
+    if known is not None and known.phase == "done":
+        return
+
+    def find() -> Outcome | None:
+        seen = billing.api.invoice(stripe_invoice_id, account)
+        if seen["status"] == "open" and seen["attempted"]:
+            return Outcome(seen, code="payment_failed", reason="the payment failed")
+        return None if seen["status"] == "open" else Outcome(seen)
+
+    def call(key: str, may_have_run: bool) -> Outcome:
+        try:
+            return Outcome(billing.api.pay(stripe_invoice_id, account, key, may_have_run=may_have_run))
+        except StripeDeclined as declined:
+            refusal: StripeFailure = declined
+        except StripeRefused as refused:
+            # 400: there is nothing to pay with, or it is paid already. To ask again would bring the same.
+            if refused.status != 400 or isinstance(refused, IdempotencyMisuse):
+                raise
+            refusal = refused
+        seen = billing.api.invoice(stripe_invoice_id, account)
+        return Outcome(seen) if seen["status"] == "paid" else Outcome(seen, refusal.code, refusal.reason)
+
+    take(billing, fixed, _PAY, find=find, call=call)
+
+
+def _void(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
+    account = fixed.seller.stripe_account_id
+
+    def find() -> Outcome | None:
+        seen = billing.api.invoice(stripe_invoice_id, account)
+        return Outcome(seen) if seen["status"] == "void" else None
+
+    def call(key: str, may_have_run: bool) -> Outcome:
+        return Outcome(billing.api.void(stripe_invoice_id, account, key, may_have_run=may_have_run))
+
+    take(billing, fixed, _VOID, find=find, call=call)

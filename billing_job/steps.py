@@ -1,0 +1,212 @@
+"""A step of an invoice → ledger, Stripe, ledger: the intent before the call, the result after it.
+
+An attempt that another run began, or that this one left behind when it was killed, is never repeated blindly: the
+objects at Stripe are looked at first, and the call goes out under the same idempotency key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from billing_job.ledger import LedgerLog
+from billing_job.stripe_api import (
+    IdempotencyMisuse,
+    Json,
+    StripeApi,
+    StripeFailure,
+    StripeRefused,
+    StripeReplayed,
+    StripeUnknown,
+)
+from billing_job.stripe_objects import invoice_key, seen_invoice
+from schemas.ledger import Invoice, InvoiceFixed, InvoiceStep, Phase, StepKey, StepName
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step came to. thing: the object at Stripe. code, reason: of a refusal that is a result, not a failure."""
+
+    thing: Json
+    code: str | None = None
+    reason: str | None = None
+
+
+Find = Callable[[], Outcome | None]
+Call = Callable[[str, bool], Outcome]
+"""(idempotency key, whether an earlier call with it may have run) → what came of it."""
+
+_ATTEMPTS_MAX = 3  # in one run; only a kept 5xx lets the next one begin at once
+_BACKOFF_SECONDS = 60
+_BACKOFF_SECONDS_MAX = 6 * 3600
+
+
+class InvoiceStopped(Exception):
+    """This invoice can't go on in this run; the message says why. Others can."""
+
+
+def system_clock() -> int:
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Billing:
+    """What every step needs. clock: µs since 1970. scheduled: failed steps wait longer from attempt to attempt."""
+
+    log: LedgerLog
+    api: StripeApi
+    clock: Callable[[], int] = system_clock
+    scheduled: bool = False
+
+    def invoice(self, invoice_id: str) -> Invoice:
+        """As the ledger has it now; it is there."""
+        found = self.log.state.get(invoice_id)
+        assert found is not None
+        return found
+
+    def record(
+        self,
+        fixed: InvoiceFixed,
+        step: StepName,
+        phase: Phase,
+        *,
+        attempt: int = 1,
+        index: int = 0,
+        object_id: str | None = None,
+        code: str | None = None,
+        reason: str | None = None,
+        seen: Json | None = None,
+    ) -> InvoiceStep:
+        """A record of this run, not written yet. seen: an invoice as Stripe showed it."""
+        now = self.clock()
+        return InvoiceStep(
+            invoice_id=fixed.invoice_id,
+            organization_id=fixed.organization_id,
+            customer_id=fixed.customer_id,
+            step=step,
+            phase=phase,
+            at=now,
+            attempt=attempt,
+            index=index,
+            object_id=object_id,
+            code=code,
+            reason=reason,
+            stripe=None if seen is None else seen_invoice(seen, now),
+            writer=self.log.writer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """fresh: this run's intent is the one in the ledger, so no call with this attempt's key was made before."""
+
+    attempt: int
+    fresh: bool
+
+
+def waits_until(begun_at_us: int, attempt: int) -> int:
+    """When a scheduled run tries again what failed for certain: minutes first, hours later. µs."""
+    return begun_at_us + min(_BACKOFF_SECONDS * 2 ** min(attempt, 20), _BACKOFF_SECONDS_MAX) * 1_000_000
+
+
+def begin(billing: Billing, fixed: InvoiceFixed, keys: Iterable[StepKey]) -> dict[StepKey, Begun]:
+    """The attempt to make of each step; new ones are in the ledger when this returns. Raises InvoiceStopped."""
+    begun: dict[StepKey, Begun] = {}
+    intents: list[InvoiceStep] = []
+    steps = billing.invoice(fixed.invoice_id).steps
+    for key in keys:
+        known = steps.get(key)
+        if known is None:
+            intents.append(billing.record(fixed, key[0], "intent", index=key[1]))
+        elif known.may_advance:
+            if billing.scheduled and billing.clock() < waits_until(known.begun_at, known.number):
+                raise InvoiceStopped(f"{key[0]} failed ({known.reason}) and is tried again later")
+            intents.append(billing.record(fixed, key[0], "intent", attempt=known.number + 1, index=key[1]))
+        elif known.phase in ("intent", "unknown"):
+            begun[key] = Begun(known.number, fresh=False)
+        else:
+            raise InvoiceStopped(f"{key[0]} is {known.phase}: {known.reason}")
+    won = billing.log.append_all(intents)
+    for intent, is_won in zip(intents, won, strict=True):
+        begun[intent.step, intent.index] = Begun(intent.attempt, fresh=is_won)
+    return begun
+
+
+def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, call: Call) -> Json:
+    """Make the step's call once, whatever happened before, and record what came of it.
+
+    find: looks whether what the call is for is there already. Returns the object; raises StripeFailure, with the
+    result recorded, or InvoiceStopped.
+    """
+    for _ in range(_ATTEMPTS_MAX):
+        begun = begin(billing, fixed, [key])[key]
+        outcome = None if begun.fresh else find()
+        if outcome is None:
+            try:
+                outcome = call(invoice_key(fixed.invoice_id, *key, begun.attempt), not begun.fresh)
+            except StripeFailure as failure:
+                # What is refused may be so because it is done: finalized or paid by another run.
+                outcome = find() if may_be_done(failure) else None
+                if outcome is None:
+                    failed(billing, fixed, key, begun, failure)
+                    if isinstance(failure, StripeReplayed):
+                        continue
+                    raise
+        billing.log.append(done(billing, fixed, key, begun.attempt, outcome))
+        return outcome.thing
+    raise InvoiceStopped(f"{key[0]}: Stripe keeps answering with an error of its own")
+
+
+def may_be_done(failure: StripeFailure) -> bool:
+    """Whether a look at the objects can tell more than this failure does."""
+    if isinstance(failure, StripeReplayed):
+        return True
+    certain = isinstance(failure, StripeRefused) and not isinstance(failure, IdempotencyMisuse)
+    return certain and failure.status not in (401, 403, 429)
+
+
+def failed(billing: Billing, fixed: InvoiceFixed, key: StepKey, begun: Begun, failure: StripeFailure) -> None:
+    """Record a failure: certain ones let the next attempt begin."""
+    certain = isinstance(failure, StripeRefused | StripeReplayed)
+    log.warning(
+        "stripe_call_failed",
+        invoice=fixed.invoice_id,
+        step=key[0],
+        certain=certain,
+        reason=failure.reason,
+        request=failure.request_id,
+    )
+    known = billing.invoice(fixed.invoice_id).steps.get(key)
+    if isinstance(failure, StripeUnknown) and not certain and known is not None and known.reason == failure.reason:
+        return  # the same news again
+    billing.log.append(
+        billing.record(
+            fixed,
+            key[0],
+            "failed" if certain else "unknown",
+            attempt=begun.attempt,
+            index=key[1],
+            code=failure.code,
+            reason=failure.reason,
+        )
+    )
+
+
+def done(billing: Billing, fixed: InvoiceFixed, key: StepKey, attempt: int, outcome: Outcome) -> InvoiceStep:
+    """The record of a step that was made, not written yet."""
+    return billing.record(
+        fixed,
+        key[0],
+        "done",
+        attempt=attempt,
+        index=key[1],
+        object_id=outcome.thing["id"],
+        code=outcome.code,
+        reason=outcome.reason,
+        seen=outcome.thing if outcome.thing["object"] == "invoice" else None,
+    )

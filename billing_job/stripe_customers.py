@@ -1,0 +1,177 @@
+"""customer → Stripe customer with its payment method: given, or made once, at the first invoice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from billing_job.steps import Billing, InvoiceStopped, waits_until
+from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused, StripeReplayed
+from billing_job.stripe_objects import CUSTOMER_ID, ORGANIZATION_ID, customer_call_key, customer_params, metadata_of
+from schemas.customer import Customer
+from schemas.ledger import Phase, StripeCustomer, StripeCustomerState
+from schemas.period import SECOND_US
+
+log = structlog.get_logger(__name__)
+
+_ATTEMPTS_MAX = 3
+_CLOCK_SLACK_SECONDS = 24 * 3600  # between our clock and Stripe's; a listing that begins too early costs a page
+
+
+def ensure_stripe_customer(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState:
+    """The customer at Stripe in force, made if there is none, with the catalog's payment method attached.
+
+    A payment method that is refused is recorded with the reason and stops nothing: the invoice is made and stays open.
+    Raises StripeFailure, InvoiceStopped, LedgerUnavailable.
+    """
+    known = _state(billing, customer, account)
+    if known is None or known.stripe_customer_id is None:
+        known = _link(billing, customer, account)
+    if customer.stripe_customer_id not in (None, known.stripe_customer_id):
+        # Invoices of one customer stay together: the first link is the one in force.
+        log.warning("stripe_customer_differs", customer=customer.id, in_force=known.stripe_customer_id)
+    if customer.payment_method is not None and customer.payment_method != known.payment_method:
+        known = _attach(billing, customer, account, known)
+    return known
+
+
+def _state(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState | None:
+    return billing.log.state.customer(customer.organization_id, customer.id, account)
+
+
+def _record(
+    billing: Billing,
+    customer: Customer,
+    account: str | None,
+    phase: Phase,
+    *,
+    attempt: int = 1,
+    stripe_customer_id: str | None = None,
+    payment_method: str | None = None,
+    default_payment_method: str | None = None,
+    failure: StripeFailure | None = None,
+) -> StripeCustomer:
+    return StripeCustomer(
+        organization_id=customer.organization_id,
+        customer_id=customer.id,
+        phase=phase,
+        at=billing.clock(),
+        attempt=attempt,
+        stripe_account_id=account,
+        stripe_customer_id=stripe_customer_id,
+        payment_method=payment_method,
+        default_payment_method=default_payment_method,
+        code=failure.code if failure else None,
+        reason=failure.reason if failure else None,
+        writer=billing.log.writer,
+    )
+
+
+def _in_force(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState:
+    found = _state(billing, customer, account)
+    assert found is not None
+    assert found.stripe_customer_id is not None
+    return found
+
+
+def _link(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState:
+    """Record the customer that was given, or make one."""
+    if customer.stripe_customer_id is not None:
+        given = _record(billing, customer, account, "done", stripe_customer_id=customer.stripe_customer_id)
+        billing.log.append(given)
+        return _in_force(billing, customer, account)
+    for _ in range(_ATTEMPTS_MAX):
+        attempt, fresh, begun_at = _begin(billing, customer, account)
+        try:
+            made = None if fresh else _find(billing, customer, account, begun_at)
+            if made is None:
+                key = customer_call_key(customer.organization_id, customer.id, "create", attempt)
+                made = billing.api.create_customer(customer_params(customer), account, key, may_have_run=not fresh)
+        except StripeReplayed as failure:
+            made = _find(billing, customer, account, begun_at)
+            if made is None:
+                billing.log.append(_record(billing, customer, account, "failed", attempt=attempt, failure=failure))
+                continue
+        except StripeFailure as failure:
+            phase: Phase = "failed" if isinstance(failure, StripeRefused) else "unknown"
+            billing.log.append(_record(billing, customer, account, phase, attempt=attempt, failure=failure))
+            raise
+        billing.log.append(_record(billing, customer, account, "done", attempt=attempt, stripe_customer_id=made["id"]))
+        return _in_force(billing, customer, account)
+    raise InvoiceStopped("customer: Stripe keeps answering with an error of its own")
+
+
+def _begin(billing: Billing, customer: Customer, account: str | None) -> tuple[int, bool, int]:
+    """(attempt, whether no call with its key was made before, when it began)."""
+    known = _state(billing, customer, account)
+    if known is not None and not known.attempt.may_advance:
+        if known.attempt.phase == "failed":
+            raise InvoiceStopped(f"the customer can't be made at Stripe: {known.reason}")
+        return known.attempt.number, False, known.attempt.begun_at
+    if known is not None and billing.scheduled:
+        later = waits_until(known.attempt.begun_at, known.attempt.number)
+        if billing.clock() < later:
+            raise InvoiceStopped(f"the customer could not be made at Stripe ({known.reason}) and is tried again later")
+    intent = _record(billing, customer, account, "intent", attempt=known.attempt.number + 1 if known else 1)
+    return intent.attempt, billing.log.append(intent), intent.at
+
+
+def _find(billing: Billing, customer: Customer, account: str | None, begun_at: int) -> Json | None:
+    """The oldest customer at Stripe that was made for ours since the attempt began."""
+    since = begun_at // SECOND_US - _CLOCK_SLACK_SECONDS
+    wanted = {ORGANIZATION_ID: customer.organization_id, CUSTOMER_ID: customer.id}
+    for found in billing.api.customers_since(since, account):
+        if wanted.items() <= metadata_of(found).items():
+            return found
+    return None
+
+
+def _attach(
+    billing: Billing, customer: Customer, account: str | None, known: StripeCustomerState
+) -> StripeCustomerState:
+    """Attach the catalog's payment method and make it the default of the customer's invoices."""
+    assert customer.payment_method is not None
+    assert known.stripe_customer_id is not None
+    method_id, failure = None, None
+    try:
+        method_id = _attached(billing, customer, customer.payment_method, known, account)
+    except (StripeDeclined, StripeRefused) as error:
+        if isinstance(error, IdempotencyMisuse) or error.status in (401, 403, 429):
+            raise
+        log.warning("payment_method_refused", customer=customer.id, reason=error.reason)
+        failure = error
+    billing.log.append(
+        _record(
+            billing,
+            customer,
+            account,
+            "done",
+            attempt=known.attempt.number,
+            stripe_customer_id=known.stripe_customer_id,
+            payment_method=customer.payment_method,
+            default_payment_method=method_id,
+            failure=failure,
+        )
+    )
+    return _in_force(billing, customer, account)
+
+
+def _attached(
+    billing: Billing, customer: Customer, payment_method: str, known: StripeCustomerState, account: str | None
+) -> str:
+    """Id of the payment method at Stripe. The calls need no record: repeated under their keys they change nothing."""
+    stripe_customer_id = known.stripe_customer_id
+    assert stripe_customer_id is not None
+
+    def key(call: str) -> str:
+        # The state that this starts from is part of it: a method that comes back after another is attached again.
+        return customer_call_key(customer.organization_id, customer.id, call, payment_method, known.attempt.begun_at)
+
+    if payment_method.startswith("tok_"):
+        params: dict[str, Any] = {"type": "card", "card": {"token": payment_method}}
+        payment_method = billing.api.create_payment_method(params, account, key("method"))["id"]
+    method_id: str = billing.api.attach_payment_method(payment_method, stripe_customer_id, account, key("attach"))["id"]
+    default = {"invoice_settings": {"default_payment_method": method_id}}
+    billing.api.update_customer(stripe_customer_id, default, account, key("default"))
+    return method_id
