@@ -34,8 +34,8 @@ def check_topology(settings: Settings, catalog: CatalogStore) -> None:
     recorded = catalog.view.get(Topology, "", USAGE_EVENTS)
     if recorded is not None and recorded.event_partitions != settings.event_partitions:
         raise TopicMismatch(
-            f"USAGE_EVENT_PARTITIONS is {settings.event_partitions}, the first start recorded {recorded.event_partitions}: "
-            "a customer's events would no longer meet in one partition"
+            f"USAGE_EVENT_PARTITIONS is {settings.event_partitions}, the first start recorded "
+            f"{recorded.event_partitions}: a customer's events would no longer meet in one partition"
         )
 
 

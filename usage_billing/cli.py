@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 import cyclopts
-from pydantic import ValidationError
-from rich.console import Console
+import structlog
+from confluent_kafka import KafkaException
+from rich.table import Table
 
-from runtime.logging import configure_logging
-from schemas.settings import Settings
+from usage_billing.commands import events, keys, local
+from usage_billing.console import DONE, FAILED, WRONG_USAGE, out, settings_for
 
 app = cyclopts.App(
     name="usage-billing",
     help="Usage metering and billing on Kafka: exact to the last event and cent.",
     version_flags=["--version"],
 )
-_errors = Console(stderr=True, highlight=False)
-
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
-
-
-def _settings(service: str) -> Settings:
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            name = ".".join(str(part) for part in detail["loc"])
-            _errors.print(f"[red]setting {name}: {detail['msg']}")
-        raise SystemExit(WRONG_USAGE) from None
-    configure_logging(settings, service)
-    return settings
+app.command(events.app)
+app.command(keys.app)
+app.command(local.up)
+app.command(local.down)
+app.command(local.status)
 
 
-def fail(message: str) -> NoReturn:
-    """Say why and end with exit code 1."""
-    _errors.print(f"[red]{message}", soft_wrap=True)
-    raise SystemExit(FAILED)
+# -- services: imported when they are run, since each needs libraries that the others don't ----------------------------
 
 
 @app.command
@@ -45,7 +32,7 @@ def serve() -> int:
     """Serve gateway and dashboard on one port."""
     from usage_billing.serve import run
 
-    return run(_settings("serve"))
+    return run(settings_for("serve"))
 
 
 @app.command
@@ -53,7 +40,7 @@ def gateway() -> int:
     """Serve the events endpoint alone."""
     from usage_billing.serve import run
 
-    return run(_settings("gateway"), dashboard=False)
+    return run(settings_for("gateway"), dashboard=False)
 
 
 @app.command
@@ -61,7 +48,7 @@ def dashboard() -> int:
     """Serve the dashboard, control and read API without the events endpoint."""
     from usage_billing.serve import run
 
-    return run(_settings("dashboard"), gateway=False)
+    return run(settings_for("dashboard"), gateway=False)
 
 
 @app.command
@@ -69,7 +56,7 @@ def aggregator() -> int:
     """Keep live totals and raise alerts."""
     from stream_processors.aggregator import run
 
-    return run(_settings("aggregator"))
+    return run(settings_for("aggregator"))
 
 
 @app.command
@@ -77,7 +64,7 @@ def sink() -> int:
     """Store events in ClickHouse and project catalog, ledger and alerts."""
     from stream_processors.sink import run
 
-    return run(_settings("sink"))
+    return run(settings_for("sink"))
 
 
 @app.command
@@ -85,7 +72,10 @@ def billing() -> int:
     """Close what is due, by itself, and follow payments."""
     from billing_job.worker import run
 
-    return run(_settings("billing"))
+    return run(settings_for("billing"))
+
+
+# -- setting up --------------------------------------------------------------------------------------------------------
 
 
 @app.command
@@ -93,12 +83,13 @@ def migrate() -> int:
     """Bring ClickHouse's tables up to date."""
     from warehouse.migrate import migrate as run
 
-    applied = run(_settings("migrate"))
+    applied = run(settings_for("migrate"))
     print("\n".join(applied) if applied else "nothing to do")
     return DONE
 
 
-topics = app.command(cyclopts.App(name="topics", help="Kafka's topics."))
+topics = cyclopts.App(name="topics", help="Kafka's topics.")
+app.command(topics)
 
 
 @topics.command(name="create")
@@ -106,7 +97,7 @@ def topics_create() -> int:
     """Create the topics that are missing."""
     from runtime.topics import create_topics
 
-    made = create_topics(_settings("topics"))
+    made = create_topics(settings_for("topics"))
     print("\n".join(made) if made else "nothing to do")
     return DONE
 
@@ -114,37 +105,36 @@ def topics_create() -> int:
 @topics.command(name="list")
 def topics_list() -> int:
     """List the topics with partitions and settings as they are made."""
-    from rich.table import Table
-
     from schemas.topics import topic_specs
 
     table = Table("topic", "partitions", "settings")
-    for spec in topic_specs(_settings("topics")):
+    for spec in topic_specs(settings_for("topics")):
         table.add_row(spec.name, str(spec.partitions), " ".join(f"{k}={v}" for k, v in sorted(spec.config.items())))
-    Console().print(table)
+    out.print(table)
     return DONE
 
 
 @app.command
 def settings() -> int:
     """List every setting: name, value in force, default, meaning."""
-    from rich.table import Table
-
     from usage_billing.describe import describe_settings
 
     table = Table("setting", "value", "default", "meaning")
-    for row in describe_settings(_settings("settings")):
+    for row in describe_settings(settings_for("settings")):
         table.add_row(*row)
-    Console().print(table)
+    out.print(table)
     return DONE
 
 
 def main() -> None:
-    """Entry point; the exit codes of the contract."""
+    """Entry point; exit codes: 0 done, 1 it failed, 2 wrong usage."""
     try:
         result = app(sys.argv[1:], exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:
         raise SystemExit(WRONG_USAGE) from None
+    except KafkaException as error:
+        structlog.get_logger(__name__).error("kafka_failed", error=str(error.args[0]))
+        raise SystemExit(FAILED) from None
     raise SystemExit(result if isinstance(result, int) else DONE)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ from granian.server.embed import Server
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from catalog.store import CatalogStore
+from dashboard.app import Dashboard
 from ingest_gateway.app import PATH, Gateway
 from runtime.health import Check, readiness
 from runtime.problem import MEDIA_TYPE, Problem
@@ -30,15 +31,6 @@ log = structlog.get_logger(__name__)
 Scope = dict[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 _STOP_SECONDS = 15.0
-
-
-class Part(Protocol):
-    """A part of the server with a life of its own. start and stop are called within the event loop."""
-
-    @property
-    def checks(self) -> dict[str, Check]: ...
-    def start(self) -> None: ...
-    async def stop(self) -> None: ...
 
 
 class Composition:
@@ -112,7 +104,11 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             checks |= ingest.checks
         rest: App | None = None
         if dashboard:
-            rest = await _dashboard(settings, catalog, parts, checks)
+            pages = Dashboard(settings, catalog)
+            pages.start()
+            parts.push_async_callback(pages.stop)
+            checks |= pages.checks
+            rest = cast(App, pages.app)
         server = Server(
             Composition(ingest, rest, checks),
             address=settings.http_host,

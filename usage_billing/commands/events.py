@@ -1,0 +1,221 @@
+"""events tail|send|import: usage events in and out by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from confluent_kafka import Consumer, TopicPartition
+from cyclopts import App, Parameter
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from runtime.signals import stop_on_signals
+from runtime.topics import describe_topic
+from schemas.decimals import plain
+from schemas.event import NO_IDENTITY
+from schemas.period import format_rfc3339
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS, topic_name
+from schemas.usage_batch import UnreadableBatch, UsageBatch, decimal_of, decode
+from usage_billing.client import EventsRefused, UsageClient, exact_value
+from usage_billing.console import DONE, errors, fail, settings_for, wrong_usage
+
+app = App(name="events", help="Usage events: look at them as they come, send some, import a file.")
+
+Key = Annotated[
+    str | None, Parameter(help="API key with the scope ingest; also USAGE_API_KEY, else USAGE_ADMIN_KEY.", name="--key")
+]
+Address = Annotated[
+    str | None, Parameter(help="Address of the gateway; by default USAGE_HTTP_HOST and _PORT.", name="--address")
+]
+
+
+# -- tail --------------------------------------------------------------------------------------------------------------
+
+
+@app.command
+def tail(
+    *,
+    from_beginning: Annotated[bool, Parameter(help="Start at the oldest event that is kept.", negative="")] = False,
+    limit: Annotated[int | None, Parameter(help="End after so many events.")] = None,
+    organization: str | None = None,
+    customer: str | None = None,
+    event_name: str | None = None,
+) -> int:
+    """Print events as JSON lines with their coordinates, until Ctrl-C."""
+    settings = settings_for("events-tail")
+    stopping = stop_on_signals()
+    consumer = Consumer({**settings.kafka_properties, "group.id": "usage-events-tail", "enable.auto.commit": False})
+    printed = 0
+    try:
+        consumer.assign(_starts(settings, consumer, from_beginning))
+        while not stopping.is_set():
+            message = consumer.poll(0.2)
+            if message is None:
+                continue
+            if message.error():
+                errors.print(f"[yellow]{message.error()}")
+                continue
+            try:
+                batch = decode(message.value() or b"")
+            except UnreadableBatch as error:
+                errors.print(f"[yellow]partition {message.partition()} offset {message.offset()}: {error}")
+                continue
+            for line in rows(batch, message.partition() or 0, message.offset() or 0):
+                wanted = (
+                    organization in (None, line["organization_id"])
+                    and customer in (None, line["customer_id"])
+                    and event_name in (None, line["event_name"])
+                )
+                if wanted:
+                    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+                    printed += 1
+                    if printed == limit:
+                        return DONE
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        consumer.close()
+    return DONE
+
+
+def _starts(settings: Settings, consumer: Consumer, from_beginning: bool) -> list[TopicPartition]:
+    topic = topic_name(settings, USAGE_EVENTS)
+    partitions = [TopicPartition(topic, p) for p in range(describe_topic(settings, USAGE_EVENTS).partitions)]
+    ends = [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
+    return [
+        TopicPartition(topic, partition.partition, low if from_beginning else high)
+        for partition, (low, high) in zip(partitions, ends, strict=True)
+    ]
+
+
+def rows(batch: UsageBatch, partition: int, offset: int) -> Iterator[dict[str, Any]]:
+    """A batch's events as people read them: decimals as strings, instants in RFC 3339, with coordinates."""
+    for index in range(len(batch)):
+        value = batch.value[index]
+        identity = batch.identity[index] if batch.identity else NO_IDENTITY
+        yield {
+            "organization_id": batch.organization_id[index],
+            "customer_id": batch.customer_id[index],
+            "event_name": batch.event_name[index],
+            "timestamp": format_rfc3339(batch.timestamp[index]),
+            "value": None if value is None else plain(decimal_of(value).normalize()),
+            "event_id": identity.removeprefix("c:") if identity.startswith("c:") else None,
+            "properties": batch.properties[index] if batch.properties else {},
+            "received_at": format_rfc3339(batch.received_at),
+            "partition": partition,
+            "offset": offset,
+            "index": index,
+        }
+
+
+# -- send and import ---------------------------------------------------------------------------------------------------
+
+
+@app.command
+def send(
+    *,
+    customer: Annotated[str, Parameter(help="customer_id")],
+    event_name: Annotated[str, Parameter(help="event_name")],
+    value: Annotated[str | None, Parameter(help="A decimal number.", allow_leading_hyphen=True)] = None,
+    timestamp: Annotated[str | None, Parameter(help="RFC 3339 with offset; by default now.")] = None,
+    event_id: str | None = None,
+    key: Key = None,
+    address: Address = None,
+) -> int:
+    """Send one event and print the receipt."""
+    settings = settings_for("events-send")
+    event = {
+        "customer_id": customer,
+        "event_name": event_name,
+        "timestamp": timestamp or format_rfc3339(time.time_ns() // 1000),
+        **({} if value is None else {"value": value}),
+        **({} if event_id is None else {"event_id": event_id}),
+    }
+    try:
+        with _client(settings, key, address) as client:
+            receipt = client.send([event])
+    except EventsRefused as error:
+        fail(str(error))
+    print(msgspec.json.encode(receipt).decode())
+    return DONE
+
+
+@app.command(name="import")
+def import_(path: Path, *, key: Key = None, address: Address = None) -> int:
+    """Import a .csv, .jsonl or .parquet file with an event's fields as columns.
+
+    A column that is no field of an event becomes a property. Importing the same file again counts nothing twice.
+    """
+    settings = settings_for("events-import")
+    if not path.is_file():
+        wrong_usage(f"there is no file {path}")
+    try:
+        events, total = read_events(path)
+        sent = 0
+        bar = Progress(TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with _client(settings, key, address) as client, bar:
+            task = bar.add_task("importing", total=total)
+            for receipt in client.send_all(events, _digest(path)):
+                sent += receipt.accepted
+                bar.update(task, completed=sent)
+    except (EventsRefused, ValueError) as error:
+        fail(f"{path}: {error}")
+    print(f"{sent} events accepted")
+    return DONE
+
+
+_FIELDS = ("customer_id", "event_name", "timestamp", "value", "event_id")
+
+
+def read_events(path: Path) -> tuple[Iterable[Mapping[str, Any]], int]:
+    """The events of a table file, and how many. Raises ValueError for what can't be read as one."""
+    import polars
+
+    match path.suffix.lower():
+        case ".csv":
+            frame = polars.read_csv(path, infer_schema=False)  # text, so that every value stays as it is spelled
+        case ".jsonl" | ".ndjson":
+            with path.open("rb") as lines:
+                events = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines if line.strip()]
+            return map(_event, events), len(events)
+        case ".parquet":
+            frame = polars.read_parquet(path)
+        case suffix:
+            raise ValueError(f"{suffix or 'no suffix'}: .csv, .jsonl or .parquet is expected")
+    missing = [name for name in ("customer_id", "event_name", "timestamp") if name not in frame.columns]
+    if missing:
+        raise ValueError(f"columns are missing: {', '.join(missing)}")
+    return map(_event, frame.iter_rows(named=True)), frame.height
+
+
+def _event(row: Mapping[str, Any]) -> dict[str, Any]:
+    event = {name: row[name] for name in _FIELDS if row.get(name) not in (None, "")}
+    if "value" in event:
+        event["value"] = exact_value(event["value"])
+    if "timestamp" in event and not isinstance(event["timestamp"], str):
+        event["timestamp"] = event["timestamp"].isoformat()
+    properties = dict(row.get("properties") or {})
+    others = {k: v for k, v in row.items() if k not in (*_FIELDS, "properties") and v is not None}
+    properties |= {name: str(value) for name, value in others.items()}
+    return {**event, "properties": properties} if properties else event
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"import-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
+
+
+def _client(settings: Settings, key: str | None, address: str | None) -> UsageClient:
+    admin = settings.admin_key.get_secret_value() if settings.admin_key else None
+    secret = key or os.environ.get("USAGE_API_KEY") or admin
+    if not secret:
+        wrong_usage("no key: give --key or set USAGE_API_KEY; `usage-billing keys create --scope ingest` makes one")
+    return UsageClient(address or f"http://{settings.http_host}:{settings.http_port}", secret)

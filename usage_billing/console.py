@@ -1,0 +1,41 @@
+"""How commands speak: settings read once, errors on stderr, exit codes of the contract."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from runtime.logging import configure_logging
+from schemas.settings import Settings
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+out = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def settings_for(service: str) -> Settings:
+    """The settings in force, with logs set up. Ends with 2 and names each setting that is wrong."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            name = ".".join(str(part) for part in detail["loc"])
+            errors.print(f"[red]setting {name}: {detail['msg']}")
+        raise SystemExit(WRONG_USAGE) from None
+    configure_logging(settings, service)
+    return settings
+
+
+def fail(message: str) -> NoReturn:
+    """Say why, and end with 1."""
+    errors.print(message, style="red", soft_wrap=True, markup=False)
+    raise SystemExit(FAILED)
+
+
+def wrong_usage(message: str) -> NoReturn:
+    """Say what was wrong, and end with 2."""
+    errors.print(message, style="red", soft_wrap=True, markup=False)
+    raise SystemExit(WRONG_USAGE)
