@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from catalog.store import CatalogStore
 from dashboard import control, read
 from dashboard.live import LiveTotals
+from dashboard.pages import install_pages
 from dashboard.problems import ProblemDocument, install_problem_handlers
 from dashboard.services import Services
 from runtime.health import Check
@@ -53,6 +54,7 @@ def create_app(services: Services) -> FastAPI:
     install_problem_handlers(app)
     for router in (*control.routers(), *read.routers()):
         app.include_router(router)
+    install_pages(app, services)
     _describe_problems(app)
     return app
 

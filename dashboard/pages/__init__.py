@@ -1,0 +1,35 @@
+"""The dashboard: server-rendered pages. Each route reads the visitor's session and shows that organization alone."""
+
+from urllib.parse import quote
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
+
+from dashboard.pages import home, sign
+from dashboard.pages.rendering import STATIC
+from dashboard.pages.session import Sessions, SignInLimit, SignInNeeded
+from dashboard.pages.static import CachedStatic
+from dashboard.services import Services
+
+
+def routers() -> list[APIRouter]:
+    """All pages."""
+    return [module.router for module in (home, sign)]
+
+
+def install_pages(app: FastAPI, services: Services) -> None:
+    """Add the pages, their static files and sessions to the application."""
+    app.state.sessions = Sessions(services.settings, services.catalog.view)
+    app.state.sign_in_limit = SignInLimit()
+    for router in routers():
+        app.include_router(router)
+    app.mount("/static", CachedStatic(directory=STATIC))
+    app.add_exception_handler(SignInNeeded, _to_sign_in)
+
+
+async def _to_sign_in(request: Request, _: Exception) -> Response:
+    """Back to where the visitor wanted to go, afterwards."""
+    if request.method != "GET" or request.url.path.startswith("/live/"):
+        return Response(status_code=401)
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"/sign-in?next={quote(request.url.path + query)}", 303)

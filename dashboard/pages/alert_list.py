@@ -1,0 +1,73 @@
+"""alerts → what a person needs to know of each: who, which meter, how far beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dashboard.pages.formats import number
+from dashboard.services import Services
+from schemas.alert import Alert
+from schemas.alert_rule import AlertKind
+from schemas.customer import Customer
+from schemas.meter import Meter
+from schemas.period import Cycle
+
+
+@dataclass(frozen=True, slots=True)
+class AlertLine:
+    """customer, meter: names, or ids where there is nothing of that id. text: what was reached."""
+
+    id: str
+    customer_id: str
+    customer: str
+    meter: str
+    text: str
+    cycle: Cycle
+    fired_at: int
+
+
+def threshold_text(kind: AlertKind, threshold: str, unit: str) -> str:
+    """What a rule waits for, in words."""
+    match kind:
+        case AlertKind.QUANTITY:
+            return f"{number(threshold)} {unit}"
+        case AlertKind.INCLUDED_PERCENT:
+            return f"{number(threshold)} % of included units"
+        case AlertKind.TYPICAL_PERCENT:
+            return f"{number(threshold)} % of typical usage"
+        case AlertKind.AMOUNT:
+            return f"an amount of {number(threshold)}"
+
+
+def alert_list(
+    services: Services, organization_id: str, limit: int, wanted: Callable[[Alert], bool] = lambda _: True
+) -> list[AlertLine]:
+    """The newest alerts."""
+    view = services.catalog.view
+    lines: list[AlertLine] = []
+    for alert in services.live.view.alerts(organization_id):
+        if len(lines) == limit:
+            break
+        if not wanted(alert):
+            continue
+        customer = view.get(Customer, organization_id, alert.customer_id)
+        meter = view.get(Meter, organization_id, alert.meter_id)
+        unit = meter.unit if meter else "units"
+        reached = number(alert.quantity)
+        shown = {
+            AlertKind.QUANTITY: f"{reached} {unit}",
+            AlertKind.AMOUNT: f"an amount of {reached}",
+        }.get(alert.kind, f"{reached} %")
+        lines.append(
+            AlertLine(
+                id=alert.id,
+                customer_id=alert.customer_id,
+                customer=customer.name if customer else alert.customer_id,
+                meter=meter.name if meter else alert.meter_id,
+                text=f"{shown}, above {threshold_text(alert.kind, alert.threshold, unit)}",
+                cycle=Cycle(alert.cycle_start, alert.cycle_end),
+                fired_at=alert.fired_at,
+            )
+        )
+    return lines

@@ -1,0 +1,74 @@
+"""values → what people read: grouped numbers, money with its currency, instants in a time zone. Pure."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from functools import lru_cache
+
+from whenever import Instant, ZonedDateTime
+
+from schemas.currency import currency_units
+from schemas.period import Cycle
+
+_SYMBOLS = {"eur": "€", "usd": "$", "gbp": "£", "jpy": "¥"}
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def number(value: Decimal | int | str) -> str:
+    """1234567.500 → 1,234,567.5"""
+    text = format(Decimal(value), ",f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def money(amount: Decimal | str, currency: str) -> str:
+    """135 eur → €135.00, as many decimals as the currency has, or more where the amount needs them."""
+    value = Decimal(amount)
+    places = max(currency_units(currency).exponent, _places(value))
+    text = format(abs(value), f",.{places}f")
+    symbol = _SYMBOLS.get(currency)
+    shown = f"{symbol}{text}" if symbol else f"{text} {currency.upper()}"
+    return f"−{shown}" if value < 0 else shown
+
+
+def _places(value: Decimal) -> int:
+    exponent = value.normalize().as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+@lru_cache(maxsize=4096)
+def _local(us: int, zone: str) -> ZonedDateTime:
+    return Instant.from_timestamp(us * 1000, unit="nanosecond").to_tz(zone)
+
+
+def moment(us: int, zone: str) -> str:
+    """30 Mar 2026, 14:00"""
+    local = _local(us, zone)
+    return f"{day(us, zone)}, {local.hour:02}:{local.minute:02}"
+
+
+def day(us: int, zone: str) -> str:
+    """30 Mar 2026"""
+    local = _local(us, zone)
+    return f"{local.day} {_MONTHS[local.month - 1]} {local.year}"
+
+
+def span(cycle: Cycle, zone: str) -> str:
+    """A cycle in few words: `March 2026` for a calendar month, else its first and last day; a day alone by its name."""
+    start, end = _local(cycle.start_us, zone), _local(cycle.end_us, zone)
+    midnight = all(each.hour == each.minute == each.second == 0 for each in (start, end))
+    if midnight and start.day == end.day == 1 and (end.year * 12 + end.month) - (start.year * 12 + start.month) == 1:
+        return f"{_MONTHS[start.month - 1]} {start.year}"
+    last = _local(cycle.end_us - 1, zone)
+    if (last.year, last.month, last.day) == (start.year, start.month, start.day):
+        return day(cycle.start_us, zone)
+    begins = f"{start.day} {_MONTHS[start.month - 1]}" + ("" if start.year == last.year else f" {start.year}")
+    return f"{begins} – {last.day} {_MONTHS[last.month - 1]} {last.year}"
+
+
+def ago(us: int, now: int) -> str:
+    """12 s ago, 5 min ago, 3 h ago, 2 d ago"""
+    seconds = max(0, (now - us) // 1_000_000)
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

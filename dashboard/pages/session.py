@@ -1,0 +1,149 @@
+"""admin key → signed cookie → session; forms carry a token that only their own session can have."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from hmac import compare_digest
+from typing import Annotated, Any, cast
+from urllib.parse import parse_qs
+
+from fastapi import Depends, Request, Response
+from itsdangerous import BadData, Signer, URLSafeTimedSerializer
+from pyrate_limiter import Duration, Rate, RateItem, StateBucket, TokenBucket
+
+from catalog.view import CatalogView
+from dashboard.services import services_of
+from runtime.problem import Problem
+from schemas.organization import ApiKey, Organization, Scope
+from schemas.settings import Settings
+
+COOKIE = "usage_session"
+SESSION_SECONDS = 12 * 3600
+FORM_FIELDS_MAX = 2000
+CSRF_FIELD = "csrf_token"
+_ATTEMPTS = Rate(10, Duration.MINUTE)
+_ADDRESSES_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Who looks at the pages: a key of an organization. csrf_token: must come with every form."""
+
+    organization_id: str
+    key_id: str
+    csrf_token: str
+
+
+class SignInNeeded(Exception):
+    """There is no session in force."""
+
+
+class Sessions:
+    """Cookies that name an API key, signed; a revoked key's sessions end with it.
+
+    Signed with what USAGE_ADMIN_KEY gives, so that a restart and a second process know them; without it, with a secret
+    of this process.
+    """
+
+    def __init__(self, settings: Settings, view: CatalogView) -> None:
+        source = settings.admin_key.get_secret_value() if settings.admin_key else secrets.token_urlsafe(32)
+        self._serializer = URLSafeTimedSerializer(source, salt="usage-session", signer_kwargs=_SHA256)
+        self._csrf = Signer(source, salt="usage-csrf", **_SHA256)
+        self._view = view
+
+    def begin(self, key: ApiKey, response: Response, *, secure: bool) -> None:
+        """Set the cookie. secure: the page came over TLS, and so must the cookie."""
+        nonce = secrets.token_urlsafe(16)
+        token = self._serializer.dumps([key.organization_id, key.id, nonce])
+        response.set_cookie(COOKIE, token, SESSION_SECONDS, secure=secure, httponly=True, samesite="strict")
+
+    def end(self, response: Response) -> None:
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+    def read(self, cookie: str | None) -> Session | None:
+        """The session of a cookie; None when it is forged, has expired, or its key is no admin key in force."""
+        if not cookie:
+            return None
+        try:
+            organization_id, key_id, nonce = self._serializer.loads(cookie, max_age=SESSION_SECONDS)
+        except (BadData, ValueError):
+            return None
+        key = self._view.get(ApiKey, organization_id, key_id)
+        if key is None or key.archived or not key.allows(Scope.ADMIN):
+            return None
+        return Session(organization_id, key_id, self._csrf.get_signature(nonce).decode())
+
+
+_SHA256: dict[str, Any] = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
+
+
+class SignInLimit:
+    """At most so many attempts a minute from one address; addresses that are quiet longest are forgotten first."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[str, StateBucket] = OrderedDict()
+
+    def allows(self, address: str) -> bool:
+        bucket = self._buckets.pop(address, None) or StateBucket([_ATTEMPTS], TokenBucket())
+        self._buckets[address] = bucket
+        if len(self._buckets) > _ADDRESSES_MAX:
+            self._buckets.popitem(last=False)
+        return bool(bucket.put(RateItem(address, time.monotonic_ns() // 1_000_000)))
+
+
+def sessions_of(request: Request) -> Sessions:
+    return cast(Sessions, request.app.state.sessions)
+
+
+def _signed_in(request: Request) -> Session:
+    session = sessions_of(request).read(request.cookies.get(COOKIE))
+    if session is None:
+        raise SignInNeeded
+    return session
+
+
+Visitor = Annotated[Session, Depends(_signed_in)]
+"""A page's parameter: who looks. Without a session the visitor is sent to sign in."""
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    """The fields of a posted form; of a field that comes twice the last. Raises Problem 400 or 415."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise Problem(415, "unsupported_media_type", "a form is expected")
+    try:
+        text = (await request.body()).decode()
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=FORM_FIELDS_MAX)
+    except ValueError:
+        raise Problem(400, "invalid_body", "the form can't be read") from None
+    return {name: values[-1].replace("\r\n", "\n") for name, values in fields.items()}
+
+
+def require_same_site(request: Request) -> None:
+    """Raises Problem 403 when a browser says that another site sent the request."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Problem(403, "cross_site", "this form was sent from another site")
+
+
+async def _own_form(request: Request, session: Visitor) -> dict[str, str]:
+    require_same_site(request)
+    fields = await form_of(request)
+    if not compare_digest(fields.pop(CSRF_FIELD, "").encode(), session.csrf_token.encode()):
+        raise Problem(403, "invalid_csrf_token", "this form is of another session; open the page again")
+    return fields
+
+
+Form = Annotated[dict[str, str], Depends(_own_form)]
+"""A page's parameter: the fields of a form that the visitor's own page sent."""
+
+
+def organization_of(request: Request, session: Session) -> Organization:
+    """The visitor's organization. Raises SignInNeeded when it is gone."""
+    organization = services_of(request).catalog.view.organization(session.organization_id)
+    if organization is None:
+        raise SignInNeeded
+    return organization

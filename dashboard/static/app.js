@@ -1,0 +1,105 @@
+// What the pages do beyond HTML: copy, switch the theme, and let numbers move. Everything works without it but the moving.
+
+const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+// -- copy ------------------------------------------------------------------------------------------------------------
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const source = button.closest(".snippet").querySelector("pre");
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(source); // no clipboard without TLS: select it for the reader
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = label), 1500);
+});
+
+// -- theme -----------------------------------------------------------------------------------------------------------
+
+for (const button of $$("[data-theme-switch]")) {
+  button.addEventListener("click", () => {
+    const root = document.documentElement;
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+    document.cookie = `theme=${root.dataset.theme}; path=/; max-age=31536000; samesite=strict`;
+  });
+}
+
+// -- ask before what can't be undone -----------------------------------------------------------------------------------
+
+document.addEventListener("submit", (event) => {
+  const question = event.submitter?.dataset.confirm;
+  if (question && !confirm(question)) event.preventDefault();
+});
+
+// -- filters apply as they are chosen -----------------------------------------------------------------------------------
+
+for (const form of $$("form[data-auto]")) {
+  form.addEventListener("change", () => form.requestSubmit());
+}
+
+// -- live numbers ------------------------------------------------------------------------------------------------------
+
+// Quantities are decimal strings and may be longer than a double holds: grouped as text, never parsed.
+function grouped(text) {
+  const [, sign, whole, fraction] = /^(-?)(\d+)(?:\.(\d+))?$/.exec(text);
+  const tail = (fraction ?? "").replace(/0+$/, "");
+  return sign + whole.replace(/\B(?=(\d{3})+$)/g, ",") + (tail ? `.${tail}` : "");
+}
+
+function moved(element) {
+  element.classList.add("moved");
+  setTimeout(() => element.classList.remove("moved"), 120);
+}
+
+function show(row) {
+  const cell = document.querySelector(`[data-total="${CSS.escape(`${row.customer_id}|${row.meter_id}`)}"]`);
+  if (!cell) return false;
+  if (row.from < (cell.dataset.from ?? "")) return true; // an older cycle than the one that is shown
+  if (cell.dataset.from && cell.dataset.from !== row.from) return false; // a new cycle has its own label
+  const text = grouped(row.quantity);
+  if (cell.textContent !== text) {
+    cell.textContent = text;
+    moved(cell);
+  }
+  return true;
+}
+
+const refreshing = new Map();
+
+// Fetch a part of the page anew, at most once a second: rows that are not there yet, and alerts.
+function refresh(name) {
+  if (refreshing.has(name)) return refreshing.set(name, "again");
+  refreshing.set(name, "once");
+  setTimeout(async () => {
+    for (const part of $$(`[data-part="${name}"]`)) {
+      const answer = await fetch(part.dataset.source, { headers: { Accept: "text/html" } });
+      if (answer.ok && !answer.redirected) part.innerHTML = await answer.text();
+    }
+    const again = refreshing.get(name) === "again";
+    refreshing.delete(name);
+    if (again) setTimeout(() => refresh(name), 700);
+  }, 150);
+}
+
+function follow() {
+  const status = document.querySelector("[data-live-status]");
+  const say = (text, tone) => status && ((status.textContent = text), (status.className = `badge dot ${tone}`));
+  const source = new EventSource("/live/stream");
+  source.addEventListener("ready", () => say("Live", "good"));
+  source.addEventListener("error", () => say("Reconnecting", "warn"));
+  source.addEventListener("totals", (event) => {
+    const unknown = JSON.parse(event.data).filter((row) => !show(row));
+    if (unknown.length) refresh("totals");
+  });
+  source.addEventListener("alerts", () => refresh("alerts"));
+  source.addEventListener("resync", () => (refresh("totals"), refresh("alerts")));
+  addEventListener("pagehide", () => source.close());
+}
+
+if (document.querySelector("[data-live]")) follow();
