@@ -31,6 +31,16 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
+    # The local stack's ports come first: the addresses below follow them unless they are given.
+    local_kafka_port: Annotated[int, Field(ge=1, le=65535, description="local stack: Kafka")] = 9092
+    local_kafka_controller_port: Annotated[
+        int, Field(ge=1, le=65535, description="local stack: Kafka's controller")
+    ] = 9093
+    local_clickhouse_port: Annotated[
+        int, Field(ge=1, le=65535, description="local stack: ClickHouse's HTTP interface")
+    ] = 8123
+    local_stripe_port: Annotated[int, Field(ge=1, le=65535, description="local stack: the Stripe stand-in")] = 12111
+
     http_host: Annotated[str, Field(description="address that `serve`, `gateway` and `dashboard` listen on")] = (
         "127.0.0.1"
     )
@@ -45,8 +55,12 @@ class Settings(BaseSettings):
     billing_metrics_port: Annotated[int, Field(ge=1, le=65535, description="health and metrics of `billing`")] = 8083
 
     kafka_bootstrap_servers: Annotated[
-        str, Field(description="Kafka brokers; further `USAGE_KAFKA_…` are librdkafka's")
-    ] = "127.0.0.1:9092"
+        str,
+        Field(
+            default_factory=lambda known: f"127.0.0.1:{known['local_kafka_port']}",
+            description="Kafka brokers; further `USAGE_KAFKA_…` are librdkafka's",
+        ),
+    ]
     kafka_replication_factor: Annotated[int, Field(ge=1, le=7, description="replication of the topics we create")] = 1
     kafka_min_insync_replicas: Annotated[int, Field(ge=1, le=7, description="min.insync.replicas of those topics")] = 1
     event_partitions: Annotated[
@@ -56,16 +70,25 @@ class Settings(BaseSettings):
         str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$", description="put before every topic and group")
     ] = ""
 
-    clickhouse_dsn: Annotated[str, Field(description="ClickHouse's HTTP address, user and database")] = (
-        "http://default@127.0.0.1:8123/usage"
-    )
+    clickhouse_dsn: Annotated[
+        str,
+        Field(
+            default_factory=lambda known: f"http://default@127.0.0.1:{known['local_clickhouse_port']}/usage",
+            description="ClickHouse's HTTP address, user and database",
+        ),
+    ]
 
     stripe_api_key: Annotated[
         SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")
     ] = SecretStr("sk_test_local")
     stripe_api_base: Annotated[
-        str, Field(validation_alias=_stripe("STRIPE_API_BASE"), description="Stripe's address")
-    ] = "http://127.0.0.1:12111"
+        str,
+        Field(
+            default_factory=lambda known: f"http://127.0.0.1:{known['local_stripe_port']}",
+            validation_alias=_stripe("STRIPE_API_BASE"),
+            description="Stripe's address",
+        ),
+    ]
     stripe_webhook_secret: Annotated[
         SecretStr,
         Field(validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"), description="secret of Stripe's webhook signature"),
@@ -106,15 +129,6 @@ class Settings(BaseSettings):
         int, Field(ge=1000, description="ids known a partition at most, whatever the horizon")
     ] = 10_000_000
     flush_seconds: Annotated[float, Field(gt=0, le=60, description="the aggregator publishes totals this often")] = 1.0
-
-    local_kafka_port: Annotated[int, Field(ge=1, le=65535, description="local stack: Kafka")] = 9092
-    local_kafka_controller_port: Annotated[
-        int, Field(ge=1, le=65535, description="local stack: Kafka's controller")
-    ] = 9093
-    local_clickhouse_port: Annotated[
-        int, Field(ge=1, le=65535, description="local stack: ClickHouse's HTTP interface")
-    ] = 8123
-    local_stripe_port: Annotated[int, Field(ge=1, le=65535, description="local stack: the Stripe stand-in")] = 12111
 
     @cached_property
     def kafka_properties(self) -> dict[str, str]:

@@ -47,10 +47,9 @@ class Service(ManagedProcess):
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The settings that differ from the defaults, as a service's environment."""
-    env: dict[str, str] = {}
-    for name, info in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if value != info.default and value is not None:
-            env[f"USAGE_{name.upper()}"] = str(getattr(value, "get_secret_value", lambda value=value: value)())
-    return env
+    """The settings that were given, as a service's environment."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {
+        f"USAGE_{name.upper()}": str(getattr(value, "get_secret_value", lambda value=value: value)())
+        for name, value in given.items()
+    }

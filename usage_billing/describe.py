@@ -10,10 +10,12 @@ from schemas.settings import Settings
 def describe_settings(settings: Settings) -> list[tuple[str, str, str, str]]:
     """(environment name, value in force, default, meaning) of every setting; secrets are masked."""
     rows: list[tuple[str, str, str, str]] = []
+    defaults: dict[str, object] = {}
     for name, info in Settings.model_fields.items():
         alias = info.validation_alias
         environment = str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"USAGE_{name.upper()}"
-        rows.append((environment, _shown(getattr(settings, name)), _shown(info.default), info.description or ""))
+        defaults[name] = info.get_default(call_default_factory=True, validated_data=defaults)
+        rows.append((environment, _shown(getattr(settings, name)), _shown(defaults[name]), info.description or ""))
     return rows
 
 
