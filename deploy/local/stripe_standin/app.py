@@ -43,7 +43,7 @@ from deploy.local.stripe_standin.store import Reply
 
 log = logging.getLogger(__name__)
 
-REQUESTS_LOGGED_MAX = 200_000
+REQUESTS_LOGGED_MAX = 50_000
 TICK_SECONDS = 0.5
 _SECRET_KEY = re.compile(r"(sk|rk)_test_\w+")
 _ACCOUNT = re.compile(r"acct_\w+")
