@@ -16,6 +16,10 @@ USAGE_DEAD_LETTERS = "usage.dead_letters"
 CATALOG = "catalog"
 BILLING_LEDGER = "billing.ledger"
 
+# Consumer groups, named like topics (see topic_name). Billing waits for the sink's commits.
+SINK_GROUP = "usage-sink"
+SINK_PROJECTIONS_GROUP = "usage-sink-projections"
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
@@ -57,4 +61,6 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         (CATALOG, 1, kept_for_ever),
         (BILLING_LEDGER, by_customer, kept_for_ever),
     )
-    return tuple(TopicSpec(topic_name(settings, name), count, {**config, **replicas}) for name, count, config in policies)
+    return tuple(
+        TopicSpec(topic_name(settings, name), count, {**config, **replicas}) for name, count, config in policies
+    )
