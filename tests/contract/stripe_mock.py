@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def build() -> Path:
 
 
 @contextmanager
-def serving(log_path: Path) -> Iterator[str]:
+def serving(log_path: Path) -> Generator[str]:
     """stripe-mock on a free port; yields its address."""
     port, https_port = free_ports(2)
     process = ManagedProcess("stripe-mock", log_path)

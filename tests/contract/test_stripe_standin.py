@@ -29,7 +29,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeStandin]
 
 
 @pytest.fixture
-def standin(running: StripeStandin) -> Iterator[StripeStandin]:
+def standin(running: StripeStandin) -> StripeStandin:
     """The module's stand-in, without faults and with default settings."""
     running.control("DELETE", "faults")
     running.control("DELETE", "requests")

@@ -200,7 +200,7 @@ def render_refund(scope: Scope, refund: Refund) -> Json:
 
 
 def render_dispute(scope: Scope, dispute: Dispute) -> Json:
-    del scope
+    brand = cards.CARDS[scope.shown(Charge, dispute.charge).card].brand
     return {
         "id": dispute.id,
         "object": "dispute",
@@ -222,6 +222,10 @@ def render_dispute(scope: Scope, dispute: Dispute) -> Json:
         "livemode": False,
         "metadata": {},
         "payment_intent": dispute.payment_intent,
+        "payment_method_details": {
+            "card": {"brand": brand, "case_type": "chargeback", "network": brand, "network_reason_code": "10"},
+            "type": "card",
+        },
         "reason": dispute.reason,
         "status": dispute.status,
     }
