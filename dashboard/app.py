@@ -41,14 +41,12 @@ class Dashboard:
 
 def create_app(services: Services) -> FastAPI:
     """The ASGI application."""
-    settings = services.settings
     app = FastAPI(
         title="Usage metering and billing",
         summary="Post usage, look at it, and have it invoiced.",
         version=version("usage-billing"),
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.body_bytes_max,
     )
     app.state.services = services
     install_problem_handlers(app)

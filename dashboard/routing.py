@@ -34,6 +34,7 @@ class _ApiRoute(APIRoute):
             exact.state.principal = principal
             if self.body_field is not None:
                 _require_json(exact)
+                await read_body(exact)
             return await handle(exact)
 
         return authenticated
@@ -45,6 +46,22 @@ def _require_json(request: Request) -> None:
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         if media_type or has_body:
             raise Problem(415, "unsupported_media_type", "send the body as application/json")
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, which the request keeps. Raises Problem 413 as soon as it is larger than the setting allows."""
+    bytes_max = services_of(request).settings.body_bytes_max
+    too_large = Problem(413, "body_too_large", f"at most {bytes_max} bytes are taken")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > bytes_max:
+            raise too_large
+    request._body = bytes(body)  # pyright: ignore[reportPrivateUsage]  # where Request.body() looks first
+    return request._body  # pyright: ignore[reportPrivateUsage]
 
 
 class AdminRoute(_ApiRoute):

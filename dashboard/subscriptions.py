@@ -10,6 +10,9 @@ from schemas.subscription import ProductChange, Subscription, SubscriptionSpec
 Status = Literal["scheduled", "active", "ended"]
 
 
+START_AHEAD_US_MAX = 5 * 366 * 86_400 * 1_000_000
+
+
 class AlreadyEnded(ValueError):
     """What has ended, or will before the change could come, can't be changed."""
 
@@ -29,6 +32,11 @@ def begun(
         time_zone=time_zone,
         created_at=now,
     )
+
+
+def may_start_at(started_at: int, now: int) -> bool:
+    """Whether a subscription may begin then: since 1970, and not so far ahead that it must be a mistake."""
+    return 0 <= started_at <= now + START_AHEAD_US_MAX
 
 
 def status_at(subscription: Subscription, now: int) -> Status:

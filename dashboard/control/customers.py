@@ -58,13 +58,13 @@ async def list_customers(
     return shown_page(store_of(request), customers, limit, cursor, _show)
 
 
-@router.get("/customers/{id}", responses=problem_responses(404))
+@router.get("/customers/{id:path}", responses=problem_responses(404))
 async def get_customer(request: Request, response: Response, caller: Caller, id: str) -> CustomerOut:
     customer, version = found(store_of(request), Customer, caller.organization_id, id)
     return answered(response, _show(customer, version), version)
 
 
-@router.patch("/customers/{id}", responses=problem_responses(404, 409, 412))
+@router.patch("/customers/{id:path}", responses=problem_responses(404, 409, 412))
 async def change_customer(
     request: Request, response: Response, caller: Caller, id: str, body: CustomerChanges, if_match: IfMatch = None
 ) -> CustomerOut:
@@ -73,7 +73,7 @@ async def change_customer(
     return answered(response, _show(customer, version), version)
 
 
-@router.delete("/customers/{id}", responses=problem_responses(404, 409, 412))
+@router.delete("/customers/{id:path}", responses=problem_responses(404, 409, 412))
 async def archive_customer(
     request: Request, response: Response, caller: Caller, id: str, if_match: IfMatch = None
 ) -> CustomerOut:

@@ -32,6 +32,7 @@ from dashboard.services import now_us
 from dashboard.writes import change, create, found, object_id, require_sellable
 from runtime.problem import Problem
 from schemas.customer import Customer
+from schemas.period import parse_rfc3339
 from schemas.subscription import CancelRequest, Subscription, SubscriptionSpec
 
 router = api_router(AdminRoute, "Subscriptions")
@@ -61,6 +62,8 @@ async def create_subscription(
     if customer is None or customer.archived:
         raise field_problem("customer_id", "unknown_reference", f"there is no customer {body.customer_id} in force")
     require_sellable(store, caller.organization_id, body.product_id)
+    if body.started_at is not None and not lifecycle.may_start_at(parse_rfc3339(body.started_at), now):
+        raise field_problem("started_at", "started_at_range", "from 1970 to 5 years ahead is allowed")
     subscription = lifecycle.begun(
         body,
         subscription_id=object_id("subscription", caller.organization_id, idempotency_key),

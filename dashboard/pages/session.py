@@ -16,6 +16,7 @@ from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 from pyrate_limiter import Duration, Rate, RateItem, StateBucket, TokenBucket
 
 from catalog.view import CatalogView
+from dashboard.routing import read_body
 from dashboard.services import services_of
 from runtime.problem import Problem
 from schemas.organization import ApiKey, Organization, Scope
@@ -116,7 +117,7 @@ async def form_of(request: Request) -> dict[str, str]:
     if media_type != "application/x-www-form-urlencoded":
         raise Problem(415, "unsupported_media_type", "a form is expected")
     try:
-        text = (await request.body()).decode()
+        text = (await read_body(request)).decode()
         fields = parse_qs(text, keep_blank_values=True, max_num_fields=FORM_FIELDS_MAX)
     except ValueError:
         raise Problem(400, "invalid_body", "the form can't be read") from None
