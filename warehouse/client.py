@@ -1,4 +1,4 @@
-"""USAGE_CLICKHOUSE_DSN → a client of ClickHouse's HTTP interface: bounded waits, exact decimals, safe between threads."""
+"""USAGE_CLICKHOUSE_DSN → a client of ClickHouse over HTTP: bounded waits, exact decimals, safe between threads."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def server_code(error: Exception) -> int | None:
 __all__ = [
     "CONNECT_TIMEOUT_SECONDS",
     "READ_TIMEOUT_SECONDS",
-    "Client",
     "ClickHouseError",
+    "Client",
     "DatabaseError",
     "OperationalError",
     "WarehouseUnavailable",

@@ -14,7 +14,7 @@ from importlib.resources import files
 import structlog
 
 from schemas.settings import Settings
-from warehouse.client import Client, ClickHouseError, connect, database_name, unavailable
+from warehouse.client import ClickHouseError, Client, connect, database_name, unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ def migrate(settings: Settings) -> list[str]:
     if not _DATABASE_NAME.fullmatch(database):
         raise InvalidDatabaseName(f"{database!r}: letters, digits and _ are allowed in USAGE_CLICKHOUSE_DSN's database")
     with connect(settings, database="default") as client:
-        check_version(client.server_version)
+        check_version(client.server_version or "0")
         try:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
         except ClickHouseError as error:

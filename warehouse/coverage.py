@@ -1,0 +1,78 @@
+"""ingest_batches → how much of the log ClickHouse has: per partition, the first offset that is missing.
+
+The sink writes a row for every message that it dealt with, dead letters too, and one for every range of offsets that
+hold no message for it (expired before it came, or never readable). So coverage is contiguous from 0, and its end says
+that everything before it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from schemas.watermark import Watermark
+from warehouse.client import Client
+
+# Offsets without a message: deleted by retention before the sink read them, or never readable (a transaction's marker).
+EXPIRED = "expired"
+NO_MESSAGE = "no_message"
+
+# A message that was stored twice counts once: bitmaps hold distinct offsets, at some 10 million messages a second.
+_SUMMARY = """
+    SELECT
+        kafka_partition,
+        min(kafka_offset),
+        max(next_offset),
+        groupBitmapIf(toUInt64(kafka_offset), next_offset = kafka_offset + 1),
+        arraySum(range -> range.2 - range.1, groupUniqArrayIf((kafka_offset, next_offset), next_offset > kafka_offset + 1))
+    FROM ingest_batches
+    WHERE kafka_epoch = {epoch:UInt16} AND (FLOORS)
+    GROUP BY kafka_partition
+"""
+# Where a row starts after the end of all rows before it, something is missing.
+_FIRST_GAP = """
+    SELECT minOrNull(reached)
+    FROM
+    (
+        SELECT
+            kafka_offset,
+            max(next_offset) OVER (ORDER BY kafka_offset ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
+        FROM ingest_batches
+        WHERE kafka_epoch = {epoch:UInt16} AND kafka_partition = {partition:UInt16} AND kafka_offset >= {floor:Int64}
+    )
+    WHERE reached > 0 AND kafka_offset > reached
+"""
+_LOST = """
+    SELECT kafka_partition, kafka_offset, max(next_offset) FROM ingest_batches
+    WHERE kafka_epoch = {epoch:UInt16} AND reason = {reason:String}
+    GROUP BY kafka_partition, kafka_offset
+    ORDER BY kafka_partition, kafka_offset
+"""
+
+
+def coverage(client: Client, epoch: int, partitions: int, known: Watermark | None = None) -> Watermark:
+    """Everything below it is stored. It names all of the partitions 0 … partitions − 1, with 0 where nothing is.
+
+    known: an earlier answer: only what came after it is read, which makes asking again cheap.
+    """
+    floors: Mapping[int, int] = known.offsets if known is not None and known.epoch == epoch else {}
+    answer = {partition: floors.get(partition, 0) for partition in range(partitions)}
+    conditions = " OR ".join(f"(kafka_partition = {p:d} AND kafka_offset >= {floor:d})" for p, floor in answer.items())
+    rows = client.query(_SUMMARY.replace("FLOORS", conditions), parameters={"epoch": epoch}).result_rows
+    for partition, first, reach, messages, in_gaps in rows:
+        if first != answer[partition]:  # its first row comes after something that is missing
+            continue
+        contiguous = reach - first == messages + in_gaps
+        answer[partition] = int(reach) if contiguous else _first_gap(client, epoch, partition, first, reach)
+    return Watermark(epoch, answer)
+
+
+def _first_gap(client: Client, epoch: int, partition: int, floor: int, reach: int) -> int:
+    parameters = {"epoch": epoch, "partition": partition, "floor": floor}
+    found = client.query(_FIRST_GAP, parameters=parameters).result_rows[0][0]
+    return int(reach if found is None else found)
+
+
+def lost_ranges(client: Client, epoch: int) -> list[tuple[int, int, int]]:
+    """(partition, first offset, next offset) of messages that the log deleted before the sink had read them."""
+    rows = client.query(_LOST, parameters={"epoch": epoch, "reason": EXPIRED}).result_rows
+    return [(int(partition), int(first), int(after)) for partition, first, after in rows]
