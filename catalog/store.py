@@ -232,7 +232,11 @@ class CatalogStore:
         except UnreadableRecord as error:
             log.warning("catalog_record_unreadable", offset=offset, error=str(error))
             refusal = Refusal("unreadable", str(error))
+        if record is not None and refusal is None:
+            for listener in self._listeners:
+                listener(record)
         with self._lock:
+            # After the listeners: whoever waits for an offset finds all that follows from it done.
             self._next_offset = offset + 1
             waiting = self._waiting.pop(offset, None)
             if waiting is None and self._producer is not None and len(self._producer) > 0:
@@ -241,6 +245,3 @@ class CatalogStore:
                     self._fates.pop(next(iter(self._fates)))
         if waiting is not None:
             waiting.set_result(refusal)
-        if record is not None and refusal is None:
-            for listener in self._listeners:
-                listener(record)
