@@ -26,6 +26,9 @@ def kafka_environment(port: int) -> Mapping[str, str]:
         "KAFKA_SHARE_COORDINATOR_STATE_TOPIC_REPLICATION_FACTOR": "1",
         "KAFKA_SHARE_COORDINATOR_STATE_TOPIC_MIN_ISR": "1",
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        # As in kafka.py: back soon after kill -9.
+        "KAFKA_BROKER_SESSION_TIMEOUT_MS": "2000",
+        "KAFKA_BROKER_HEARTBEAT_INTERVAL_MS": "300",
     }
 
 

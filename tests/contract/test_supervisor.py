@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from deploy.local.process import free_ports, identity
 from deploy.local.supervisor import Files, Part, PartState, Plan, Stage, State, Step, probe
+from tests.waiting import until
 
 Supervise = Callable[[Plan], subprocess.Popen[bytes]]
 
@@ -30,15 +30,6 @@ signal.signal(signal.SIGTERM, end)
 note("start")
 http.server.HTTPServer(("127.0.0.1", port), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
-    """Wait for it; the seconds that it took. Fails when the time is over."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "did not come true in time"
-        time.sleep(0.02)
-    return time.monotonic() - started
 
 
 @pytest.fixture

@@ -1,0 +1,68 @@
+# Everything runs from .venv, which `uv` fills; on a machine without uv it is fetched from PyPI into .uv.
+# Targets may be repeated at will: what is installed already is not installed again.
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+PYTEST_ARGS ?=
+
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_LINK_MODE ?= copy
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test up down check bench chaos docs clean
+
+help:
+	@echo 'make demo [KEEP=1]   the main job on real data, on a fresh machine too; KEEP=1 leaves the stack running'
+	@echo 'make up | down       the local stack and all services, in the background'
+	@echo 'make test            all tests, on the real broker and engine (PYTEST_ARGS=…)'
+	@echo 'make check           format, lint, types, import contracts'
+	@echo 'make bench           benchmarks; chaos: fault injection; docs: the documentation as pages'
+	@echo 'make clean           ends the stack and removes its data'
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/usage-billing demo $(if $(KEEP),--keep)
+
+up: $(VENV)/.installed-demo
+	$(BIN)/usage-billing up
+
+down:
+	@if [ -x $(BIN)/usage-billing ]; then $(BIN)/usage-billing down; fi
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos
+
+docs: $(UV)
+	$(UV) tool run --from mkdocs-material mkdocs build --strict
+
+clean: down
+	rm -rf $${USAGE_LOCAL_DIR:-.local} site
+
+# --- installation ---
+
+.uv/bin/uv:
+	python3 -m pip install --quiet --disable-pip-version-check --target .uv uv
+
+$(BIN)/python: | $(UV)
+	$(UV) venv --quiet --allow-existing --python '>=3.11' $(VENV)
+
+# The extras are what a demo needs and no more: it is to be quick on a fresh machine.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt $(BIN)/python
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(BIN)/python
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo,dev]'
+	@touch $@ $(VENV)/.installed-demo

@@ -1,0 +1,14 @@
+"""A condition → the moment when it holds: tests wait for it and never sleep for a time that is thought to be enough."""
+
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0, every: float = 0.02) -> float:
+    """Wait until it is true; the seconds that it took. Raises AssertionError when the time is over."""
+    started = time.monotonic()
+    while not condition():
+        waited = time.monotonic() - started
+        assert waited < seconds, f"did not come true within {seconds:g} s"
+        time.sleep(every)
+    return time.monotonic() - started
