@@ -314,6 +314,11 @@ def test_automatic_tax(client: StripeClient, standin: StripeStandin) -> None:
     located = customer(client, address={"country": "DE"})
     invoice = finalized(client, located, 1000, automatic_tax={"enabled": True})
     assert (invoice.automatic_tax.status, invoice.subtotal, invoice.total) == ("complete", 1000, 1200)
+    mixed = draft(client, located, automatic_tax={"enabled": True})
+    for behavior in ("exclusive", "inclusive"):
+        client.v1.invoice_items.create({"invoice": mixed.id, "amount": 600, "tax_behavior": behavior})
+    mixed = client.v1.invoices.retrieve(mixed.id)
+    assert (mixed.subtotal, mixed.total, mixed.total_excluding_tax) == (1200, 1320, 1100)
 
 
 def test_automatic_tax_without_a_location_fails_to_finalize(client: StripeClient) -> None:

@@ -288,22 +288,22 @@ def test_in_range(value: int | None, wanted: Any, inside: bool) -> None:
 def test_keys(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     keys = Keys(store)
-    kept = Reply(100, "POST /v1/a", "x", 200, "req_1", b"{}")
-    assert keys.begin("", "k", "POST /v1/a", "x", 100) is None
+    kept = Reply(100, "/v1/a", "x", 200, "req_1", b"{}")
+    assert keys.begin("", "k", "/v1/a", "x", 100) is None
     with pytest.raises(ApiError) as busy:
-        keys.begin("", "k", "POST /v1/a", "x", 100)
+        keys.begin("", "k", "/v1/a", "x", 100)
     assert busy.value.status == 409
-    assert keys.begin("acct_1", "k", "POST /v1/a", "x", 100) is None  # keys are an account's own
+    assert keys.begin("acct_1", "k", "/v1/a", "x", 100) is None  # keys are an account's own
     keys.keep("", "k", kept)
     keys.end("", "k")
-    assert keys.begin("", "k", "POST /v1/a", "x", 101) == kept
-    for target, fingerprint in (("POST /v1/a", "y"), ("POST /v1/b", "x")):
+    assert keys.begin("", "k", "/v1/a", "x", 101) == kept
+    for target, fingerprint in (("/v1/a", "y"), ("/v1/b", "x")):
         with pytest.raises(ApiError) as misused:
             keys.begin("", "k", target, fingerprint, 101)
         assert (misused.value.status, misused.value.fields["type"]) == (400, "idempotency_error")
-    assert keys.begin("", "k", "POST /v1/b", "y", 100 + 86_400) is None
+    assert keys.begin("", "k", "/v1/b", "y", 100 + 86_400) is None
     with pytest.raises(InvalidParameter):
-        keys.begin("", "k" * 256, "POST /v1/a", "x", 100)
+        keys.begin("", "k" * 256, "/v1/a", "x", 100)
     store.close()
 
 

@@ -36,7 +36,7 @@ from deploy.local.stripe_standin.errors import ApiError, InvalidParameter, refus
 from deploy.local.stripe_standin.expand import expand
 from deploy.local.stripe_standin.faults import Fault, Faults
 from deploy.local.stripe_standin.form import Form, FormError, canonical, decode
-from deploy.local.stripe_standin.idempotency import Keys
+from deploy.local.stripe_standin.idempotency import Keys, in_use
 from deploy.local.stripe_standin.route import Router
 from deploy.local.stripe_standin.state import API_VERSION, Json, Scope, World, new_id
 from deploy.local.stripe_standin.store import Reply
@@ -83,10 +83,6 @@ class Request:
     account: str
     key: str | None
     replay_of: str | None = None
-
-    @property
-    def target(self) -> str:
-        return f"{self.method} {self.path}"
 
     @property
     def text(self) -> str:
@@ -168,7 +164,7 @@ class App:
         entry["params"] = form
         if request.key is None:
             return await self._execute(request, form, entry)
-        kept = self.keys.begin(request.account, request.key, request.target, canonical(form), self.world.now)
+        kept = self.keys.begin(request.account, request.key, request.path, canonical(form), self.world.now)
         if kept is not None:
             request.replay_of = kept.request_id
             return kept.status, kept.body
@@ -182,7 +178,7 @@ class App:
         if fault is not None:
             entry["fault"] = fault.kind
             if fault.before:
-                failure = await self._fail(fault)
+                failure = await self._fail(fault, request.key)
                 if failure is not None:
                     return self._finish(request, form, failure.status, failure.body(request.id), keep=fault.keeps)
         found = ROUTER.find(request.method, request.path)
@@ -214,7 +210,7 @@ class App:
                 self.world.rollback()
             return error.status, error.body(request.id), not isinstance(error, InvalidParameter)
         except Exception:
-            log.exception("a bug of the stand-in in %s", request.target)
+            log.exception("a bug of the stand-in in %s %s", request.method, request.path)
             self.world.rollback()
             return 500, _server_error().body(request.id), False
 
@@ -222,7 +218,7 @@ class App:
         """Commit what the request changed, together with the answer kept under its key."""
         body = msgspec.json.encode(answer)
         if keep and request.key is not None:
-            reply = Reply(self.world.now, request.target, canonical(form), status, request.id, body)
+            reply = Reply(self.world.now, request.path, canonical(form), status, request.id, body)
             self.keys.keep(request.account, request.key, reply)
         self.commit()
         return status, body
@@ -243,7 +239,7 @@ class App:
         if self._in_second > allowed:
             raise _rate_limited()
 
-    async def _fail(self, fault: Fault) -> ApiError | None:
+    async def _fail(self, fault: Fault, key: str | None) -> ApiError | None:
         """Carry out a fault that comes before execution; None when the request goes on after it."""
         match fault.kind:
             case "delay":
@@ -252,12 +248,7 @@ class App:
             case "429":
                 return _rate_limited()
             case "409":
-                return ApiError(
-                    409,
-                    "idempotency_error",
-                    "There is currently another in-progress request using this Idempotent Key.",
-                    code="idempotency_key_in_use",
-                )
+                return in_use(key or "")
             case "error":
                 return ApiError(fault.status, fault.type, fault.message, code=fault.code)
             case "500_before":

@@ -8,11 +8,21 @@ pruned after at least 24 hours; GET and DELETE take no key.
 
 from __future__ import annotations
 
-from deploy.local.stripe_standin.errors import ApiError, InvalidParameter
+from deploy.local.stripe_standin.errors import ApiError, InvalidParameter, refused
 from deploy.local.stripe_standin.store import Reply, Store
 
 KEY_LENGTH_MAX = 255
 KEPT_SECONDS = 24 * 3600
+
+
+def in_use(key: str) -> ApiError:
+    """409. Records of Stripe's answer disagree about its type; some have idempotency_error here too."""
+    return refused(
+        "There is currently another in-progress request using this Idempotent Key (that probably means you submitted "
+        f"twice, and the other request is still going through): {key}. Please try again later.",
+        code="idempotency_key_in_use",
+        status=409,
+    )
 
 
 class Keys:
@@ -25,7 +35,7 @@ class Keys:
     def begin(self, account: str, key: str, target: str, fingerprint: str, now: int) -> Reply | None:
         """Take the key for a request, or return the answer to replay.
 
-        target: method and path. fingerprint: equal for equal parameters.
+        target: the path. fingerprint: equal for equal parameters.
         Raises ApiError: 400 for another use of the key, 409 while its first request is executing.
         """
         if len(key) > KEY_LENGTH_MAX:
@@ -35,7 +45,7 @@ class Keys:
             advice = f"Try using a key other than '{key}' if you meant to execute a different request."
             if kept.target != target:
                 message = "Keys for idempotent requests can only be used for the same endpoint they were first used for"
-                raise ApiError(400, "idempotency_error", f"{message} ('{kept.target}'). {advice}")
+                raise ApiError(400, "idempotency_error", f"{message} ('{target}' vs '{kept.target}'). {advice}")
             if kept.fingerprint != fingerprint:
                 message = (
                     "Keys for idempotent requests can only be used with the same parameters they were first used with."
@@ -43,12 +53,7 @@ class Keys:
                 raise ApiError(400, "idempotency_error", f"{message} {advice}")
             return kept
         if (account, key) in self._in_flight:
-            raise ApiError(
-                409,
-                "idempotency_error",
-                f"There is currently another in-progress request using this Idempotent Key: {key}.",
-                code="idempotency_key_in_use",
-            )
+            raise in_use(key)
         self._in_flight.add((account, key))
         return None
 

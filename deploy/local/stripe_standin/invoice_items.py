@@ -148,6 +148,7 @@ def create(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
         discountable=params.get("discountable", amount >= 0),
         metadata=merged({}, params.get("metadata")),
         tax_rates=known_rates(scope, params.get("tax_rates"), "tax_rates"),
+        tax_behavior=params.get("tax_behavior", "unspecified"),
     )
     scope.put(item)
     if invoice is not None:
@@ -205,6 +206,8 @@ def update(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
         item.metadata = merged(item.metadata, params["metadata"])
     if "tax_rates" in params:
         item.tax_rates = known_rates(scope, params["tax_rates"], "tax_rates")
+    if "tax_behavior" in params:
+        item.tax_behavior = params["tax_behavior"]
     scope.put(item)
     if invoice is not None:
         recompute(scope, invoice)
@@ -243,6 +246,7 @@ def list_all(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
 _PRICED = (
     "amount quantity quantity_decimal unit_amount_decimal price_data.currency price_data.product"
     " price_data.unit_amount price_data.unit_amount_decimal description discountable period metadata tax_rates"
+    " tax_behavior"
 )
 
 ROUTES = (

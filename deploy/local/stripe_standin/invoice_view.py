@@ -34,7 +34,8 @@ def rates(scope: Scope, invoice: Invoice, item: InvoiceItem) -> list[Rate]:
     if invoice.automatic_tax:
         percentage = Decimal(scope.settings.automatic_tax_percent)
         reason = "standard_rated" if percentage else "not_collecting"
-        return [Rate(AUTOMATIC, Decimal(0) if exempt else percentage, False, exempt or reason)]
+        inclusive = item.tax_behavior == "inclusive"
+        return [Rate(AUTOMATIC, Decimal(0) if exempt else percentage, inclusive, exempt or reason)]
     found = (scope.shown(TaxRate, id_) for id_ in item.tax_rates or invoice.default_tax_rates)
     return [Rate(r.id, Decimal(0) if exempt else r.percentage, r.inclusive, exempt or "standard_rated") for r in found]
 

@@ -147,6 +147,8 @@ class InvoiceItem(Record, kw_only=True):
     discountable: bool
     metadata: dict[str, str]
     tax_rates: list[str]
+    tax_behavior: str = "unspecified"
+    """Whether the amount includes automatic tax; unspecified: as the account says, which is exclusive here."""
     taxes: list[Tax] = []
     """Of the line, as last computed."""
 

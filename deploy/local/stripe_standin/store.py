@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value BLOB);
 
 
 class Reply(NamedTuple):
-    """An answer kept under an idempotency key. target: method and path."""
+    """An answer kept under an idempotency key. target: the path."""
 
     at: int
     target: str

@@ -66,9 +66,10 @@ def tax(amount: int, rate: Rate) -> Tax:
 def sum_up(lines: Sequence[tuple[int, Sequence[Rate]]]) -> Totals:
     """Sum up an invoice. lines: amount in minor units and the rates that apply to it."""
     line_taxes = [[tax(amount, rate) for rate in rates] for amount, rates in lines]
-    taxes: dict[str, Tax] = {}
+    taxes: dict[tuple[str, bool], Tax] = {}
     for each in (t for taxes_of_line in line_taxes for t in taxes_of_line):
-        so_far = taxes.setdefault(each.tax_rate, Tax(0, 0, each.inclusive, each.tax_rate, each.reason))
+        key = (each.tax_rate, each.inclusive)
+        so_far = taxes.setdefault(key, Tax(0, 0, each.inclusive, each.tax_rate, each.reason))
         so_far.amount += each.amount
         so_far.taxable_amount += each.taxable_amount
     subtotal = sum(amount for amount, _ in lines)
