@@ -14,6 +14,7 @@ import pytest
 import stripe
 from stripe import StripeClient
 
+from deploy.local.process import StartFailed
 from deploy.local.stripe_standin.process import StripeStandin
 from deploy.local.stripe_standin.state import API_VERSION, Settings
 from deploy.local.stripe_standin.webhooks import signature
@@ -821,6 +822,11 @@ def test_state_survives_a_kill(tmp_path: Path) -> None:
         assert [i.id for i in client.v1.invoices.list().data] == [waiting.id, paid.id]
         standin.advance(3600)
         assert client.v1.invoices.retrieve(waiting.id).status == "paid"
+
+
+def test_one_process_holds_the_state(tmp_path: Path) -> None:
+    with StripeStandin(tmp_path), pytest.raises(StartFailed, match="locked"):
+        StripeStandin(tmp_path, log_path=tmp_path / "second.log").start()
 
 
 # Webhooks
