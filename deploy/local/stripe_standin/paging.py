@@ -12,8 +12,6 @@ from deploy.local.stripe_standin.errors import InvalidParameter, missing
 from deploy.local.stripe_standin.records import Record
 from deploy.local.stripe_standin.state import Json, R
 
-FILTERS = frozenset({"limit", "starting_after", "ending_before", "expand"})
-
 
 def limit(params: Json) -> int:
     wanted: int = params.get("limit", 10)

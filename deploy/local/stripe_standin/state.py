@@ -25,7 +25,6 @@ R = TypeVar("R", bound=Record)
 API_VERSION = "2026-10-28.endive"
 """The one version spoken: that which the installed SDK pins (a test holds the two together)."""
 ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-REPLIES_KEPT_SECONDS = 24 * 3600
 
 _random = random.Random()  # seeded by the system; ids of a stand-in need not be secret
 _records = msgspec.json.Decoder(type=Union[KINDS])  # noqa: UP007 - made from a tuple
