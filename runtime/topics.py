@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import stamina
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
@@ -11,6 +12,7 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name, topic_specs
 
 _TIMEOUT_SECONDS = 15.0
+_SPREAD_SECONDS = 5.0
 
 
 class TopicMismatch(Exception):
@@ -28,6 +30,10 @@ class TopicState:
 
 def admin_client(settings: Settings) -> AdminClient:
     return AdminClient({**settings.kafka_properties, "socket.timeout.ms": 10_000})
+
+
+def _is_unknown(error: Exception) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
 
 
 def create_topics(settings: Settings) -> list[str]:
@@ -57,8 +63,11 @@ def describe_topic(settings: Settings, topic: str) -> TopicState:
     """Raises KafkaException when it does not exist or the cluster does not answer."""
     name = topic_name(settings, topic)
     admin = admin_client(settings)  # held until the answer is there: a collected client takes its futures with it
-    futures = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
-    description = futures[name].result(_TIMEOUT_SECONDS)
+    # A topic made a moment ago is not known to every broker yet.
+    for attempt in stamina.retry_context(on=_is_unknown, attempts=None, timeout=_SPREAD_SECONDS, wait_max=0.5):
+        with attempt:
+            futures = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
+            description = futures[name].result(_TIMEOUT_SECONDS)
     return TopicState(name, len(description.partitions), str(description.topic_id))
 
 

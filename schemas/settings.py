@@ -57,10 +57,9 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: Annotated[
         str,
         Field(
-            default_factory=lambda known: f"127.0.0.1:{known['local_kafka_port']}",
             description="Kafka brokers; further `USAGE_KAFKA_…` are librdkafka's",
         ),
-    ]
+    ] = Field(default_factory=lambda known: f"127.0.0.1:{known['local_kafka_port']}")
     kafka_replication_factor: Annotated[int, Field(ge=1, le=7, description="replication of the topics we create")] = 1
     kafka_min_insync_replicas: Annotated[int, Field(ge=1, le=7, description="min.insync.replicas of those topics")] = 1
     event_partitions: Annotated[
@@ -73,10 +72,9 @@ class Settings(BaseSettings):
     clickhouse_dsn: Annotated[
         str,
         Field(
-            default_factory=lambda known: f"http://default@127.0.0.1:{known['local_clickhouse_port']}/usage",
             description="ClickHouse's HTTP address, user and database",
         ),
-    ]
+    ] = Field(default_factory=lambda known: f"http://default@127.0.0.1:{known['local_clickhouse_port']}/usage")
 
     stripe_api_key: Annotated[
         SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")
@@ -84,11 +82,10 @@ class Settings(BaseSettings):
     stripe_api_base: Annotated[
         str,
         Field(
-            default_factory=lambda known: f"http://127.0.0.1:{known['local_stripe_port']}",
             validation_alias=_stripe("STRIPE_API_BASE"),
             description="Stripe's address",
         ),
-    ]
+    ] = Field(default_factory=lambda known: f"http://127.0.0.1:{known['local_stripe_port']}")
     stripe_webhook_secret: Annotated[
         SecretStr,
         Field(validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"), description="secret of Stripe's webhook signature"),
@@ -103,6 +100,9 @@ class Settings(BaseSettings):
     ] = 30.0
 
     billing_seconds: Annotated[float, Field(gt=0, description="`billing` looks for due cycles this often")] = 30.0
+    sweep_seconds: Annotated[
+        float, Field(gt=0, description="`billing` looks this often at an open invoice that no webhook told of")
+    ] = 900.0
     billing_concurrency: Annotated[int, Field(ge=1, le=256, description="customers invoiced at the same time")] = 16
     coverage_timeout_seconds: Annotated[
         float, Field(gt=0, description="a close waits this long for ClickHouse to have what it is to count")
