@@ -23,7 +23,7 @@ _SUMMARY = """
         min(kafka_offset),
         max(next_offset),
         groupBitmapIf(toUInt64(kafka_offset), next_offset = kafka_offset + 1),
-        arraySum(range -> range.2 - range.1, groupUniqArrayIf((kafka_offset, next_offset), next_offset > kafka_offset + 1))
+        arraySum(gap -> gap.2 - gap.1, groupUniqArrayIf((kafka_offset, next_offset), next_offset > kafka_offset + 1))
     FROM ingest_batches
     WHERE kafka_epoch = {epoch:UInt16} AND (FLOORS)
     GROUP BY kafka_partition
