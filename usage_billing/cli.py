@@ -10,6 +10,7 @@ import structlog
 from confluent_kafka import KafkaException
 from rich.table import Table
 
+from usage_billing.commands import billing as invoicing
 from usage_billing.commands import events, keys, local
 from usage_billing.console import DONE, FAILED, WRONG_USAGE, out, settings_for
 
@@ -20,6 +21,8 @@ app = cyclopts.App(
 )
 app.command(events.app)
 app.command(keys.app)
+app.command(invoicing.app)
+app.command(invoicing.close)
 app.command(local.up)
 app.command(local.down)
 app.command(local.status)

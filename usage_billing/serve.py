@@ -17,6 +17,8 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from billing_job.webhooks import PATH as WEBHOOKS_PATH
+from billing_job.webhooks import StripeWebhooks
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from ingest_gateway.app import PATH, Gateway
@@ -36,8 +38,11 @@ _STOP_SECONDS = 15.0
 class Composition:
     """The ASGI application: events go to the gateway, probes are answered here, the rest is the dashboard's."""
 
-    def __init__(self, gateway: Gateway | None, rest: App | None, checks: dict[str, Check]) -> None:
+    def __init__(
+        self, gateway: Gateway | None, webhooks: App | None, rest: App | None, checks: dict[str, Check]
+    ) -> None:
         self._gateway = gateway
+        self._webhooks = webhooks
         self._rest = rest
         self._checks = checks
 
@@ -57,6 +62,8 @@ class Composition:
         path: str = scope["path"]
         if self._gateway is not None and path == PATH and (scope["method"] == "POST" or self._rest is None):
             await self._gateway(scope, receive, send)
+        elif self._webhooks is not None and path == WEBHOOKS_PATH:
+            await self._webhooks(scope, receive, send)
         elif path == "/healthz":
             await _answer(send, 200, msgspec.json.encode({"status": "alive"}))
         elif path == "/readyz":
@@ -103,14 +110,20 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             parts.push_async_callback(ingest.stop)
             checks |= ingest.checks
         rest: App | None = None
+        hooks: App | None = None
         if dashboard:
             pages = Dashboard(settings, catalog)
             pages.start()
             parts.push_async_callback(pages.stop)
             checks |= pages.checks
             rest = cast(App, pages.app)
+            webhooks = StripeWebhooks(settings)
+            await asyncio.to_thread(webhooks.start)
+            parts.push_async_callback(webhooks.stop)
+            hooks = cast(App, webhooks.app)
+            checks |= {f"webhooks_{name}": check for name, check in webhooks.checks.items()}
         server = Server(
-            Composition(ingest, rest, checks),
+            Composition(ingest, hooks, rest, checks),
             address=settings.http_host,
             port=settings.http_port,
             interface=Interfaces.ASGI,
