@@ -1,0 +1,544 @@
+"""usage.events → usage.totals, usage.alerts: live totals, exact whenever a worker dies, and alerts when they are due.
+
+Rules, each proven by killing workers (docs/decisions/0004-exact-faust.md):
+ 1. Only messages of the current generation of the group count, by partition and in the order of their offsets.
+ 2. A partition's state knows its next offset. Below it: applied already. Above it: a rebalance left a gap; nothing is
+    applied, the consumer goes back.
+ 3. A total knows the last offset that it contains, and a message at or below it adds nothing.
+ 4. What has changed is written once a flush, the partition's progress last; nothing counts as done before all of it is
+    acknowledged.
+ 5. Offsets are committed after that, by us.
+ 6. What a frozen worker writes late is only old: the greatest offset wins, in recovery and in every reader.
+Any exception ends the process; what was not written comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import faust
+import structlog
+import uvloop
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from catalog.record import CatalogRecord, Topology
+from catalog.store import CatalogStore, CatalogUnavailable
+from runtime.health import HealthServer
+from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic
+from schemas import alert as alert_codec
+from schemas.alert_rule import AlertRule
+from schemas.meter import Meter
+from schemas.partition import partition_of
+from schemas.period import SECOND_US
+from schemas.settings import Settings
+from schemas.topics import CATALOG, USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.usage_batch import UnreadableBatch, UsageBatch, decode
+from stream_processors import metrics
+from stream_processors.alerts import AlertBook
+from stream_processors.cycles import affected_by, tile_at
+from stream_processors.exact_table import (
+    DurableProducer,
+    ExactApp,
+    ExactTable,
+    UnsupportedSecurity,
+    broker_urls,
+    commit,
+    credentials,
+    die,
+    exact_app_settings,
+    flowing,
+    of_generation,
+    release,
+    rewind,
+)
+from stream_processors.state import Fired, PartitionState
+from stream_processors.totals import Total
+
+log = structlog.get_logger(__name__)
+
+APP = "aggregator"
+
+TAKE_MESSAGES_MAX = 256
+TAKE_SECONDS = 0.1
+RUN_MESSAGES_MAX = 32  # folded at a stretch, about 20 ms for full messages
+FLUSH_SECONDS_PER_TOTAL = 0.0005  # idle: at once; from 2,000 changed totals on: once every flush_seconds
+UNFLUSHED_BYTES_MAX = 128 * 1024 * 1024
+GAP_RETRY_SECONDS = 1.0
+GAP_SECONDS_MAX = 5.0
+REWIND_MESSAGES_MIN = 1000
+_REQUEST_SECONDS = 10.0
+_WATCH_SECONDS = 1.0
+_TOPIC_CHECK_SECONDS = 15.0
+_STALLED_SECONDS_MAX = 120.0
+_STOP_SECONDS_MAX = 40.0
+_HOUR_US = 3600 * SECOND_US
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class LogEnds:
+    """Where Kafka's logs begin and end, asked for in threads. One consumer, so calls wait for each other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._lock = threading.Lock()
+        self._consumer = Consumer(
+            {
+                **settings.kafka_properties,
+                "group.id": topic_name(settings, f"{APP}-ends"),  # never joined
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+            }
+        )
+
+    def of(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset that is kept and next one to be written. Raises KafkaException."""
+        with self._lock:
+            return self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
+
+    def first_from(self, topic: str, partition: int, offset: int) -> int | None:
+        """Offset of the first message at or after `offset`; None when it could not be read in time."""
+        with self._lock:
+            self._consumer.assign([TopicPartition(topic, partition, offset)])
+            try:
+                message = self._consumer.poll(_REQUEST_SECONDS)
+                return None if message is None or message.error() else message.offset()
+            finally:
+                self._consumer.unassign()
+
+    def close(self) -> None:
+        with self._lock:
+            self._consumer.close()
+
+
+@dataclass(slots=True)
+class _Gap:
+    """An offset that is awaited; when it was missed first and sought last, monotonic seconds."""
+
+    wanted: int
+    since: float
+    sought_at: float
+
+
+class Aggregator:
+    """The work of one worker. All of it runs in the Faust app's event loop, but for what waits in threads."""
+
+    def __init__(self, settings: Settings, catalog: CatalogStore, topic: TopicState, app: faust.App) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._view = catalog.view
+        self._app = app
+        self._events_topic = topic.name
+        self._totals_topic = topic_name(settings, USAGE_TOTALS)
+        self._alerts_topic = topic_name(settings, USAGE_ALERTS)
+        self._catalog_topic = topic_name(settings, CATALOG)
+        self._topic_id = topic.topic_id
+        self._ends = LogEnds(settings)
+        self._producer = DurableProducer(settings.kafka_properties)
+        self._alerts = AlertBook(self._view)
+        self._catalog_changes: deque[CatalogRecord] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._unflushed: list[Any] = []
+        self._unflushed_bytes = 0
+        self._to_check: dict[int, list[Total]] = {}  # partition → totals to hold against the rules, changed or not
+        self._known: dict[int, PartitionState] = {}  # states that have been held against all rules
+        self._gaps: dict[int, _Gap] = {}
+        self._progressed: dict[int, tuple[int, float]] = {}  # partition → next offset, when it was reached
+        self._event_ends: dict[int, int] = {}
+        self.table: ExactTable[PartitionState] = ExactTable(
+            app,
+            name="totals",
+            changelog_topic=app.topic(
+                self._totals_topic,
+                partitions=topic.partitions,
+                key_type=bytes,
+                value_type=bytes,
+                key_serializer="raw",
+                value_serializer="raw",
+                acks=False,
+                internal=True,
+                allow_empty=True,
+            ),
+            partitions=topic.partitions,
+            key_type=bytes,
+            value_type=bytes,
+            new_state=self._new_state,
+            properties=settings.kafka_properties,
+            beacon=app.tables.beacon,
+        )
+        app.tables.add(self.table)
+        catalog.subscribe(self._on_catalog_record)
+
+    def _new_state(self, partition: int) -> PartitionState:
+        return PartitionState(
+            partition,
+            self._topic_id,
+            partial(tile_at, self._view),
+            horizon_us=self._settings.dedupe_horizon_hours * _HOUR_US,
+            ids_max=self._settings.dedupe_ids_max,
+        )
+
+    # -- taking ----------------------------------------------------------------------------------------------------
+
+    async def consume(self, stream: Any) -> None:
+        """The agent: fold what is taken, let the flusher write it."""
+        try:
+            async for events in stream.noack_take(TAKE_MESSAGES_MAX, within=TAKE_SECONDS):
+                await self._take(events)
+        except Exception as error:  # noqa: BLE001 - Faust would go on after it
+            die("a message could not be applied", error)
+
+    async def _take(self, events: Sequence[Any]) -> None:
+        # An event counts by a catalog that is at least as new as the event: a subscription made before it, counts.
+        await self._catalog_reached(await asyncio.to_thread(self._ends.of, self._catalog_topic, 0))
+        generation = self._app.consumer_generation_id
+        for partition, by_offset in of_generation(events, generation).items():
+            state = await self.table.state_of(partition, generation)
+            if state is not None:
+                self._apply_catalog_changes()
+                await self._apply(state, by_offset)
+        self._unflushed.extend(events)
+        self._unflushed_bytes += sum(len(event.value or b"") for event in events)
+        self._woken.set()
+        if self._unflushed_bytes > UNFLUSHED_BYTES_MAX:
+            await self.flush()
+
+    async def _catalog_reached(self, ends: tuple[int, int]) -> None:
+        deadline = time.monotonic() + _REQUEST_SECONDS
+        while self._catalog.next_offset < ends[1]:
+            if time.monotonic() > deadline:
+                raise CatalogUnavailable(f"the catalog's view stands at {self._catalog.next_offset} of {ends[1]}")
+            await asyncio.sleep(0.002)
+
+    async def _apply(self, state: PartitionState, by_offset: Mapping[int, Any]) -> None:
+        """Fold in what comes next, in runs; go back where something is missing."""
+        last = next(reversed(by_offset))
+        if last + REWIND_MESSAGES_MIN < state.next_offset and self._gaps.get(state.partition) is None:
+            # The group's committed offset is far behind: no need to read what is in the state.
+            await self._go_back(state, last + 1)
+            return
+        while run := list(_run_from(state.next_offset, by_offset)):
+            messages = [(offset, _decoded(event.message)) for offset, event in run]
+            applied = state.apply(messages)
+            metrics.EVENTS_APPLIED.inc(applied.events)
+            metrics.DUPLICATES.inc(applied.duplicates)
+            metrics.UNREADABLE.inc(applied.unreadable)
+            self._gaps.pop(state.partition, None)
+            self._woken.set()
+            await asyncio.sleep(0)
+        if last > state.next_offset:
+            await self._go_back(state, last)
+
+    async def _go_back(self, state: PartitionState, seen: int) -> None:
+        """Seek to the next offset to apply; when the log itself has a hole there, go on behind it, loudly."""
+        partition, wanted, now = state.partition, state.next_offset, time.monotonic()
+        gap = self._gaps.get(partition)
+        if gap is None or gap.wanted != wanted:
+            self._gaps[partition] = _Gap(wanted, now, now)
+            metrics.GAPS.inc()
+            log.info("consumer_rewound", partition=partition, to=wanted, seen=seen)
+        elif now - gap.sought_at < GAP_RETRY_SECONDS:
+            return  # what was fetched before the seek still comes
+        else:
+            gap.sought_at = now
+            if now - gap.since > GAP_SECONDS_MAX:
+                first = await asyncio.to_thread(self._ends.first_from, self._events_topic, partition, wanted)
+                if first is not None and first > wanted:
+                    log.error("messages_lost", partition=partition, first=wanted, until=first, reason="not in the log")
+                    metrics.OFFSETS_LOST.inc(first - wanted)
+                    state.skip_to(first)
+                    del self._gaps[partition]
+        await rewind(self._app, self._events_topic, partition, state.next_offset)
+
+    # -- the catalog -----------------------------------------------------------------------------------------------
+
+    def _on_catalog_record(self, record: CatalogRecord) -> None:
+        """In the catalog's thread."""
+        self._catalog_changes.append(record)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    def _apply_catalog_changes(self) -> None:
+        """Forget what was derived from what has changed; hold totals of new rules' meters against them."""
+        states = self.table.states
+        meters: set[tuple[str, str]] = set()
+        while self._catalog_changes:
+            record = self._catalog_changes.popleft()
+            if (affected := affected_by(record)) is not None:
+                for state in states.values():
+                    state.totals.forget_tiles(affected)
+            if isinstance(record.state, AlertRule):
+                meters.add((record.state.organization_id, record.state.meter_id))
+        for organization_id, meter_id in meters:
+            if (meter := self._view.get(Meter, organization_id, meter_id)) is None:
+                continue
+            for partition, state in states.items():
+                totals = state.totals.reading(organization_id, meter.event_name)
+                self._to_check.setdefault(partition, []).extend(totals)
+
+    # -- flushing --------------------------------------------------------------------------------------------------
+
+    async def flush_for_ever(self) -> None:
+        """About once a second under load, at once when little has changed or someone waits."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            while True:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), _WATCH_SECONDS)
+                self._woken.clear()
+                started = time.monotonic()
+                while not self._hurried and time.monotonic() - started < self._patience:
+                    await asyncio.sleep(0.02)
+                await self.flush()
+        except Exception as error:  # noqa: BLE001 - Faust would go on after it
+            die("totals could not be written", error)
+
+    @property
+    def _hurried(self) -> bool:
+        return self._app.should_stop or not flowing(self._app)
+
+    @property
+    def _patience(self) -> float:
+        changed = sum(len(state.totals.changed) for state in self.table.states.values())
+        return min(self._settings.flush_seconds, changed * FLUSH_SECONDS_PER_TOTAL)
+
+    async def flush(self) -> None:
+        """Write what has changed, wait until it is acknowledged, commit."""
+        async with self._flushing:
+            started = time.monotonic()
+            generation = self._app.consumer_generation_id
+            self._apply_catalog_changes()
+            states = self.table.states
+            for state in states.values():
+                if self._known.get(state.partition) is not state:
+                    self._to_check[state.partition] = list(state.totals)
+            events, self._unflushed, self._unflushed_bytes = self._unflushed, [], 0
+            done: dict[int, int] = {}
+            oldest = 0
+            for partition, state in states.items():
+                await self._publish_alerts(state)
+                if state.has_changes:
+                    oldest = oldest or state.log_time
+                    self._producer.send(self._totals_topic, partition, state.changes(now_us()))
+                    done[partition] = state.next_offset
+                    await asyncio.sleep(0)
+            if done:
+                await self._producer.flush()
+                await commit(self._app, self._events_topic, done, generation)
+            release(self._app, events)
+            self._known = {p: state for p, state in states.items() if self.table.states.get(p) is state}
+            self._to_check = {p: totals for p, totals in self._to_check.items() if p in self._known}
+            if done:
+                metrics.FLUSH_SECONDS.observe(time.monotonic() - started)
+                metrics.VISIBLE_SECONDS.observe(max(0.0, (now_us() - oldest) / 1e6))
+
+    async def _publish_alerts(self, state: PartitionState) -> None:
+        """Publish what is due, before anything says that it has fired: a crash repeats an alert, it loses none.
+
+        Returns with every changed total held against the rules; nothing may be awaited from then until it is written.
+        """
+        checked = self._to_check.pop(state.partition, [])
+        while True:
+            due = self._alerts.due([*checked, *state.totals.changed], state.fired, now_us())
+            if not due:
+                return
+            for alert in due:
+                partition = partition_of(alert.organization_id, alert.customer_id, self._settings.event_partitions)
+                self._producer.send(self._alerts_topic, partition, [(alert.key, alert_codec.encode(alert))])
+                state.note_fired(alert.id, Fired(alert.rule_id, alert.customer_id, alert.cycle_start, alert.fired_at))
+            await self._producer.flush()
+            metrics.ALERTS.inc(len(due))
+            metrics.ALERT_SECONDS.observe(max(0.0, (now_us() - state.log_time) / 1e6))
+            log.info("alerts_fired", partition=state.partition, alerts=[alert.id for alert in due[:20]], count=len(due))
+
+    # -- watching --------------------------------------------------------------------------------------------------
+
+    async def watch_for_ever(self) -> None:
+        """Lag and horizon as metrics; end the process when the topic was made again or a partition stands still."""
+        checked = time.monotonic()
+        try:
+            while True:
+                await asyncio.sleep(_WATCH_SECONDS)
+                states = self.table.states
+                try:
+                    for partition, state in states.items():
+                        _, end = await asyncio.to_thread(self._ends.of, self._events_topic, partition)
+                        self._event_ends[partition] = end
+                        self._observe(state, end)
+                    if time.monotonic() - checked > _TOPIC_CHECK_SECONDS:
+                        checked = time.monotonic()
+                        topic = await asyncio.to_thread(describe_topic, self._settings, USAGE_EVENTS)
+                        if topic.topic_id != self._topic_id:
+                            die(f"{self._events_topic} was made again: start anew with the new one")
+                except KafkaException as error:
+                    log.warning("kafka_not_answering", error=str(error))
+                self._forget_metrics(states)
+        except Exception as error:  # noqa: BLE001 - Faust would go on after it
+            die("watching failed", error)
+
+    def _observe(self, state: PartitionState, end: int) -> None:
+        partition = state.partition
+        lag = end - state.next_offset
+        if lag < 0:
+            die(f"partition {partition} ends at {end}, before {state.next_offset}: the log lost what is counted")
+        metrics.LAG.labels(partition).set(lag)
+        horizon = (state.log_time - state.dedupe.known_since(state.log_time)) / 1e6
+        metrics.DEDUPE_HORIZON_SECONDS.labels(partition).set(horizon)
+        metrics.DEDUPE_IDS.labels(partition).set(len(state.dedupe))
+        metrics.TOTALS.labels(partition).set(len(state.totals))
+        now = time.monotonic()
+        reached, since = self._progressed.get(partition, (None, now))
+        if lag == 0 or reached != state.next_offset or self._app.rebalancing:
+            self._progressed[partition] = (state.next_offset, now)
+        elif now - since > _STALLED_SECONDS_MAX:
+            die(f"partition {partition} has stood still at {state.next_offset} of {end} for {_STALLED_SECONDS_MAX:g} s")
+
+    def _forget_metrics(self, states: Mapping[int, PartitionState]) -> None:
+        for partition in set(self._event_ends) - set(states):
+            del self._event_ends[partition]
+            self._progressed.pop(partition, None)
+            for gauge in (metrics.LAG, metrics.DEDUPE_HORIZON_SECONDS, metrics.DEDUPE_IDS, metrics.TOTALS):
+                with contextlib.suppress(KeyError):
+                    gauge.remove(partition)
+
+    # -- health ----------------------------------------------------------------------------------------------------
+
+    def check_assignment(self) -> str | None:
+        app = self._app
+        if not app.started or app.should_stop:
+            return "not running"
+        if app.rebalancing or not app.tables.actives_ready:
+            return "the consumer group is rebalancing"
+        return f"loading partitions {self.table.loading}" if self.table.loading else None
+
+    def check_catalog(self) -> str | None:
+        return None if self._catalog.ready else "the catalog is not being read"
+
+    def close(self) -> None:
+        self._ends.close()
+
+
+def _run_from(next_offset: int, by_offset: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+    """Messages from the next offset on without a gap, not too many at a stretch."""
+    for offset in range(next_offset, next_offset + RUN_MESSAGES_MAX):
+        if (event := by_offset.get(offset)) is None:
+            return
+        yield offset, event
+
+
+def _decoded(message: Any) -> UsageBatch | None:
+    """None: unreadable. The sink reports such a message to usage.dead_letters; here it counts as applied."""
+    try:
+        return decode(message.value or b"")
+    except UnreadableBatch as error:
+        log.warning("message_unreadable", partition=message.partition, offset=message.offset, error=str(error))
+        return None
+
+
+# -- the app -----------------------------------------------------------------------------------------------------------
+
+
+def make_app(
+    settings: Settings, catalog: CatalogStore, topic: TopicState, data_dir: str
+) -> tuple[faust.App, Aggregator]:
+    """The Faust app and its work. data_dir: Faust wants one, and writes nothing there. Raises UnsupportedSecurity."""
+    app = ExactApp(
+        topic_name(settings, APP),
+        broker=broker_urls(settings.kafka_properties),
+        broker_credentials=credentials(settings.kafka_properties),
+        topic_partitions=topic.partitions,
+        topic_replication_factor=settings.kafka_replication_factor,
+        datadir=data_dir,
+        consumer_max_fetch_size=4 * 1024 * 1024,
+        stream_buffer_maxsize=2 * TAKE_MESSAGES_MAX,
+        **exact_app_settings(),
+    )
+    aggregator = Aggregator(settings, catalog, topic, app)
+    source = app.topic(
+        topic.name,
+        partitions=topic.partitions,
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+        allow_empty=True,
+    )
+    app.agent(source, concurrency=1, name="aggregate")(aggregator.consume)
+    app.task(aggregator.flush_for_ever)
+    app.task(aggregator.watch_for_ever)
+    return app, aggregator
+
+
+class _Worker(faust.Worker):
+    """A worker whose end is bounded: Faust may wait for ever for messages that nobody will acknowledge any more."""
+
+    def _crash(self, reason: BaseException) -> None:
+        self._end_in_time("it crashed")
+        super()._crash(reason)
+
+    def _on_sigterm(self) -> None:
+        self._end_in_time("SIGTERM")
+        super()._on_sigterm()
+
+    def _on_sigint(self) -> None:
+        self._end_in_time("SIGINT")
+        super()._on_sigint()
+
+    def _end_in_time(self, reason: str) -> None:
+        timer = threading.Timer(_STOP_SECONDS_MAX, die, [f"not ended {_STOP_SECONDS_MAX:g} s after {reason}"])
+        timer.daemon = True
+        timer.start()
+
+
+def run(settings: Settings) -> int:
+    """Aggregate until SIGTERM or SIGINT: drain, flush, commit, leave the group, 0. Whatever goes wrong: not 0."""
+    try:
+        create_topics(settings)
+        topic = check_partitions(settings)
+        with CatalogStore(settings) as catalog, tempfile.TemporaryDirectory(prefix="usage-aggregator-") as data_dir:
+            for topology in catalog.view.all(Topology):
+                if topology.event_partitions != topic.partitions:
+                    raise TopicMismatch(
+                        f"{topic.name} has {topic.partitions} partitions, the catalog was made for "
+                        f"{topology.event_partitions}"
+                    )
+            return _run(settings, catalog, topic, data_dir)
+    except (TopicMismatch, KafkaException, CatalogUnavailable, UnsupportedSecurity, OSError) as error:
+        log.error("aggregator_not_started", error=str(error))
+        return 1
+
+
+def _run(settings: Settings, catalog: CatalogStore, topic: TopicState, data_dir: str) -> int:
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    app, aggregator = make_app(settings, catalog, topic, data_dir)
+    # Totals and series live long and hold no cycles; full collections over hundreds of thousands of them cost seconds.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1000)
+    worker = _Worker(app, override_logging=False, quiet=True, loop=loop)
+    checks = {"assignment": aggregator.check_assignment, "catalog": aggregator.check_catalog}
+    with HealthServer(settings.metrics_host, settings.aggregator_metrics_port, checks):
+        log.info("aggregator_starting", topic=topic.name, topic_id=topic.topic_id, partitions=topic.partitions)
+        try:
+            worker.execute_from_commandline()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            log.info("aggregator_ended", code=code)
+            return code
+        finally:
+            aggregator.close()

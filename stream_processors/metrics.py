@@ -1,0 +1,37 @@
+"""What aggregator and sink count; a section each."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# -- aggregator --------------------------------------------------------------------------------------------------------
+
+LAG = Gauge("usage_aggregator_lag", "Messages of usage.events that are not in the totals yet.", ["partition"])
+EVENTS_APPLIED = Counter("usage_aggregator_events_applied_total", "Events added to totals.")
+DUPLICATES = Counter("usage_aggregator_duplicates_total", "Events that were known by their identity and not added.")
+UNREADABLE = Counter("usage_aggregator_unreadable_total", "Messages that are no UsageBatch; the sink reports them.")
+GAPS = Counter("usage_aggregator_gaps_total", "Times that the consumer had to go back after a rebalance.")
+OFFSETS_LOST = Counter("usage_aggregator_offsets_lost_total", "Offsets gone from the log before they counted.")
+TOTALS = Gauge("usage_aggregator_totals", "Totals held in memory.", ["partition"])
+FLUSH_SECONDS = Histogram(
+    "usage_aggregator_flush_seconds",
+    "From the first record of a flush to its commit.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+VISIBLE_SECONDS = Histogram(
+    "usage_aggregator_visible_seconds",
+    "From received_at of a flush's newest message to its totals in usage.totals.",
+    buckets=(0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
+)
+ALERTS = Counter("usage_aggregator_alerts_total", "Alerts published.")
+ALERT_SECONDS = Histogram(
+    "usage_aggregator_alert_seconds",
+    "From received_at of the newest message counted to the alert's acknowledgement.",
+    buckets=(0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
+)
+DEDUPE_IDS = Gauge("usage_aggregator_dedupe_ids", "Event ids that are known.", ["partition"])
+DEDUPE_HORIZON_SECONDS = Gauge(
+    "usage_aggregator_dedupe_horizon_seconds", "Log time back to which event ids are known.", ["partition"]
+)
+
+# -- sink --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,288 @@
+"""Messages of one partition, in order → its totals, known ids and fired alerts ⇄ changelog records. Pure.
+
+Keys of the changelog (usage.totals) that are no total's begin with NUL:
+  \\0progress                              schemas.totals.Progress, written last: all below its next_offset is in
+  \\0ids\\0topic_id\\0first\\0end\\0part   ids of the events in [first, end): MessagePack [log time, packed hashes]
+  \\0fired\\0alert_id                      what has fired: JSON of Fired
+A write may break off anywhere. Then totals contain messages that progress does not, which `Totals` tells by their last
+offset, and ids belong to messages that come again, which is told by their end; every other state is one whole write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from schemas.totals import INTERNAL, PROGRESS_KEY, Progress, UsageTotal, decode, encode
+from schemas.usage_batch import UsageBatch
+from stream_processors.dedupe import Dedupe, Hashes, as_hashes, identity_hash
+from stream_processors.totals import Series, TileAt, Totals
+
+Record = tuple[bytes, bytes | None]
+"""Key and value; None: a tombstone."""
+FiredKey = tuple[str, str, int]
+"""rule_id, customer_id, cycle_start."""
+
+IDS_PER_PACK_MAX = 65_536  # 512 KiB a record, half of what a broker takes by default
+SMALL_PACKS_MAX = 128
+_IDS = INTERNAL + b"ids\0"
+_FIRED = INTERNAL + b"fired\0"
+
+
+class Fired(msgspec.Struct, frozen=True):
+    """An alert that must not fire again. fired_at: µs."""
+
+    rule_id: str
+    customer_id: str
+    cycle_start: int
+    fired_at: int
+
+    @property
+    def key(self) -> FiredKey:
+        return (self.rule_id, self.customer_id, self.cycle_start)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a run of messages brought, duplicates not counted as events."""
+
+    messages: int = 0
+    events: int = 0
+    duplicates: int = 0
+    unreadable: int = 0
+
+
+class OutOfOrder(Exception):
+    """A message that is not the next one: our bug, or a log that is not what it was."""
+
+
+class PartitionState:
+    """Everything that is derived from one partition of usage.events, up to next_offset.
+
+    topic_id: of usage.events as it is now; what was kept of an earlier topic of that name counts on, with offsets from
+    0 again. log_time: greatest received_at so far, µs; 0 before the first.
+    """
+
+    def __init__(self, partition: int, topic_id: str, tile_at: TileAt, *, horizon_us: int, ids_max: int) -> None:
+        self.partition = partition
+        self.topic_id = topic_id
+        self.next_offset = 0
+        self.log_time = 0
+        self.totals = Totals(tile_at)
+        self.dedupe = Dedupe(horizon_us, ids_max)
+        self.fired: set[FiredKey] = set()
+        self._new_fired: list[tuple[str, Fired]] = []
+        self._written_offset = 0
+        self._fresh: list[Hashes] = []
+        self._packs: deque[tuple[int, bytes]] = deque()  # log time and key of every pack in the changelog, oldest first
+        self._small: list[_Pack] = []  # the last of them, while they are small
+        self._read: _Restoring | None = _Restoring()
+
+    # -- applying --------------------------------------------------------------------------------------------------
+
+    def apply(self, messages: Sequence[tuple[int, UsageBatch | None]]) -> Applied:
+        """Fold in messages from next_offset on, without a gap; None: unreadable, counts as applied.
+
+        Raises OutOfOrder, and has changed nothing then.
+        """
+        for expected, (offset, _) in enumerate(messages, start=self.next_offset):
+            if offset != expected:
+                raise OutOfOrder(f"partition {self.partition}: offset {offset} where {expected} is the next")
+        readable = [(offset, batch, self.totals.series_of(batch)) for offset, batch in messages if batch is not None]
+        if readable:
+            self.log_time = max(self.log_time, *(batch.received_at for _, batch, _ in readable))
+        firsts = self._first_seen([(batch, series) for _, batch, series in readable])
+        events = duplicates = 0
+        for (offset, batch, series), counts in zip(readable, firsts, strict=True):
+            self.totals.add(offset, batch, series, counts)
+            again = 0 if counts is None else counts.count(False)
+            events += len(batch) - again
+            duplicates += again
+        self.next_offset += len(messages)
+        return Applied(len(messages), events, duplicates, len(messages) - len(readable))
+
+    def _first_seen(self, batches: Sequence[tuple[UsageBatch, Sequence[Series]]]) -> list[list[bool] | None]:
+        """For each batch: False for each event that is a duplicate, True for others; None: it has no duplicate."""
+        hashes: list[int] = []
+        for batch, series in batches:
+            hashes += [identity_hash(i, s.seed) for i, s in zip(batch.identity, series, strict=False) if i]
+        if not hashes:
+            return [None] * len(batches)
+        array = as_hashes(hashes)
+        first = self.dedupe.first_seen(array, self.log_time)
+        if first.all():
+            self._fresh.append(array)
+            return [None] * len(batches)
+        self._fresh.append(array[first])
+        verdicts = iter(first.tolist())
+        return [
+            [next(verdicts) if identity else True for identity in batch.identity] if batch.identity else None
+            for batch, _ in batches
+        ]
+
+    def skip_to(self, offset: int) -> None:
+        """Go on at a later offset: what was before it is no longer in the log."""
+        self.next_offset = max(self.next_offset, offset)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def note_fired(self, alert_id: str, fired: Fired) -> None:
+        self.fired.add(fired.key)
+        self._new_fired.append((alert_id, fired))
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self.next_offset != self._written_offset or self._new_fired)
+
+    def changes(self, now: int) -> list[Record]:
+        """What has changed since the last call, in the order in which it must be written. now: µs."""
+        records: list[Record] = [
+            (total.key(), encode(total.record(self.topic_id, self.partition, now)))
+            for total in self.totals.take_changed()
+        ]
+        records += self._id_changes()
+        records += [(_FIRED + alert_id.encode(), msgspec.json.encode(fired)) for alert_id, fired in self._new_fired]
+        self._new_fired.clear()
+        progress = Progress(self.topic_id, self.partition, self.next_offset, self.log_time, now)
+        records.append((PROGRESS_KEY, encode(progress)))
+        self._written_offset = self.next_offset
+        return records
+
+    def _id_changes(self) -> list[Record]:
+        records: list[Record] = []
+        if len(self._small) >= SMALL_PACKS_MAX:
+            # All of them lie below a progress that is written, so one pack for all is as good, and a slow day's ids
+            # take thousands of records less.
+            records += self._joined(self._small)
+            self._small = []
+        if self._fresh:
+            fresh = np.sort(np.concatenate(self._fresh))
+            self._fresh = []
+            for part, at in enumerate(range(0, len(fresh), IDS_PER_PACK_MAX)):
+                hashes = fresh[at : at + IDS_PER_PACK_MAX]
+                pack = _Pack(self.topic_id, self._written_offset, self.next_offset, part, self.log_time, hashes)
+                records.append(pack.record())
+                self._packs.append((pack.log_time, pack.key))
+                self._small.append(pack)
+            if sum(len(pack.hashes) for pack in self._small) > IDS_PER_PACK_MAX:
+                self._small = []
+        forgotten = self.dedupe.forget(self.log_time)
+        while self._packs and self._packs[0][0] < forgotten:
+            records.append((self._packs.popleft()[1], None))
+        return records
+
+    def _joined(self, packs: Sequence[_Pack]) -> list[Record]:
+        first, last = packs[0], packs[-1]
+        hashes = np.unique(np.concatenate([pack.hashes for pack in packs]))
+        joined = _Pack(self.topic_id, first.first, last.end, 0, last.log_time, hashes)
+        gone = {pack.key for pack in packs} - {joined.key}
+        while self._packs and self._packs[-1][1] in gone:
+            self._packs.pop()
+        self._packs.append((joined.log_time, joined.key))
+        return [joined.record(), *((key, None) for key in gone)]
+
+    # -- restoring -------------------------------------------------------------------------------------------------
+
+    def restore(self, key: bytes, value: bytes | None) -> None:
+        """Take in a record of the changelog, in its order. Raises UnreadableTotal, UnreadableState.
+
+        A worker that was frozen may have written late: of a total and of progress the greatest offset is kept, not the
+        last record.
+        """
+        assert self._read is not None, "restored already"
+        self._read.take(key, value, self.topic_id)
+
+    def restored(self) -> None:
+        """All records are in: be as the worker was that wrote them."""
+        assert self._read is not None, "restored already"
+        read, self._read = self._read, None
+        if read.progress is not None:
+            self.log_time = read.progress.log_time
+            if read.progress.topic_id == self.topic_id:
+                self.next_offset = self._written_offset = read.progress.next_offset
+        for total in read.totals.values():
+            self.totals.restore(total, self.topic_id)
+        self.fired = {fired.key for fired in read.fired.values()}
+        packs = sorted((_Pack.read(key, value) for key, value in read.ids.items()), key=lambda pack: pack.log_time)
+        self._packs = deque((pack.log_time, pack.key) for pack in packs)
+        # Ids of a write that broke off belong to events that come again, and must not call them duplicates.
+        below = [p for p in packs if p.topic_id != self.topic_id or p.end <= self.next_offset]
+        self.dedupe.restore((pack.log_time, pack.hashes) for pack in below)
+
+
+class UnreadableState(ValueError):
+    """A record of our own book-keeping that can't be read: going on would count wrong."""
+
+
+class _Restoring:
+    """The newest record of each key."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.totals: dict[bytes, UsageTotal] = {}
+        self.ids: dict[bytes, bytes] = {}
+        self.fired: dict[bytes, Fired] = {}
+
+    def take(self, key: bytes, value: bytes | None, topic_id: str) -> None:
+        if value is None:
+            self.totals.pop(key, None)
+            self.ids.pop(key, None)
+            self.fired.pop(key, None)
+        elif key.startswith(_IDS):
+            self.ids[key] = value
+        elif key.startswith(_FIRED):
+            try:
+                self.fired[key] = msgspec.json.decode(value, type=Fired)
+            except msgspec.MsgspecError as error:
+                raise UnreadableState(f"key {key!r}: {error}") from error
+        else:
+            match decode(key, value):
+                case UsageTotal() as total:
+                    if total.supersedes(self.totals.get(key)):
+                        self.totals[key] = total
+                case Progress() as progress:
+                    if _is_further(progress, self.progress, topic_id):
+                        self.progress = progress
+                case None:
+                    raise UnreadableState(f"key {key!r}: written by a later version")
+
+
+def _is_further(progress: Progress, other: Progress | None, topic_id: str) -> bool:
+    """Whether progress of the current topic goes further than other; that of an earlier topic counts least."""
+    if other is None or other.topic_id != topic_id:
+        return True
+    return progress.topic_id == topic_id and progress.next_offset >= other.next_offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    """Ids of the events in [first, end) of a topic; part: where one record would be too large."""
+
+    topic_id: str
+    first: int
+    end: int
+    part: int
+    log_time: int
+    hashes: Hashes
+
+    @property
+    def key(self) -> bytes:
+        return _IDS + f"{self.topic_id}\0{self.first}\0{self.end}\0{self.part}".encode()
+
+    def record(self) -> Record:
+        return self.key, msgspec.msgpack.encode((self.log_time, self.hashes.astype("<u8").tobytes()))
+
+    @classmethod
+    def read(cls, key: bytes, value: bytes) -> _Pack:
+        """Raises UnreadableState."""
+        try:
+            topic_id, first, end, part = key.removeprefix(_IDS).decode().split("\0")
+            log_time, packed = msgspec.msgpack.decode(value, type=tuple[int, bytes])
+            hashes = np.frombuffer(packed, "<u8").astype(np.uint64)
+            return cls(topic_id, int(first), int(end), int(part), log_time, hashes)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise UnreadableState(f"key {key!r}: {error}") from error

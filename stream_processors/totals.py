@@ -1,0 +1,259 @@
+"""UsageBatch columns → sum, count and max per organization, customer, event_name and cycle. Pure; the hot path.
+
+Inside, values are exact integers, × 10⁹; decimals begin where a record is written. All three aggregations are kept,
+so a total does not depend on which meters there are, or on when they were made.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+from schemas.period import Cycle
+from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
+from schemas.usage_batch import UsageBatch
+from stream_processors.cycles import Affected, Tile
+from stream_processors.dedupe import series_seed
+
+TileAt = Callable[[str, str, str, int], Tile]
+"""organization_id, customer_id, event_name, t in µs → the tile that contains t."""
+SeriesKey = tuple[str, str, str]
+"""organization_id, customer_id, event_name."""
+
+NO_OFFSET = -1
+_NEVER = 2**63 - 1
+
+
+class Total:
+    """One running total. Mutable: it is added to once an event.
+
+    sum, max: value × 10⁹; max None: no value yet. first_offset, last_offset: messages of the current topic that it
+    contains, NO_OFFSET before the first. changed: since it was last written.
+    """
+
+    __slots__ = ("changed", "count", "cycle", "first_offset", "last_offset", "max", "series", "sum")
+
+    def __init__(self, series: Series, cycle: Cycle) -> None:
+        self.series = series
+        self.cycle = cycle
+        self.sum = 0
+        self.count = 0
+        self.max: int | None = None
+        self.first_offset = NO_OFFSET
+        self.last_offset = NO_OFFSET
+        self.changed = False
+
+    def key(self) -> bytes:
+        series = self.series
+        return total_key(
+            series.organization_id, series.customer_id, series.event_name, self.cycle.start_us, self.cycle.end_us
+        )
+
+    def record(self, topic_id: str, partition: int, now: int) -> UsageTotal:
+        """now: µs."""
+        series, cycle = self.series, self.cycle
+        return UsageTotal(
+            series.organization_id,
+            series.customer_id,
+            series.event_name,
+            cycle.start_us,
+            cycle.end_us,
+            decimal_text(self.sum),
+            self.count,
+            None if self.max is None else decimal_text(self.max),
+            topic_id,
+            partition,
+            self.first_offset,
+            self.last_offset,
+            now,
+        )
+
+
+class Series:
+    """What one customer uses of one event_name: its totals, and the tiles of its time line that were asked for.
+
+    from_us, until_us, current: the tile that the last event was in, so that the next one, mostly in the same, is found
+    by two comparisons. seed: of its identities' hashes.
+    """
+
+    __slots__ = (
+        "_starts",
+        "_tiles",
+        "current",
+        "customer_id",
+        "event_name",
+        "from_us",
+        "organization_id",
+        "seed",
+        "totals",
+        "until_us",
+    )
+
+    def __init__(self, organization_id: str, customer_id: str, event_name: str) -> None:
+        self.organization_id = organization_id
+        self.customer_id = customer_id
+        self.event_name = event_name
+        self.seed = series_seed(organization_id, customer_id, event_name)
+        self.totals: list[Total] = []
+        self.forget_tiles()
+
+    def forget_tiles(self) -> None:
+        """The catalog has changed: ask for tiles again. Totals stay."""
+        self.from_us = self.until_us = _NEVER
+        self.current: tuple[Total, ...] = ()
+        self._starts: list[int] = []
+        self._tiles: list[tuple[int, int, tuple[Total, ...]]] = []
+
+    def total(self, cycle: Cycle) -> Total:
+        for total in self.totals:
+            if total.cycle == cycle:
+                return total
+        total = Total(self, cycle)
+        self.totals.append(total)
+        return total
+
+    def move_to(self, t_us: int, tile_at: TileAt) -> tuple[Total, ...]:
+        """Make the tile of t the current one; its totals."""
+        at = bisect_right(self._starts, t_us) - 1
+        if at < 0 or t_us >= self._tiles[at][1]:
+            tile = tile_at(self.organization_id, self.customer_id, self.event_name, t_us)
+            at += 1
+            self._starts.insert(at, tile.from_us)
+            self._tiles.insert(at, (tile.from_us, tile.until_us, tuple(map(self.total, tile.cycles))))
+        self.from_us, self.until_us, self.current = self._tiles[at]
+        return self.current
+
+
+class Totals:
+    """All running totals of one partition.
+
+    Offsets only grow, but for the first messages after a crash in the middle of a write: some totals contain them
+    already and others do not. So a message at or below a total's last offset adds nothing to it.
+    """
+
+    def __init__(self, tile_at: TileAt) -> None:
+        self._tile_at = tile_at
+        self._series: dict[SeriesKey, Series] = {}
+        self._by_customer: dict[tuple[str, str], list[Series]] = {}
+        self._changed: list[Total] = []
+        self._written_through = NO_OFFSET  # greatest last_offset that was restored
+
+    def __len__(self) -> int:
+        return sum(len(series.totals) for series in self._series.values())
+
+    def __iter__(self) -> Iterator[Total]:
+        for series in self._series.values():
+            yield from series.totals
+
+    @property
+    def changed(self) -> Sequence[Total]:
+        """Totals that have changed since `take_changed`."""
+        return self._changed
+
+    def take_changed(self) -> list[Total]:
+        """The same, and forget it: they are about to be written."""
+        changed, self._changed = self._changed, []
+        for total in changed:
+            total.changed = False
+        return changed
+
+    def series_of(self, batch: UsageBatch) -> list[Series]:
+        """The series of each event of a batch."""
+        get = self._series.get
+        keys = list(zip(batch.organization_id, batch.customer_id, batch.event_name, strict=True))
+        found = [get(key) for key in keys]
+        if None in found:
+            return [series or self.series(*key) for series, key in zip(found, keys, strict=True)]
+        return found  # pyright: ignore[reportReturnType]
+
+    def series(self, organization_id: str, customer_id: str, event_name: str) -> Series:
+        key = (organization_id, customer_id, event_name)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Series(organization_id, customer_id, event_name)
+            self._by_customer.setdefault((organization_id, customer_id), []).append(series)
+        return series
+
+    def add(self, offset: int, batch: UsageBatch, series: Sequence[Series], counts: Sequence[bool] | None) -> None:
+        """Add the events of the message at an offset. counts: False for a duplicate; None: there is none."""
+        if offset <= self._written_through:
+            self._add_where_missing(offset, batch, series, counts)
+            return
+        tile_at, changed = self._tile_at, self._changed
+        from_bytes = int.from_bytes
+        events = zip(series, batch.timestamp, batch.value, strict=True)
+        if counts is not None:
+            events = (event for event, first in zip(events, counts, strict=True) if first)
+        for one, t_us, value in events:
+            totals = one.current if one.from_us <= t_us < one.until_us else one.move_to(t_us, tile_at)
+            for total in totals:
+                total.count += 1
+                if value is not None:
+                    unscaled = from_bytes(value, "big", signed=True)
+                    total.sum += unscaled
+                    if total.max is None or unscaled > total.max:
+                        total.max = unscaled
+                if total.last_offset != offset:
+                    total.last_offset = offset
+                    if total.first_offset < 0:
+                        total.first_offset = offset
+                    if not total.changed:
+                        total.changed = True
+                        changed.append(total)
+
+    def _add_where_missing(
+        self, offset: int, batch: UsageBatch, series: Sequence[Series], counts: Sequence[bool] | None
+    ) -> None:
+        """The same for a message that some totals contain. Rare, so plain: hide it from those."""
+        in_tiles = [one.move_to(t_us, self._tile_at) for one, t_us in zip(series, batch.timestamp, strict=True)]
+        have = {total for totals in in_tiles for total in totals if total.last_offset >= offset}
+        for index, totals in enumerate(in_tiles):
+            if counts is not None and not counts[index]:
+                continue
+            value = batch.value[index]
+            unscaled = None if value is None else int.from_bytes(value, "big", signed=True)
+            for total in totals:
+                if total not in have:
+                    self._add_one(total, offset, unscaled)
+
+    def _add_one(self, total: Total, offset: int, unscaled: int | None) -> None:
+        total.count += 1
+        if unscaled is not None:
+            total.sum += unscaled
+            total.max = unscaled if total.max is None else max(total.max, unscaled)
+        total.last_offset = offset
+        if total.first_offset < 0:
+            total.first_offset = offset
+        if not total.changed:
+            total.changed = True
+            self._changed.append(total)
+
+    def restore(self, record: UsageTotal, topic_id: str) -> None:
+        """Take over a written total. Of another topic: its numbers stay, its offsets mean nothing any more."""
+        series = self.series(record.organization_id, record.customer_id, record.event_name)
+        total = series.total(Cycle(record.cycle_start, record.cycle_end))
+        total.sum = unscaled_of(record.sum)
+        total.count = record.count
+        total.max = None if record.max is None else unscaled_of(record.max)
+        if record.topic_id == topic_id:
+            total.first_offset, total.last_offset = record.first_offset, record.last_offset
+            self._written_through = max(self._written_through, record.last_offset)
+
+    def forget_tiles(self, affected: Affected) -> None:
+        """Assign later events by the catalog as it is now."""
+        if affected.customer_id is not None:
+            for series in self._by_customer.get((affected.organization_id, affected.customer_id), ()):
+                series.forget_tiles()
+            return
+        for series in self._series.values():
+            if series.organization_id == affected.organization_id and affected.event_name in (None, series.event_name):
+                series.forget_tiles()
+
+    def reading(self, organization_id: str, event_name: str) -> list[Total]:
+        """Every total of an organization's event_name."""
+        return [
+            total
+            for series in self._series.values()
+            if series.organization_id == organization_id and series.event_name == event_name
+            for total in series.totals
+        ]

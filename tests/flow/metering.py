@@ -1,0 +1,229 @@
+"""A merchant whose live totals are tested: real broker, catalog, aggregator processes, and what came out of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
+
+from catalog.store import CatalogStore
+from deploy.local.kafka import KafkaBroker
+from runtime.topics import create_topics
+from schemas import alert as alert_codec
+from schemas import totals as totals_codec
+from schemas.alert import Alert
+from schemas.alert_rule import AlertKind, AlertRule
+from schemas.customer import Customer
+from schemas.event import client_identity, unscaled_value
+from schemas.meter import Aggregation, Meter
+from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.partition import partition_of
+from schemas.period import parse_rfc3339
+from schemas.settings import Settings
+from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.totals import Progress, UsageTotal
+from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
+from tests.services import Service, environment
+
+MARCH = parse_rfc3339("2026-03-01T00:00:00Z")
+APRIL = parse_rfc3339("2026-04-01T00:00:00Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event to send. value: as JSON spells it; None: without. event_id: None: without."""
+
+    customer: str
+    name: str = "calls"
+    value: str | None = "1"
+    event_id: str | None = None
+    at: int = MARCH
+
+
+class MeteringWorld:
+    """Topics of its own on the session's broker. A context manager; workers are stopped at the end."""
+
+    def __init__(self, kafka: KafkaBroker, prefix: str, directory: Path, **settings: Any) -> None:
+        values = {"kafka_bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": prefix, "event_partitions": 3}
+        self.settings = Settings(**{**values, **settings})
+        create_topics(self.settings)
+        self.catalog = CatalogStore(self.settings)
+        self.producer = Producer({**self.settings.kafka_properties, "acks": "all", "enable.idempotence": True})
+        self.directory = directory
+        self._workers: list[Service] = []
+
+    def __enter__(self) -> MeteringWorld:
+        self.catalog.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self.catalog.stop()
+
+    def worker(self) -> Service:
+        """An aggregator, not started."""
+        worker = Service("aggregator", environment(self.settings), self.directory)
+        self._workers.append(worker)
+        return worker
+
+    # -- in --------------------------------------------------------------------------------------------------------
+
+    def meter(self, name: str, event_name: str = "calls", aggregation: Aggregation = Aggregation.SUM) -> Meter:
+        meter = Meter(
+            id=f"mtr_{name}",
+            organization_id=DEFAULT_ORGANIZATION,
+            created_at=0,
+            name=name,
+            event_name=event_name,
+            unit="units",
+            aggregation=aggregation,
+        )
+        return self.catalog.write(meter, 0)
+
+    def customer(self, customer_id: str) -> Customer:
+        return self.catalog.write(
+            Customer(id=customer_id, organization_id=DEFAULT_ORGANIZATION, created_at=0, name=customer_id), 0
+        )
+
+    def rule(self, name: str, meter: Meter, threshold: str, customer_id: str | None = None) -> AlertRule:
+        rule = AlertRule.model_validate(
+            {
+                "id": f"rule_{name}",
+                "organization_id": DEFAULT_ORGANIZATION,
+                "created_at": 0,
+                "meter_id": meter.id,
+                "customer_id": customer_id,
+                "kind": AlertKind.QUANTITY,
+                "threshold": threshold,
+            }
+        )
+        return self.catalog.write(rule, 0)
+
+    def send(self, *events: Event) -> None:
+        """A message for each partition concerned, in order, acknowledged on return."""
+        by_partition: dict[int, list[Event]] = {}
+        for event in events:
+            partition = partition_of(DEFAULT_ORGANIZATION, event.customer, self.settings.event_partitions)
+            by_partition.setdefault(partition, []).append(event)
+        for partition, some in by_partition.items():
+            self.send_bytes(partition, encode(batch_of(some)))
+        self.flush()
+
+    def send_bytes(self, partition: int, message: bytes) -> None:
+        """Enqueue one message as it is."""
+        self.producer.produce(topic_name(self.settings, USAGE_EVENTS), message, partition=partition)
+
+    def flush(self) -> None:
+        assert self.producer.flush(30) == 0
+
+    # -- out -------------------------------------------------------------------------------------------------------
+
+    def totals(self) -> dict[tuple[str, str, int], UsageTotal]:
+        """(customer, event_name, cycle_start) → total, as any reader of usage.totals has it."""
+        newest: dict[bytes, UsageTotal] = {}
+        for key, value in self._read(USAGE_TOTALS):
+            if value is None:
+                newest.pop(key, None)
+            elif isinstance(record := totals_codec.decode(key, value), UsageTotal) and record.supersedes(
+                newest.get(key)
+            ):
+                newest[key] = record
+        return {(t.customer_id, t.event_name, t.cycle_start): t for t in newest.values()}
+
+    def total(self, customer: str, name: str = "calls", cycle_start: int = MARCH) -> tuple[str, int, str | None]:
+        """sum, count and max; zeros without a total."""
+        found = self.totals().get((customer, name, cycle_start))
+        return ("0", 0, None) if found is None else (found.sum, found.count, found.max)
+
+    def progress(self) -> dict[int, int]:
+        """Partition → next offset that is in the totals."""
+        reached: dict[int, int] = {}
+        for key, value in self._read(USAGE_TOTALS):
+            if value is not None and isinstance(record := totals_codec.decode(key, value), Progress):
+                reached[record.partition] = max(record.next_offset, reached.get(record.partition, 0))
+        return reached
+
+    def alerts(self) -> dict[str, list[Alert]]:
+        """Every publication, by id."""
+        found: dict[str, list[Alert]] = {}
+        for _, value in self._read(USAGE_ALERTS):
+            alert = alert_codec.decode(value or b"")
+            found.setdefault(alert.id, []).append(alert)
+        return found
+
+    def ends(self) -> dict[int, int]:
+        """Partition → next offset of usage.events."""
+        consumer = self._consumer("ends")
+        topic = topic_name(self.settings, USAGE_EVENTS)
+        try:
+            return {
+                p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1]
+                for p in range(self.settings.event_partitions)
+            }
+        finally:
+            consumer.close()
+
+    def committed(self) -> dict[int, int]:
+        """Partition → the group's committed offset; 0 before the first commit."""
+        consumer = self._consumer(topic_name(self.settings, "aggregator"))
+        topic = topic_name(self.settings, USAGE_EVENTS)
+        try:
+            wanted = [TopicPartition(topic, p) for p in range(self.settings.event_partitions)]
+            return {each.partition: max(0, each.offset) for each in consumer.committed(wanted, timeout=10)}
+        finally:
+            consumer.close()
+
+    def all_committed(self) -> bool:
+        return self.committed() == self.ends()
+
+    def _consumer(self, group: str) -> Consumer:
+        return Consumer(
+            {
+                **self.settings.kafka_properties,
+                "group.id": group,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+            }
+        )
+
+    def _read(self, topic: str) -> Iterable[tuple[bytes, bytes | None]]:
+        """Keys and values of a whole topic, each partition in its order."""
+        consumer = self._consumer("reader")
+        unread = set(range(self.settings.event_partitions))
+        consumer.assign([TopicPartition(topic_name(self.settings, topic), p, OFFSET_BEGINNING) for p in unread])
+        deadline = time.monotonic() + 30
+        records: list[tuple[bytes, bytes | None]] = []
+        try:
+            while unread:
+                assert time.monotonic() < deadline, f"{topic} could not be read"
+                for message in consumer.consume(10_000, 0.2):
+                    error = message.error()
+                    if error is None:
+                        records.append((message.key() or b"", message.value()))
+                    else:
+                        assert error.code() == KafkaError._PARTITION_EOF, error  # pyright: ignore[reportPrivateUsage]
+                        unread.discard(message.partition() or 0)
+        finally:
+            consumer.close()
+        return records
+
+
+def batch_of(events: Sequence[Event]) -> UsageBatch:
+    identities = [client_identity(event.event_id) if event.event_id else "" for event in events]
+    return UsageBatch(
+        batch_id=os.urandom(16),
+        received_at=time.time_ns() // 1000,
+        organization_id=[DEFAULT_ORGANIZATION] * len(events),
+        customer_id=[event.customer for event in events],
+        event_name=[event.name for event in events],
+        timestamp=[event.at for event in events],
+        value=[None if event.value is None else unscaled_bytes(unscaled_value(event.value)) for event in events],
+        identity=identities if any(identities) else (),
+    )

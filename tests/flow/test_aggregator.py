@@ -1,0 +1,127 @@
+"""usage.events → usage.totals, usage.alerts through a real worker: what counts once, what survives a restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.local.kafka import KafkaBroker
+from schemas.meter import Aggregation
+from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld
+from tests.waiting import until
+
+
+@pytest.fixture
+def world(kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> Iterator[MeteringWorld]:
+    with MeteringWorld(kafka, topic_prefix, tmp_path) as world:
+        yield world
+
+
+def test_counts_once_survives_restarts_and_alerts_once(world: MeteringWorld) -> None:
+    meter = world.meter("calls")
+    world.rule("ten", meter, "10")
+    worker = world.worker().start()
+
+    # sum, count and max together; a value may be missing, negative, or have nine decimals
+    world.send(Event("a", value="2.5"), Event("a", value=None), Event("a", value="-1.000000001"), Event("b"))
+    until(lambda: world.total("b") == ("1", 1, "1"))
+    assert world.total("a") == ("1.499999999", 3, "2.5")
+
+    # the same batch with ids counts once, also with another timestamp in another cycle; without ids it counts twice
+    batch = [Event("c", value="3", event_id=f"e{i}") for i in range(2)]
+    world.send(*batch)
+    world.send(*batch)
+    world.send(*(Event("c", value="3", event_id=event.event_id, at=APRIL) for event in batch))
+    world.send(Event("d"), Event("d"))
+    world.send(Event("d"), Event("d"))
+    # the last in its partition: when it is there, so is all before it
+    for customer in "cd":
+        world.send(Event(customer, name="end"))
+        until(lambda customer=customer: world.total(customer, "end")[1] == 1)
+    assert world.total("c") == ("6", 2, "3")
+    assert world.total("c", cycle_start=APRIL) == ("0", 0, None)
+    assert world.total("d") == ("4", 4, "1")
+    # one id twice in one message; the same id of another customer or event_name is another identity
+    world.send(Event("f", event_id="x"), Event("f", event_id="x"), Event("f", "other", event_id="x"))
+    world.send(Event("g", event_id="x"))
+    until(lambda: world.total("f", "other")[1] == 1 and world.total("g")[1] == 1)
+    assert world.total("f")[1] == 1
+    assert world.alerts() == {}
+
+    # SIGTERM: all that was taken is written and committed, and the process ends well
+    assert worker.stop() == 0
+    assert world.all_committed()
+    assert world.progress() == world.ends()
+
+    # Ids, totals and cycles are known after a restart; the threshold is reached, once.
+    worker.start()
+    world.send(*batch, Event("c", value="4"))
+    until(lambda: world.total("c") == ("10", 3, "4"))
+    until(lambda: len(world.alerts()) == 1)
+    world.send(Event("c"))
+    until(lambda: world.total("c")[1] == 4)
+    worker.kill()
+    worker.start()
+    world.send(Event("c"))
+    until(lambda: world.total("c") == ("12", 5, "4"))
+    ((first, *repeats),) = world.alerts().values()
+    assert repeats == []
+    assert (first.rule_id, first.customer_id, first.meter_id) == ("rule_ten", "c", "mtr_calls")
+    assert (first.threshold, first.quantity, first.cycle_start, first.cycle_end) == ("10", "10", MARCH, APRIL)
+    metrics = httpx.get(f"{worker.address}/metrics").text
+    for name in ("lag", "events_applied_total", "duplicates_total", "flush_seconds", "alert_seconds", "dedupe_horizon"):
+        assert f"usage_aggregator_{name}" in metrics
+    assert worker.stop() == 0
+
+
+def test_alerts_for_rules_made_after_the_usage(world: MeteringWorld) -> None:
+    count, peak = world.meter("count", aggregation=Aggregation.COUNT), world.meter("peak", aggregation=Aggregation.MAX)
+    for customer in "ab":
+        world.customer(customer)
+    world.worker().start()
+    world.send(Event("a", value="7"), Event("a", value="5"), Event("b", value="8"))
+    until(lambda: world.total("a")[1] == 2 and world.total("b")[1] == 1)
+
+    # No event touches the totals any more: the rule's appearance is enough.
+    world.rule("two_calls", count, "2")
+    world.rule("peak_of_b", peak, "7.000000001", customer_id="b")
+    world.rule("never", peak, "8.000000000001")
+    until(lambda: len(world.alerts()) == 2)
+    found = {(a.rule_id, a.customer_id, a.quantity) for (a,) in world.alerts().values()}
+    assert found == {("rule_two_calls", "a", "2"), ("rule_peak_of_b", "b", "8")}
+
+    # A rule that was made while nobody looked is caught up with at the start.
+    (worker,) = world._workers  # pyright: ignore[reportPrivateUsage]
+    worker.stop()
+    world.rule("one_call", count, "1")
+    worker.start()
+    until(lambda: len(world.alerts()) == 4)
+    assert all(len(published) == 1 for published in world.alerts().values())
+
+
+def test_passes_over_what_it_cannot_read(world: MeteringWorld) -> None:
+    worker = world.worker().start()
+    for partition in range(3):
+        world.send_bytes(partition, b"\0\0\0\0\1nonsense")
+    world.flush()
+    world.send(Event("a"), Event("b"), Event("c"), Event("d"))
+    until(lambda: [world.total(customer)[1] for customer in "abcd"] == [1] * 4)
+    until(world.all_committed)
+    assert "usage_aggregator_unreadable_total 3.0" in httpx.get(f"{worker.address}/metrics").text
+
+
+def test_is_prompt_when_idle(world: MeteringWorld) -> None:
+    world.worker().start()
+    world.send(Event("a"))
+    until(lambda: world.total("a")[1] == 1)
+    delays: list[float] = []
+    for expected in range(2, 7):
+        received_at = time.time_ns() // 1000
+        world.send(Event("a"))
+        until(lambda expected=expected: world.total("a")[1] == expected)
+        delays.append((world.totals()["a", "calls", MARCH].updated_at - received_at) / 1e6)
+    assert sorted(delays)[2] < 0.5, delays
