@@ -15,6 +15,7 @@ import stripe
 import structlog
 from pyrate_limiter import Duration, Limiter, Rate
 
+from billing_job import metrics
 from billing_job.stripe_objects import API_VERSION
 from schemas.ledger import IDEMPOTENCY_ERROR
 from schemas.settings import Settings
@@ -213,7 +214,16 @@ class StripeApi:
         if self._limiter is not None:
             self._limiter.try_acquire("stripe")
         options = {name: value for name, value in (("stripe_account", account), ("idempotency_key", key)) if value}
-        response = self._client.raw_request(method.lower(), path, **params, **options)
+        outcome = "failed"
+        try:
+            with metrics.STRIPE_SECONDS.labels(method).time():
+                response = self._client.raw_request(method.lower(), path, **params, **options)
+            outcome = "done"
+        except stripe.StripeError as error:
+            outcome = str(error.http_status or "no_answer")
+            raise
+        finally:
+            metrics.STRIPE_CALLS.labels(method, outcome).inc()
         return cast("Json", response.data)
 
     def _repeated(self, call: Callable[[], T], *, may_have_run: bool) -> T:

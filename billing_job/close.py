@@ -1,0 +1,461 @@
+"""due cycles → invoices: watermark, totals, price, fix, gate, charge. Running it again changes nothing.
+
+Two runs at once, or one that is killed anywhere and run again, end in the same invoices: what an invoice says is
+decided by its first record in the ledger, and every run works only from what it has read back from there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from billing_job import metrics
+from billing_job.charge import discard_strays, hold, settle, settle_zero
+from billing_job.compute import fixed_invoice, seller_of
+from billing_job.counts import Counts, Need, NotCovered
+from billing_job.due import DueCycle, due_cycles
+from billing_job.gate import explained, quantity_differences
+from billing_job.ledger import LedgerLog
+from billing_job.steps import Billing, InvoiceStopped, system_clock
+from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown
+from billing_job.stripe_customers import ensure_stripe_customer
+from catalog.store import CatalogStore
+from schemas.customer import Customer
+from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, InvoiceStep
+from schemas.meter import Meter
+from schemas.organization import Organization
+from schemas.product import Product
+from schemas.settings import Settings
+from schemas.subscription import Subscription
+from schemas.watermark import Watermark
+
+log = structlog.get_logger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""part of the close (wait, fix, gate, charge), invoices done, invoices in all."""
+
+
+class UnknownOrganization(ValueError):
+    """There is no organization of that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """What a close came to.
+
+    invoices: every one that is due, as it is now (of a dry run: as it would be fixed), oldest cycle first; those not
+    fixed are left out. fixed: how many this run fixed. in_grace: ended by as_of, closed later. waiting: why those in
+    waiting_for could not be fixed. problems: invoice id → why it could not go on now. seconds: part → time it took.
+    """
+
+    as_of: int
+    dry_run: bool
+    invoices: tuple[Invoice, ...] = ()
+    fixed: int = 0
+    in_grace: tuple[DueCycle, ...] = ()
+    waiting: str | None = None
+    waiting_for: tuple[DueCycle, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict[str, str])
+    watermark: Watermark | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def by_state(self) -> dict[str, int]:
+        """state → invoices, `waiting` ones included."""
+        counted = Counter(invoice.state for invoice in self.invoices)
+        counted["waiting"] += len(self.waiting_for)
+        return {state: count for state, count in sorted(counted.items()) if count}
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything due went as far as it could. A payment that failed is a result, and Stripe's to retry."""
+        return not (self.waiting or self.problems or any(each.state == "mismatch" for each in self.invoices))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What billing holds open: catalog, ledger, Stripe and ClickHouse."""
+
+    settings: Settings
+    catalog: CatalogStore
+    log: LedgerLog
+    api: StripeApi
+    counts: Counts
+
+    def billing(self, *, scheduled: bool = False) -> Billing:
+        return Billing(self.log, self.api, system_clock, scheduled)
+
+
+@contextmanager
+def opened(settings: Settings) -> Generator[Stage]:
+    """Raises CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable when one can't be reached in time."""
+    with ExitStack() as stack:
+        counts = stack.enter_context(Counts(settings))
+        catalog = stack.enter_context(CatalogStore(settings))
+        ledger = stack.enter_context(LedgerLog(settings))
+        yield Stage(settings, catalog, ledger, StripeApi(settings), counts)
+
+
+def close(
+    settings: Settings,
+    as_of_us: int,
+    *,
+    organization_id: str | None = None,
+    dry_run: bool = False,
+    now_us: int | None = None,
+    progress: Progress | None = None,
+) -> CloseReport:
+    """Close every cycle that ended at or before as_of and whose grace is over, and bring its invoice to payment.
+
+    as_of_us, now_us: µs since 1970; now is the clock's. dry_run: compute and report, write nothing anywhere.
+    Raises AsOfInFuture and UnknownOrganization for wrong use; CatalogUnavailable, LedgerUnavailable and
+    WarehouseUnavailable when a part is away; what happens at Stripe is in the report.
+    """
+    with opened(settings) as stage:
+        return close_cycles(
+            stage, as_of_us, organization_id=organization_id, dry_run=dry_run, now_us=now_us, progress=progress
+        )
+
+
+def close_cycles(
+    stage: Stage,
+    as_of_us: int,
+    *,
+    organization_id: str | None = None,
+    dry_run: bool = False,
+    now_us: int | None = None,
+    progress: Progress | None = None,
+    scheduled: bool = False,
+    stopping: threading.Event | None = None,
+) -> CloseReport:
+    """`close` with what is open already. scheduled: wait for imports, and longer after each failure."""
+    run = _Run(stage, stage.billing(scheduled=scheduled), progress or _silent, stopping or threading.Event())
+    now = system_clock() if now_us is None else now_us
+    view = stage.catalog.view
+    if organization_id is not None and view.organization(organization_id) is None:
+        raise UnknownOrganization(f"there is no organization {organization_id!r}")
+    found = due_cycles(
+        view.all(Subscription, organization_id),
+        as_of_us=as_of_us,
+        now_us=now,
+        grace_seconds=run.grace_seconds,
+        wait_for_imports=scheduled,
+    )
+    report = replace(run.close(found.due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
+    _tell(report)
+    return report
+
+
+def _tell(report: CloseReport) -> None:
+    metrics.CLOSES.labels("ok" if report.ok else "incomplete").inc()
+    metrics.WAITING.set(len(report.waiting_for))
+    metrics.PROBLEMS.set(len(report.problems))
+    for part, seconds in report.seconds.items():
+        metrics.CLOSE_SECONDS.labels(part).observe(seconds)
+
+
+def _silent(part: str, done: int, total: int) -> None:
+    del part, done, total
+
+
+@dataclass(slots=True)
+class _Run:
+    """One close."""
+
+    stage: Stage
+    billing: Billing
+    progress: Progress
+    stopping: threading.Event
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    problems: dict[str, str] = field(default_factory=dict[str, str])
+    down: str | None = None  # why Stripe is not asked any more in this run
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def ledger(self) -> InvoiceLedger:
+        return self.stage.log.state
+
+    def grace_seconds(self, organization_id: str) -> int:
+        organization = self.stage.catalog.view.organization(organization_id)
+        if organization is None or organization.grace_seconds is None:
+            return self.stage.settings.close_grace_seconds
+        return organization.grace_seconds
+
+    @contextmanager
+    def timed(self, part: str) -> Generator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = time.monotonic() - started
+
+    def close(self, due: Sequence[DueCycle], *, as_of_us: int, dry_run: bool) -> CloseReport:
+        open_cycles = [each for each in due if (found := self.ledger.get(each.invoice_id)) is None or not found.fixed]
+        computed: list[InvoiceFixed] = []
+        waiting: str | None = None
+        watermark: Watermark | None = None
+        if open_cycles:
+            try:
+                watermark, computed = self._compute(open_cycles)
+            except NotCovered as lag:
+                waiting = str(lag)
+                log.warning("close_waits", reason=waiting, detail=lag.detail, invoices=len(open_cycles))
+                if not dry_run:
+                    self._record_waiting(open_cycles, waiting)
+        fixed = 0
+        if dry_run:
+            invoices = _as_if_fixed(due, computed, self.ledger)
+        else:
+            with self.timed("fix"):
+                fixed = sum(self.stage.log.append_all(computed))
+            self._collect([each.invoice_id for each in due])
+            invoices = _that_are_fixed(self.ledger.get(each.invoice_id) for each in due)
+        return CloseReport(
+            as_of=as_of_us,
+            dry_run=dry_run,
+            invoices=invoices,
+            fixed=fixed,
+            waiting=waiting,
+            waiting_for=tuple(open_cycles) if waiting else (),
+            problems=self.problems,
+            watermark=watermark,
+            seconds=self.seconds,
+        )
+
+    # -- compute -------------------------------------------------------------------------------------------------------
+
+    def _compute(self, due: Sequence[DueCycle]) -> tuple[Watermark, list[InvoiceFixed]]:
+        """Read the watermark, wait until it is covered, count, price. Raises NotCovered."""
+        counts = self.stage.counts
+        self.progress("wait", 0, len(due))
+        with self.timed("wait"):
+            watermark = counts.watermark()
+            counts.wait_until_covered(watermark, self.stopping)
+        with self.timed("count"):
+            return watermark, fixed_now(self.stage, due, watermark, self.billing.clock())
+
+    def _record_waiting(self, due: Sequence[DueCycle], reason: str) -> None:
+        now = self.billing.clock()
+        self.stage.log.append_all(
+            [
+                InvoiceStep(
+                    invoice_id=each.invoice_id,
+                    organization_id=each.organization_id,
+                    customer_id=each.customer_id,
+                    step="wait",
+                    phase="failed",
+                    at=now,
+                    reason=reason,
+                    subscription_id=each.subscription_id,
+                    cycle_start=each.cycle.start_us,
+                    cycle_end=each.cycle.end_us,
+                    writer=self.stage.log.writer,
+                )
+                for each in due
+                if (known := self.ledger.get(each.invoice_id)) is None or known.reason != reason
+            ]
+        )
+
+    # -- gate and charge -----------------------------------------------------------------------------------------------
+
+    def _collect(self, invoice_ids: Sequence[str]) -> None:
+        """Bring what is fixed and unfinished as far as it goes, from what the ledger says."""
+        unfinished = [
+            found.fixed
+            for invoice_id in invoice_ids
+            if (found := self.ledger.get(invoice_id)) is not None and found.fixed is not None and is_ours_to_do(found)
+        ]
+        if not unfinished:
+            return
+        with self.timed("gate"):
+            agreed = self._gate(unfinished)
+        with self.timed("charge"):
+            self._charge(agreed)
+
+    def _gate(self, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
+        """Those whose quantities an independent count confirms; the others are held as `mismatch`."""
+        to_count: dict[str, list[InvoiceFixed]] = defaultdict(list)
+        for fixed in invoices:
+            if self.billing.invoice(fixed.invoice_id).gate != "done":
+                to_count[repr(fixed.watermark)].append(fixed)
+        held: set[str] = set()
+        for group in to_count.values():
+            counted = self.stage.counts.independent_totals([need_of(fixed) for fixed in group], group[0].counted_to)
+            for fixed in group:
+                differences = quantity_differences(fixed, counted[fixed.invoice_id])
+                if differences:
+                    reason = explained(differences)
+                    log.error("invoice_held", invoice=fixed.invoice_id, reason=reason)
+                    hold(self.billing, fixed, reason)
+                    held.add(fixed.invoice_id)
+            self.progress("gate", len(group), len(invoices))
+        return [fixed for fixed in invoices if fixed.invoice_id not in held]
+
+    def _charge(self, invoices: Sequence[InvoiceFixed]) -> None:
+        """Customers at the same time, each customer's invoices one after the other, oldest cycle first."""
+        by_customer: dict[tuple[str, str, str | None], list[InvoiceFixed]] = defaultdict(list)
+        for fixed in sorted(invoices, key=lambda each: (each.cycle_start, each.invoice_id)):
+            key = (fixed.organization_id, fixed.customer_id, fixed.seller.stripe_account_id)
+            by_customer[key].append(fixed)
+        progress = _Steps(self.progress, "charge", len(invoices))
+        workers = max(1, min(self.stage.settings.billing_concurrency, len(by_customer)))
+        with ThreadPoolExecutor(workers, thread_name_prefix="charge") as pool:
+            try:
+                for _ in pool.map(lambda group: self._charge_customer(group, progress), by_customer.values()):
+                    pass
+            except BaseException:
+                self.stopping.set()  # the others stop after the invoice they are at
+                raise
+
+    def _charge_customer(self, invoices: Sequence[InvoiceFixed], progress: _Steps) -> None:
+        account = invoices[0].seller.stripe_account_id
+        stripe_customer_id: str | None = None
+        listing: list[list[Json]] = []
+
+        def listed() -> list[Json]:
+            if not listing:
+                assert stripe_customer_id is not None
+                listing.append(self.stage.api.invoices_of(stripe_customer_id, account))
+            return listing[0]
+
+        for fixed in invoices:
+            if self.stopping.is_set():
+                self._problem(fixed, "stopped before it was its turn")
+            elif self.down is not None and fixed.total_minor:
+                self._problem(fixed, self.down)
+            else:
+                try:
+                    if fixed.total_minor == 0:
+                        settle_zero(self.billing, fixed)
+                    else:
+                        if stripe_customer_id is None:
+                            stripe_customer_id = self._stripe_customer(fixed)
+                        settle(self.billing, fixed, stripe_customer_id, listed)
+                        if listing:
+                            discard_strays(self.billing, self.billing.invoice(fixed.invoice_id), listing[0])
+                except InvoiceStopped as stopped:
+                    self._problem(fixed, str(stopped))
+                except StripeFailure as failure:
+                    self._problem(fixed, failure.reason)
+                    if isinstance(failure, StripeUnknown) and (failure.status is None or failure.status >= 500):
+                        # Every invoice would wait as long for the same answer.
+                        self.down = f"Stripe does not answer ({failure.reason}); not tried any further in this run"
+            progress.step()
+
+    def _stripe_customer(self, fixed: InvoiceFixed) -> str:
+        customer = self.stage.catalog.view.get(Customer, fixed.organization_id, fixed.customer_id)
+        assert customer is not None
+        found = ensure_stripe_customer(self.billing, customer, fixed.seller.stripe_account_id)
+        assert found.stripe_customer_id is not None
+        return found.stripe_customer_id
+
+    def _problem(self, fixed: InvoiceFixed, reason: str) -> None:
+        log.warning("invoice_not_finished", invoice=fixed.invoice_id, customer=fixed.customer_id, reason=reason)
+        with self.lock:
+            self.problems[fixed.invoice_id] = reason
+
+
+class _Steps:
+    """Progress from several threads."""
+
+    def __init__(self, progress: Progress, part: str, total: int) -> None:
+        self._progress, self._part, self._total = progress, part, total
+        self._done = 0
+        self._lock = threading.Lock()
+        progress(part, 0, total)
+
+    def step(self) -> None:
+        with self._lock:
+            self._done += 1
+            self._progress(self._part, self._done, self._total)
+
+
+def fixed_now(stage: Stage, due: Sequence[DueCycle], watermark: Watermark, now_us: int) -> list[InvoiceFixed]:
+    """What each cycle's invoice says by the catalog of now and the events below the watermark. Writes nothing."""
+    view = stage.catalog.view
+    catalog: list[tuple[Organization, Subscription, Product, dict[str, Meter]]] = []
+    needs: list[Need] = []
+    for each in due:
+        organization = view.organization(each.organization_id)
+        subscription = view.get(Subscription, each.organization_id, each.subscription_id)
+        product = view.get(Product, each.organization_id, each.product_id)
+        # The catalog takes no subscription without a product, and no product without its meters.
+        assert organization is not None
+        assert subscription is not None
+        assert product is not None
+        meters: dict[str, Meter] = {}
+        for meter_id in product.meter_ids:
+            meter = view.get(Meter, each.organization_id, meter_id)
+            assert meter is not None
+            meters[meter_id] = meter
+        catalog.append((organization, subscription, product, meters))
+        needs.append(
+            Need(
+                each.invoice_id,
+                each.organization_id,
+                each.customer_id,
+                each.cycle.start_us,
+                each.active_until,
+                tuple(meters.values()),
+            )
+        )
+    quantities = stage.counts.totals(needs, watermark)
+    return [
+        fixed_invoice(
+            each,
+            product=product,
+            meters=meters,
+            quantities=quantities[each.invoice_id],
+            watermark=watermark,
+            seller=seller_of(organization, subscription),
+            time_zone=subscription.time_zone,
+            now_us=now_us,
+            writer=stage.log.writer,
+        )
+        for each, (organization, subscription, product, meters) in zip(due, catalog, strict=True)
+    ]
+
+
+def need_of(fixed: InvoiceFixed) -> Need:
+    """What to count for an invoice, by its own snapshot."""
+    return Need(
+        fixed.invoice_id,
+        fixed.organization_id,
+        fixed.customer_id,
+        fixed.cycle_start,
+        fixed.active_until,
+        tuple(fixed.priced_meters.values()),
+    )
+
+
+def is_ours_to_do(invoice: Invoice) -> bool:
+    """Whether a close has anything left to do for it. What is open and was tried is Stripe's to collect."""
+    if invoice.finished or (invoice.stripe is not None and invoice.stripe.status in ("uncollectible", "void")):
+        return False
+    if invoice.stripe is not None and invoice.stripe.status == "open" and invoice.state != "mismatch":
+        assert invoice.fixed is not None
+        paid = invoice.attempt("pay")
+        tried = paid is not None and paid.phase == "done"
+        return invoice.fixed.seller.collection_method == "charge_automatically" and not tried
+    return True
+
+
+def _as_if_fixed(
+    due: Sequence[DueCycle], computed: Sequence[InvoiceFixed], ledger: InvoiceLedger
+) -> tuple[Invoice, ...]:
+    """What a dry run shows: what is fixed as it is, the rest as it would be fixed now."""
+    scratch = InvoiceLedger()
+    for fixed in computed:
+        scratch.apply(fixed)
+    return _that_are_fixed(scratch.get(each.invoice_id) or ledger.get(each.invoice_id) for each in due)
+
+
+def _that_are_fixed(found: Iterable[Invoice | None]) -> tuple[Invoice, ...]:
+    return tuple(invoice for invoice in found if invoice is not None and invoice.fixed is not None)

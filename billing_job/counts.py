@@ -1,0 +1,200 @@
+"""ClickHouse → quantities of meters below a watermark, and the same again by a fold that shares nothing with them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import structlog
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,  # pyright: ignore[reportPrivateImportUsage]
+    TopicPartition,
+)
+
+from runtime.topics import admin_client, describe_topic
+from schemas.meter import Aggregation, Meter
+from schemas.settings import Settings
+from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
+from schemas.watermark import Watermark
+from warehouse.client import ClickHouseError, WarehouseUnavailable, connect, unavailable
+from warehouse.coverage import coverage
+from warehouse.epochs import UnknownTopic, lookup_epoch
+from warehouse.totals import TotalsRequest, UsageTotal, exact_totals, independent_totals
+
+log = structlog.get_logger(__name__)
+
+_KAFKA_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_TOLD_EVERY_SECONDS = 5.0
+
+
+class NotCovered(WarehouseUnavailable):
+    """ClickHouse does not have yet what is to be counted.
+
+    The message stays the same while that lasts; detail says by how much it lags.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The meters of one invoice: events of the customer with a timestamp in [start_us, end_us)."""
+
+    invoice_id: str
+    organization_id: str
+    customer_id: str
+    start_us: int
+    end_us: int
+    meters: tuple[Meter, ...]
+
+    def window(self, meter: Meter) -> TotalsRequest:
+        """What a meter's quantity is made of."""
+        return TotalsRequest(self.organization_id, self.customer_id, meter.event_name, self.start_us, self.end_us)
+
+
+Quantities = dict[str, dict[str, Decimal]]
+"""invoice id → meter id → quantity."""
+
+
+def quantity(meter: Meter, total: UsageTotal) -> Decimal:
+    """The one number that a meter makes of events. Without any, and for a max without values, it is 0."""
+    match meter.aggregation:
+        case Aggregation.SUM:
+            return total.sum
+        case Aggregation.COUNT:
+            return Decimal(total.count)
+        case Aggregation.MAX:
+            return Decimal(0) if total.max is None else total.max
+
+
+def quantities(needs: Sequence[Need], totals: Mapping[TotalsRequest, UsageTotal]) -> Quantities:
+    """Each invoice's meters, from the totals of their windows."""
+    return {
+        need.invoice_id: {meter.id: quantity(meter, totals[need.window(meter)]) for meter in need.meters}
+        for need in needs
+    }
+
+
+class Counts:
+    """What billing asks of Kafka's offsets and of ClickHouse. A context manager; thread-safe for reading."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topic = topic_name(settings, USAGE_EVENTS)
+        self._partitions = settings.event_partitions
+        self._client = connect(settings)
+        self._admin = admin_client(settings)
+        self._known: Watermark | None = None
+
+    def __enter__(self) -> Counts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    # -- how far -------------------------------------------------------------------------------------------------------
+
+    def watermark(self) -> Watermark:
+        """The end of usage.events now: what is acknowledged before this call lies below it.
+
+        Raises NotCovered where no sink has read this topic yet, and KafkaException, WarehouseUnavailable.
+        """
+        epoch = self._epoch()
+        places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
+        consumer = Consumer({**self._settings.kafka_properties, "group.id": f"{self._topic}-ends"})
+        try:
+            ends = {
+                place.partition: consumer.get_watermark_offsets(place, timeout=_KAFKA_SECONDS)[1] for place in places
+            }
+        finally:
+            consumer.close()
+        return Watermark(epoch, ends)
+
+    def covered(self) -> Watermark:
+        """Everything below it is in ClickHouse now. Raises NotCovered, KafkaException, WarehouseUnavailable."""
+        epoch = self._epoch()
+        try:
+            return self._stored(epoch)
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+
+    def _stored(self, epoch: int) -> Watermark:
+        self._known = coverage(self._client, epoch, self._partitions, self._known)
+        return self._known
+
+    def wait_until_covered(self, watermark: Watermark, stopping: threading.Event) -> None:
+        """Until ClickHouse has everything below the watermark, and the sink has committed it.
+
+        Raises NotCovered after USAGE_COVERAGE_TIMEOUT_SECONDS, or when stopping is set; every few seconds it tells how
+        much is missing.
+        """
+        deadline = time.monotonic() + self._settings.coverage_timeout_seconds
+        told = time.monotonic()
+        while True:
+            lag = self._lag(watermark)
+            if lag is None:
+                return
+            reason, detail = lag
+            if time.monotonic() > deadline or stopping.is_set():
+                raise NotCovered(reason, detail)
+            if time.monotonic() - told > _TOLD_EVERY_SECONDS:
+                log.info("waiting_for_coverage", reason=reason, detail=detail)
+                told = time.monotonic()
+            stopping.wait(_POLL_SECONDS)
+
+    # -- how much ------------------------------------------------------------------------------------------------------
+
+    def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
+        """Quantities of events below the watermark, all in one query. Raises WarehouseUnavailable."""
+        return quantities(needs, exact_totals(self._client, _windows(needs), watermark))
+
+    def independent_totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
+        """The same by a fold of raw rows, the first of each identity. Raises WarehouseUnavailable."""
+        return quantities(needs, independent_totals(self._client, _windows(needs), watermark))
+
+    def _lag(self, watermark: Watermark) -> tuple[str, str] | None:
+        """(why not yet, by how much); None: it is reached."""
+        try:
+            stored = self._stored(watermark.epoch)
+        except ClickHouseError as error:
+            return "ClickHouse does not answer", str(unavailable(error))
+        if not watermark.reached_by(stored.epoch, stored.offsets):
+            return "ClickHouse does not have all events of the watermark yet", _missing(watermark, stored.offsets)
+        committed = self._committed()
+        if not watermark.reached_by(watermark.epoch, committed):
+            return "the sink has not committed all events of the watermark yet", _missing(watermark, committed)
+        return None
+
+    def _epoch(self) -> int:
+        topic = describe_topic(self._settings, USAGE_EVENTS)
+        try:
+            return lookup_epoch(self._client, topic.topic_id)
+        except UnknownTopic as error:
+            raise NotCovered("no sink has read usage.events yet", str(error)) from error
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+
+    def _committed(self) -> dict[int, int]:
+        """Partition → next offset that the sink's group has committed."""
+        group = topic_name(self._settings, SINK_GROUP)
+        places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
+        request = ConsumerGroupTopicPartitions(group, places)
+        future = self._admin.list_consumer_group_offsets([request], request_timeout=_KAFKA_SECONDS)[group]
+        found = future.result(_KAFKA_SECONDS).topic_partitions
+        return {place.partition: max(0, place.offset) for place in found}
+
+
+def _windows(needs: Sequence[Need]) -> list[TotalsRequest]:
+    return [need.window(meter) for need in needs for meter in need.meters]
+
+
+def _missing(watermark: Watermark, offsets: Mapping[int, int]) -> str:
+    lags = {p: end - offsets.get(p, 0) for p, end in watermark.offsets.items() if end > offsets.get(p, 0)}
+    return ", ".join(f"partition {p}: {lag} messages" for p, lag in sorted(lags.items()))

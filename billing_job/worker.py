@@ -1,0 +1,93 @@
+"""`usage-billing billing`: closes what is due, by itself, and follows payments that no webhook told of."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+
+import structlog
+from confluent_kafka import KafkaException
+from prometheus_client import REGISTRY
+
+from billing_job.close import Stage, close_cycles, opened
+from billing_job.ledger import LedgerUnavailable
+from billing_job.metrics import InvoicesByState
+from billing_job.steps import system_clock
+from billing_job.sweep import Sweep
+from runtime.health import Check, HealthServer
+from runtime.signals import stop_on_signals
+from runtime.topics import check_partitions
+from schemas.settings import Settings
+from warehouse.client import WarehouseUnavailable
+
+log = structlog.get_logger(__name__)
+
+_ROUNDS_MISSED_MAX = 10
+
+
+def run(settings: Settings) -> int:
+    """Work until SIGTERM or SIGINT; an invoice that is being charged is brought to its next step. The exit code."""
+    stopping = stop_on_signals()
+    check_partitions(settings)
+    with ExitStack() as stack:
+        stage = stack.enter_context(opened(settings))
+        collector = InvoicesByState(lambda: stage.log.state)
+        REGISTRY.register(collector)
+        stack.callback(REGISTRY.unregister, collector)
+        worker = Worker(stage)
+        stack.enter_context(HealthServer(settings.metrics_host, settings.billing_metrics_port, worker.checks))
+        log.info("billing_started", every_seconds=settings.billing_seconds)
+        while not stopping.is_set():
+            worker.round(stopping)
+            stopping.wait(settings.billing_seconds)
+    log.info("billing_stopped")
+    return 0
+
+
+class Worker:
+    """One round after the other; each is complete in itself, so that the next repairs what one left."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._sweep = Sweep(stage.billing(scheduled=True), stage.settings.sweep_seconds)
+        self._alive_at = time.monotonic()
+        self._failure: str | None = None
+        self.checks: dict[str, Check] = {
+            "catalog": lambda: None if stage.catalog.ready else "not following the log",
+            "ledger": stage.log.check,
+            "round": self._check,
+        }
+
+    def round(self, stopping: threading.Event) -> None:
+        """Close what is due now, then look at open invoices. What is away is told and tried again next time."""
+        try:
+            report = close_cycles(
+                self._stage, system_clock(), scheduled=True, stopping=stopping, progress=self._progress
+            )
+            self._failure = report.waiting
+            if report.fixed or report.problems or report.waiting:
+                log.info(
+                    "closed",
+                    fixed=report.fixed,
+                    states=report.by_state,
+                    problems=len(report.problems),
+                    waiting=report.waiting,
+                    seconds={part: round(seconds, 3) for part, seconds in report.seconds.items()},
+                )
+            self._sweep.run(stopping)
+        except (LedgerUnavailable, WarehouseUnavailable, KafkaException) as error:
+            self._failure = str(error)
+            log.warning("round_failed", error=str(error))
+        self._alive_at = time.monotonic()
+
+    def _progress(self, part: str, done: int, total: int) -> None:
+        del part, done, total
+        self._alive_at = time.monotonic()
+
+    def _check(self) -> str | None:
+        if self._failure is not None:
+            return self._failure
+        allowed = _ROUNDS_MISSED_MAX * self._stage.settings.billing_seconds + 60
+        late = time.monotonic() - self._alive_at
+        return f"no progress for {late:.0f} s" if late > allowed else None

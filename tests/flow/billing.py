@@ -1,0 +1,218 @@
+"""A merchant whose billing is tested: real broker, engine and sink, Stripe's stand-in, and what was configured."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import clickhouse_connect
+from confluent_kafka import Producer
+
+from billing_job.close import CloseReport, close
+from billing_job.ledger import LedgerLog
+from catalog.store import CatalogStore
+from deploy.local.clickhouse_http import ClickHouseLocal
+from deploy.local.kafka import KafkaBroker
+from deploy.local.stripe_standin.process import StripeStandin
+from runtime.topics import create_topics
+from schemas.customer import Customer
+from schemas.event import unscaled_value
+from schemas.ledger import Invoice
+from schemas.meter import Aggregation, Meter
+from schemas.organization import DEFAULT_ORGANIZATION, Organization
+from schemas.partition import partition_of
+from schemas.period import parse_rfc3339
+from schemas.product import Product
+from schemas.settings import Settings
+from schemas.subscription import Subscription
+from schemas.topics import USAGE_EVENTS, topic_name
+from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
+from tests.services import Service, environment
+from warehouse.migrate import migrate
+
+us = parse_rfc3339
+MARCH, APRIL, MAY = us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
+TIERS: dict[str, Any] = {
+    "model": "graduated",
+    "meter_id": "mtr_calls",
+    "tiers": [
+        {"up_to": "10000", "unit_amount": "0.002"},
+        {"up_to": "100000", "unit_amount": "0.001"},
+        {"up_to": None, "unit_amount": "0.0005"},
+    ],
+}
+METERS = (
+    ("mtr_calls", "calls", Aggregation.SUM),
+    ("mtr_count", "calls", Aggregation.COUNT),
+    ("mtr_peak", "peak", Aggregation.MAX),
+)
+
+
+class BillingWorld:
+    """All of it. A context manager; every customer, product and subscription made through it is of one organization."""
+
+    def __init__(self, kafka: KafkaBroker, clickhouse: ClickHouseLocal, directory: Path, **settings: Any) -> None:
+        self.name = f"b{secrets.token_hex(6)}"
+        self.stripe = StripeStandin(directory / "stripe", log_path=directory / "stripe.log")
+        self._clickhouse = clickhouse
+        self._admin = clickhouse_connect.get_client(dsn=clickhouse.dsn(), autogenerate_session_id=False)
+        self._admin.command(f"CREATE DATABASE {self.name}")
+        values: dict[str, Any] = {
+            "kafka_bootstrap_servers": kafka.bootstrap_servers,
+            "topic_prefix": f"{self.name}.",
+            "event_partitions": 3,
+            "clickhouse_dsn": clickhouse.dsn(self.name),
+            "stripe_api_base": self.stripe.address,
+            "stripe_api_key": self.stripe.api_key,
+            "stripe_timeout_seconds": 10.0,
+            "stripe_retry_seconds": 5.0,
+        }
+        self.settings = Settings(**{**values, **settings})
+        self.env = {
+            **environment(self.settings),
+            "STRIPE_API_BASE": self.stripe.address,
+            "STRIPE_API_KEY": self.stripe.api_key,
+        }
+        create_topics(self.settings)
+        migrate(self.settings)
+        self.catalog = CatalogStore(self.settings)
+        self.producer = Producer({**self.settings.kafka_properties, "acks": "all", "enable.idempotence": True})
+        self.sink = Service("sink", self.env, directory)
+        self.directory = directory
+
+    def __enter__(self) -> BillingWorld:
+        self.stripe.start()
+        self.catalog.start()
+        self.catalog.write(
+            Organization(id=DEFAULT_ORGANIZATION, organization_id=DEFAULT_ORGANIZATION, created_at=0, grace_seconds=0),
+            0,
+        )
+        for meter_id, event_name, aggregation in METERS:
+            self.catalog.write(
+                Meter(
+                    id=meter_id,
+                    organization_id=DEFAULT_ORGANIZATION,
+                    created_at=0,
+                    name=meter_id,
+                    event_name=event_name,
+                    unit="units",
+                    aggregation=aggregation,
+                ),
+                0,
+            )
+        self.sink.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.sink.stop()
+        self.catalog.stop()
+        self.stripe.stop()
+        self._admin.command(f"DROP DATABASE {self.name} SYNC")
+        self._admin.close()
+
+    # -- configuring and using -----------------------------------------------------------------------------------------
+
+    def subscribe(self, customer: str, *prices: dict[str, Any], started_at: int = MARCH, **more: Any) -> Subscription:
+        """A customer with a working card, and a subscription to a product of these prices (TIERS without any).
+
+        more: fields of the customer, or of the subscription.
+        """
+        of_customer = {name: more.pop(name) for name in tuple(more) if name in Customer.model_fields}
+        product = Product.model_validate(
+            {
+                "id": f"prod_{customer}",
+                "organization_id": DEFAULT_ORGANIZATION,
+                "created_at": 0,
+                "name": customer,
+                "currency": more.pop("currency", "eur"),
+                "prices": prices or (TIERS,),
+            }
+        )
+        self.catalog.write(product, 0)
+        values = {"name": customer, "payment_method": "pm_card_visa", **of_customer}
+        self.catalog.write(
+            Customer.model_validate(
+                {"id": customer, "organization_id": DEFAULT_ORGANIZATION, "created_at": 0, **values}
+            ),
+            0,
+        )
+        subscription = Subscription.model_validate(
+            {
+                "id": f"sub_{customer}",
+                "organization_id": DEFAULT_ORGANIZATION,
+                "customer_id": customer,
+                "product_id": product.id,
+                "started_at": started_at,
+                "billing_interval": "month",
+                "collection_method": "charge_automatically",
+                "time_zone": "UTC",
+                "created_at": 0,
+                **more,
+            }
+        )
+        return self.catalog.write(subscription, 0)
+
+    def use(
+        self,
+        customer: str,
+        *values: str | None,
+        at: int = MARCH + 1,
+        event_name: str = "calls",
+        identities: Sequence[str] = (),
+    ) -> None:
+        """Events as the gateway writes them: acknowledged when this returns."""
+        n = len(values)
+        batch = UsageBatch(
+            batch_id=secrets.token_bytes(16),
+            received_at=at,
+            organization_id=[DEFAULT_ORGANIZATION] * n,
+            customer_id=[customer] * n,
+            event_name=[event_name] * n,
+            timestamp=[at] * n,
+            value=[None if value is None else unscaled_bytes(unscaled_value(value)) for value in values],
+            identity=identities,
+        )
+        partition = partition_of(DEFAULT_ORGANIZATION, customer, self.settings.event_partitions)
+        self.producer.produce(topic_name(self.settings, USAGE_EVENTS), encode(batch), partition=partition)
+        assert self.producer.flush(10) == 0
+
+    # -- closing and looking -------------------------------------------------------------------------------------------
+
+    def close(self, as_of: int = APRIL, **more: Any) -> CloseReport:
+        return close(self.settings, as_of, **more)
+
+    def spawn_close(self, as_of: int = APRIL) -> subprocess.Popen[bytes]:
+        """`close` in a process of its own, to be killed."""
+        code = f"from tests.flow.billing import close_here; close_here({as_of})"
+        log = (self.directory / "close.log").open("ab")
+        env = {**os.environ, **self.env}
+        return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=log, stderr=log)
+
+    def invoices(self, customer: str) -> list[Invoice]:
+        """A customer's invoices as the ledger has them now."""
+        with LedgerLog(self.settings) as log:
+            return log.state.of_customer(DEFAULT_ORGANIZATION, customer)
+
+    def stripe_invoices(self, customer: str) -> list[dict[str, Any]]:
+        """What Stripe has for a customer of ours, drafts too."""
+        import httpx
+
+        answer = httpx.get(
+            f"{self.stripe.address}/v1/invoices?limit=100", headers={"Authorization": f"Bearer {self.stripe.api_key}"}
+        ).json()
+        return [each for each in answer["data"] if each["metadata"].get("usage_customer_id") == customer]
+
+    def changes(self) -> int:
+        """How many calls so far could have changed anything at Stripe."""
+        return sum(each["method"] != "GET" for each in self.stripe.requests())
+
+
+def close_here(as_of: int) -> None:
+    """The body of spawn_close: settings come from the environment. Exits with 1 when something is left to do."""
+    raise SystemExit(0 if close(Settings(), as_of).ok else 1)
