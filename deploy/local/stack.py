@@ -167,15 +167,13 @@ def _part_status(part: PartState, probed: str, supervised: bool) -> PartStatus:
 
 
 def _lag(readyz: str) -> int | None:
-    """Sum of the service's own gauges of messages not read yet (`…_lag_messages`), None if it has none."""
+    """Sum of the service's own gauges of messages not read yet (`…_lag`), None if it has none."""
     try:
         with urllib.request.urlopen(readyz.removesuffix("/readyz") + "/metrics", timeout=2) as answer:
             lines = answer.read().decode().splitlines()
     except OSError:
         return None
-    values = [
-        line.rpartition(" ")[2] for line in lines if line.partition("{")[0].partition(" ")[0].endswith("_lag_messages")
-    ]
+    values = [line.rpartition(" ")[2] for line in lines if line.partition("{")[0].partition(" ")[0].endswith("_lag")]
     return int(sum(float(value) for value in values)) if values else None
 
 
@@ -304,9 +302,13 @@ def _clickhouse(settings: Settings, base: Path) -> Part:
 
 
 def _stripe(settings: Settings, base: Path) -> Part:
+    """The stand-in; it posts every event to `serve`, signed as the settings say."""
     address = f"http://{HOST}:{settings.local_stripe_port}"
+    webhooks = f"http://{_reachable(settings.http_host)}:{settings.http_port}/webhooks/stripe"
     command = [sys.executable, "-m", "deploy.local.stripe_standin", "--port", str(settings.local_stripe_port)]
-    return Part("stripe", [*command, "--path", str(base / "stripe")], {}, address, f"{address}/healthz")
+    command += ["--path", str(base / "stripe"), "--webhook-url", webhooks]
+    command += ["--webhook-secret", settings.stripe_webhook_secret.get_secret_value()]
+    return Part("stripe", command, {}, address, f"{address}/healthz")
 
 
 def _admin_key(settings: Settings, base: Path) -> tuple[str, bool]:
