@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import fastavro
 
+from schemas import avro_columns as columns
 from schemas.event import decimal_value
 
 SCHEMA_ID = 1  # in our own read-only registry; a new version of the schema gets the next number
@@ -61,15 +62,31 @@ def _without_logical_types(schema: Any) -> Any:
 
 # The bytes are the same with and without logical types; without them nothing is converted per event.
 _PLAIN: Any = fastavro.parse_schema(_without_logical_types(SCHEMA_JSON))
+_PROPERTIES: Any = {"type": "array", "items": {"type": "map", "values": "string"}}
 _COLUMNS = ("organization_id", "customer_id", "event_name", "timestamp", "value", "identity", "properties")
 
 
 def encode(batch: UsageBatch) -> bytes:
-    """The framed message. Cost: about 0.7 ms per 1,000 events."""
+    """The framed message: the bytes that fastavro would write, a column at a time."""
+    return b"".join(
+        (
+            _HEADER,
+            batch.batch_id,
+            columns.varint(batch.received_at),
+            columns.names(batch.organization_id),
+            columns.names(batch.customer_id),
+            columns.names(batch.event_name),
+            columns.longs(batch.timestamp),
+            columns.values(batch.value),
+            columns.texts(batch.identity),
+            _properties(batch.properties),
+        )
+    )
+
+
+def _properties(column: Sequence[dict[str, str]]) -> bytes:
     out = io.BytesIO()
-    out.write(_HEADER)
-    record = {name: getattr(batch, name) for name in ("batch_id", "received_at", *_COLUMNS)}
-    fastavro.schemaless_writer(out, _PLAIN, record)
+    fastavro.schemaless_writer(out, _PROPERTIES, column)
     return out.getvalue()
 
 

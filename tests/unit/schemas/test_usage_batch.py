@@ -1,0 +1,123 @@
+"""UsageBatch: our column-wise encoder writes what fastavro writes, and nothing but a batch is read as one."""
+
+import io
+from decimal import Decimal
+from typing import Any
+
+import fastavro
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import usage_batch
+from schemas.avro_columns import varint
+from schemas.usage_batch import (
+    HEADER_LENGTH,
+    SCHEMA_JSON,
+    UnreadableBatch,
+    UsageBatch,
+    decimal_of,
+    decode,
+    encode,
+    unscaled_bytes,
+)
+
+INSTANTS = st.integers(0, 2**53)
+OF_OUR_TIME = st.integers(1 << 48, (1 << 55) - 1)
+UNSCALED = st.integers(-(10**27) + 1, 10**27 - 1)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> UsageBatch:
+    n = draw(st.integers(1, 40))
+
+    def column(items: st.SearchStrategy[Any]) -> list[Any]:
+        return draw(st.lists(items, min_size=n, max_size=n))
+
+    return UsageBatch(
+        draw(st.binary(min_size=16, max_size=16)),
+        draw(INSTANTS),
+        column(st.sampled_from(["default", "org_ü"])),
+        column(TEXT),
+        column(TEXT),
+        column(draw(st.sampled_from([INSTANTS, OF_OUR_TIME]))),
+        column(st.none() | UNSCALED.map(unscaled_bytes)),
+        draw(st.sampled_from([[], column(TEXT)])),
+        draw(st.sampled_from([[], column(st.dictionaries(TEXT, TEXT, max_size=2))])),
+    )
+
+
+def by_fastavro(batch: UsageBatch) -> bytes:
+    out = io.BytesIO()
+    names = ("batch_id", "received_at", *usage_batch._COLUMNS)  # pyright: ignore[reportPrivateUsage]
+    fastavro.schemaless_writer(
+        out,
+        usage_batch._PLAIN,  # pyright: ignore[reportPrivateUsage]
+        {name: getattr(batch, name) for name in names},
+    )
+    return out.getvalue()
+
+
+@given(batches())
+def test_encodes_as_fastavro_does_and_reads_it_back(batch: UsageBatch) -> None:
+    message = encode(batch)
+    assert message[HEADER_LENGTH:] == by_fastavro(batch)
+    assert decode(message) == batch
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_varint_is_avros_long(number: int) -> None:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, "long", number)
+    assert varint(number) == out.getvalue()
+
+
+@given(UNSCALED)
+def test_values_are_exact(unscaled: int) -> None:
+    assert decimal_of(unscaled_bytes(unscaled)) == Decimal((unscaled < 0, tuple(map(int, str(abs(unscaled)))), -9))
+
+
+def test_any_avro_reader_sees_decimals_and_instants() -> None:
+    """With the published schema, logical types and all."""
+    batch = UsageBatch(b"x" * 16, 0, ["o"], ["c"], ["e"], [1_774_872_000_000_000], [unscaled_bytes(-1_500_000_000)])
+    read = fastavro.schemaless_reader(
+        io.BytesIO(encode(batch)[HEADER_LENGTH:]), fastavro.parse_schema(SCHEMA_JSON), None
+    )
+    assert isinstance(read, dict)
+    assert read["value"] == [Decimal("-1.5")]
+    assert read["timestamp"][0].isoformat() == "2026-03-30T12:00:00+00:00"
+
+
+GOOD = encode(UsageBatch(b"x" * 16, 1, ["o", "o"], ["a", "b"], ["e", "e"], [1, 2], [None, b"\x01"], ["c:1", ""]))
+
+
+@given(st.integers(0, len(GOOD) - 1))
+def test_a_truncated_message_is_unreadable(length: int) -> None:
+    with pytest.raises(UnreadableBatch):
+        decode(GOOD[:length])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\x00" * 40,
+        GOOD + b"\x00",
+        GOOD[:4] + b"\x63" + GOOD[5:],  # another schema id
+        b"\x01" + GOOD[1:],
+        encode(UsageBatch(b"x" * 16, 1, ["o"], ["a", "b"], ["e", "e"], [1, 2], [None, None])),
+        encode(UsageBatch(b"x" * 16, 1, ["o"], ["a"], ["e"], [1], [None], ["c:1", "c:2"])),
+        encode(UsageBatch(b"x" * 16, 1, [], [], [], [], [])),
+        encode(UsageBatch(b"x" * 16, 1, ["o"] * 1025, ["a"] * 1025, ["e"] * 1025, [1] * 1025, [None] * 1025)),
+    ],
+)
+def test_what_is_no_batch_is_unreadable(message: bytes) -> None:
+    with pytest.raises(UnreadableBatch):
+        decode(message)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_unreadable_and_nothing_else(tail: bytes) -> None:
+    with pytest.raises(UnreadableBatch):
+        decode(GOOD[:HEADER_LENGTH] + tail)
