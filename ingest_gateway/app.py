@@ -28,9 +28,24 @@ from schemas.settings import Settings
 PATH = "/api/v1/usage/events"
 RETRY_AFTER_SECONDS = "1"
 _DRAIN_SECONDS = 10.0
+_PLACED_MAX = 200_000
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 _encoder = msgspec.json.Encoder()
+
+
+class _Placed(dict[str, int]):
+    """customer_id → partition, remembered: a batch names its customers over and over."""
+
+    def __init__(self, organization_id: str, partitions: int) -> None:
+        self._organization_id = organization_id
+        self._partitions = partitions
+
+    def __missing__(self, customer_id: str) -> int:
+        if len(self) >= _PLACED_MAX:
+            self.clear()
+        number = self[customer_id] = partition_of(self._organization_id, customer_id, self._partitions)
+        return number
 
 
 class Gateway:
@@ -44,6 +59,7 @@ class Gateway:
         self._view = catalog.view
         self._catalog = catalog
         self._partitions = settings.event_partitions
+        self._placed: dict[str, _Placed] = {}
         self._producer: EventProducer | None = None
         self._pipeline: Pipeline | None = None
 
@@ -68,6 +84,11 @@ class Gateway:
         if self._producer is None:
             return "not started"
         return self._producer.fatal or ("no broker answers" if self._producer.unreachable else None)
+
+    def _partition_of(self, organization_id: str) -> Callable[[str], int]:
+        if organization_id not in self._placed:
+            self._placed[organization_id] = _Placed(organization_id, self._partitions)
+        return self._placed[organization_id].__getitem__
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
@@ -106,12 +127,7 @@ class Gateway:
         )
         if errors:
             raise _invalid(errors)
-        parts = split(
-            events,
-            organization_id,
-            idempotency_key,
-            lambda customer_id: partition_of(organization_id, customer_id, self._partitions),
-        )
+        parts = split(events, organization_id, idempotency_key, self._partition_of(organization_id))
         if self._pipeline is None:
             raise _unavailable("the gateway is starting; nothing was enqueued")
         try:

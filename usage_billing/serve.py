@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -96,6 +97,9 @@ def run(settings: Settings, *, gateway: bool = True, dashboard: bool = True) -> 
     check_partitions(settings)
     with CatalogStore(settings) as catalog:
         bootstrap(settings, catalog)
+        # What is there by now stays: the collector need not walk it for every few batches.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         uvloop.run(_serve(settings, catalog, gateway=gateway, dashboard=dashboard))
     return 0
 
