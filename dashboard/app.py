@@ -14,6 +14,7 @@ from dashboard.live import LiveTotals
 from dashboard.pages import install_pages
 from dashboard.problems import ProblemDocument, install_problem_handlers
 from dashboard.services import Services
+from dashboard.warehouse_access import WarehouseAccess
 from runtime.health import Check
 from schemas.settings import Settings
 
@@ -22,7 +23,7 @@ class Dashboard:
     """The application and what it keeps running. start() and stop() belong to the process that serves it."""
 
     def __init__(self, settings: Settings, catalog: CatalogStore) -> None:
-        self.services = Services(settings, catalog, LiveTotals(settings))
+        self.services = Services(settings, catalog, LiveTotals(settings), WarehouseAccess(settings))
         self.app = create_app(self.services)
 
     @property
@@ -37,6 +38,7 @@ class Dashboard:
         """Let open streams end, and stop reading."""
         self.services.stopping.set()
         await asyncio.to_thread(self.services.live.stop)
+        self.services.warehouse.close()
 
 
 def create_app(services: Services) -> FastAPI:

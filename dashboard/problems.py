@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catalog.store import CatalogConflict, CatalogUnavailable
 from catalog.view import Refusal
 from runtime.problem import MEDIA_TYPE, Problem
+from warehouse.client import WarehouseUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -132,6 +133,9 @@ def as_problem(error: Exception) -> Problem:
                 f"{error}. Whether the change was made may be unknown: "
                 "repeat it with the same Idempotency-Key, or read the object again"
             )
+        case WarehouseUnavailable():
+            log.warning("warehouse_unavailable", error=str(error))
+            return unavailable_problem("stored usage can't be read at the moment; events are still taken")
         case RequestValidationError():
             return invalid_request(error.errors(), error.body)
         case StarletteHTTPException():
@@ -140,6 +144,12 @@ def as_problem(error: Exception) -> Problem:
             return Problem(error.status_code, code, str(error.detail), headers=headers)
         case _:
             return Problem(500, "internal_error", "an error on our side; it has been logged")
+
+
+HANDLED = (
+    Problem, CatalogConflict, CatalogUnavailable, WarehouseUnavailable, RequestValidationError, StarletteHTTPException,
+)  # fmt: skip
+"""What routes raise, and is answered as a problem."""
 
 
 async def _answer(_: Request, error: Exception) -> Response:
@@ -171,7 +181,14 @@ class UnexpectedErrors:
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of the app a problem."""
-    for kind in (Problem, CatalogConflict, CatalogUnavailable, RequestValidationError, StarletteHTTPException):
+    for kind in (
+        Problem,
+        CatalogConflict,
+        CatalogUnavailable,
+        WarehouseUnavailable,
+        RequestValidationError,
+        StarletteHTTPException,
+    ):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(UnexpectedErrors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dashboard.problems import field_problem
 from schemas.period import Cycle, cycle_containing, parse_rfc3339
 from schemas.subscription import ProductChange, Subscription, SubscriptionSpec
 
@@ -34,9 +35,10 @@ def begun(
     )
 
 
-def may_start_at(started_at: int, now: int) -> bool:
-    """Whether a subscription may begin then: since 1970, and not so far ahead that it must be a mistake."""
-    return 0 <= started_at <= now + START_AHEAD_US_MAX
+def require_start(spec: SubscriptionSpec, now: int) -> None:
+    """Raises Problem 422 for a start before 1970, or so far ahead that it must be a mistake."""
+    if spec.started_at is not None and not 0 <= parse_rfc3339(spec.started_at) <= now + START_AHEAD_US_MAX:
+        raise field_problem("started_at", "started_at_range", "from 1970 to 5 years ahead is allowed")
 
 
 def status_at(subscription: Subscription, now: int) -> Status:

@@ -11,6 +11,7 @@ from catalog.record import CatalogObject, kind_of
 from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
 from dashboard.problems import field_problem
 from runtime.problem import Problem
+from schemas.customer import Customer
 from schemas.ids import PREFIXES, new_id
 from schemas.organization import ApiKey
 from schemas.product import Product
@@ -157,6 +158,14 @@ def require_unused(store: CatalogStore, state: CatalogObject, now: int) -> None:
             raise field_problem(
                 None, "in_use", f"subscription {subscription.id} still uses this {kind}; cancel it first", 409
             )
+
+
+def require_customer(store: CatalogStore, organization_id: str, customer_id: str) -> Customer:
+    """The customer, for a new subscription. Raises Problem 422 when there is none in force."""
+    customer = store.view.get(Customer, organization_id, customer_id)
+    if customer is None or customer.archived:
+        raise field_problem("customer_id", "unknown_reference", f"there is no customer {customer_id[:80]} in force")
+    return customer
 
 
 def require_sellable(store: CatalogStore, organization_id: str, product_id: str) -> Product:

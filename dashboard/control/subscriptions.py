@@ -26,13 +26,11 @@ from dashboard.objects import (
     SubscriptionOut,
     fields_of,
 )
-from dashboard.problems import field_problem, problem_responses
+from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
 from dashboard.services import now_us
-from dashboard.writes import change, create, found, object_id, require_sellable
+from dashboard.writes import change, create, found, object_id, require_customer, require_sellable
 from runtime.problem import Problem
-from schemas.customer import Customer
-from schemas.period import parse_rfc3339
 from schemas.subscription import CancelRequest, Subscription, SubscriptionSpec
 
 router = api_router(AdminRoute, "Subscriptions")
@@ -58,12 +56,9 @@ async def create_subscription(
     organization = store.view.organization(caller.organization_id)
     if organization is None:
         raise Problem(404, "not_found", "the organization does not exist yet")
-    customer = store.view.get(Customer, caller.organization_id, body.customer_id)
-    if customer is None or customer.archived:
-        raise field_problem("customer_id", "unknown_reference", f"there is no customer {body.customer_id} in force")
+    require_customer(store, caller.organization_id, body.customer_id)
     require_sellable(store, caller.organization_id, body.product_id)
-    if body.started_at is not None and not lifecycle.may_start_at(parse_rfc3339(body.started_at), now):
-        raise field_problem("started_at", "started_at_range", "from 1970 to 5 years ahead is allowed")
+    lifecycle.require_start(body, now)
     subscription = lifecycle.begun(
         body,
         subscription_id=object_id("subscription", caller.organization_id, idempotency_key),

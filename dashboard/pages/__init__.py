@@ -1,20 +1,22 @@
 """The dashboard: server-rendered pages. Each route reads the visitor's session and shows that organization alone."""
 
+from http import HTTPStatus
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
-from dashboard.pages import home, sign
-from dashboard.pages.rendering import STATIC
+from dashboard.pages import alerts, api_keys, customers, home, meters, settings, sign, subscriptions
+from dashboard.pages.rendering import STATIC, render
 from dashboard.pages.session import Sessions, SignInLimit, SignInNeeded
 from dashboard.pages.static import CachedStatic
+from dashboard.problems import HANDLED, as_problem, problem_response
 from dashboard.services import Services
 
 
 def routers() -> list[APIRouter]:
     """All pages."""
-    return [module.router for module in (home, sign)]
+    return [module.router for module in (home, sign, meters, customers, subscriptions, alerts, api_keys, settings)]
 
 
 def install_pages(app: FastAPI, services: Services) -> None:
@@ -25,6 +27,18 @@ def install_pages(app: FastAPI, services: Services) -> None:
         app.include_router(router)
     app.mount("/static", CachedStatic(directory=STATIC))
     app.add_exception_handler(SignInNeeded, _to_sign_in)
+    for kind in HANDLED:
+        app.add_exception_handler(kind, _problem_or_page)
+
+
+async def _problem_or_page(request: Request, error: Exception) -> Response:
+    """A problem for programs, a page that says the same for people."""
+    problem = as_problem(error)
+    outside = request.url.path.startswith(("/api/", "/schema-registry", "/openapi.json", "/webhooks"))
+    if outside or "text/html" not in request.headers.get("accept", ""):
+        return problem_response(problem)
+    title = HTTPStatus(problem.status).phrase
+    return render(request, "error.html", None, status=problem.status, problem=problem, title=title)
 
 
 async def _to_sign_in(request: Request, _: Exception) -> Response:

@@ -1,0 +1,72 @@
+"""form fields ⇄ the API's objects: what a page posts is what a client would, so both have the same errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
+
+from catalog.store import CatalogConflict, CatalogUnavailable
+from dashboard.problems import as_problem
+from runtime.problem import Problem
+
+T = TypeVar("T")
+
+Errors = Mapping[str, str]
+"""field → what is wrong with it; "" for what no field is at fault of."""
+
+NO_ERRORS: Errors = {}
+_LIST_MAX = 200
+
+
+def filled(fields: Mapping[str, str]) -> dict[str, str]:
+    """What was filled in: an empty field is one that was not sent."""
+    return {name: text.strip() for name, text in fields.items() if text.strip()}
+
+
+def nested(fields: Mapping[str, str]) -> dict[str, Any]:
+    """{"prices.0.model": "volume"} → {"prices": [{"model": "volume"}]}. Numbers in a name are places in a list."""
+    tree: dict[str, Any] = {}
+    for name, text in fields.items():
+        *parents, last = name.split(".")
+        at = tree
+        for part in parents:
+            at = at.setdefault(part, {})
+        at[last] = text
+    return {name: _listed(value) for name, value in tree.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Mappings with numbers for keys as lists, in the numbers' order and without the gaps that removing left."""
+    if not isinstance(value, dict):
+        return value
+    items: dict[str, Any] = {str(key): _listed(inner) for key, inner in value.items()}  # pyright: ignore[reportUnknownArgumentType]
+    if items and all(key.isdecimal() and len(key) <= 4 for key in items):
+        return [items[key] for key in sorted(items, key=int)][:_LIST_MAX]
+    return items
+
+
+def errors_of(problem: Problem) -> Errors:
+    """The problem's errors by field, the first of each."""
+    found: dict[str, str] = {}
+    for error in problem.errors:
+        found.setdefault(error["field"] or "", _sentence(error["message"]))
+    return found or {"": _sentence(problem.detail)}
+
+
+def _sentence(text: str) -> str:
+    text = text.removeprefix("Value error, ")
+    return text[:1].upper() + text[1:]
+
+
+async def attempted(making: Awaitable[T]) -> tuple[T | None, Errors, int]:
+    """What was made, or the errors to show in the form, and the status to show them with.
+
+    What is not there (404) is raised: there is no form to show then.
+    """
+    try:
+        return await making, NO_ERRORS, 200
+    except (Problem, CatalogConflict, CatalogUnavailable) as error:
+        problem = as_problem(error)
+        if problem.status == 404:
+            raise problem from None
+        return None, errors_of(problem), problem.status

@@ -1,0 +1,90 @@
+"""/settings: the organization, and how the parts of the system are."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+from zoneinfo import available_timezones
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from dashboard.control.common import patched, validated
+from dashboard.objects import OrganizationChanges
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted
+from dashboard.pages.rendering import render
+from dashboard.pages.session import Form, Session, Visitor
+from dashboard.services import services_of
+from dashboard.writes import change, found
+from runtime.health import failing
+from schemas.organization import Organization, OrganizationSpec
+
+router = APIRouter(include_in_schema=False)
+
+
+@lru_cache
+def zones() -> list[str]:
+    """Every time zone that may be chosen."""
+    return sorted(available_timezones())
+
+
+def _page(
+    request: Request,
+    visitor: Session,
+    values: Any = None,
+    errors: Errors = NO_ERRORS,
+    status: int = 200,
+    done: str | None = None,
+) -> Response:
+    services = services_of(request)
+    organization, version = found(services.catalog, Organization, visitor.organization_id, visitor.organization_id)
+    current = {
+        "name": organization.name,
+        "time_zone": organization.time_zone,
+        "late_policy": organization.late_policy,
+        "grace_seconds": "" if organization.grace_seconds is None else str(organization.grace_seconds),
+        "tax_mode": organization.tax_mode,
+        "tax_rates": " ".join(organization.tax_rates),
+        "stripe_account_id": organization.stripe_account_id or "",
+    }
+    return render(
+        request,
+        "settings.html",
+        visitor,
+        status=status,
+        version=version,
+        values=values or current,
+        errors=errors,
+        done=done,
+        zones=zones(),
+        default_grace=services.settings.close_grace_seconds,
+        checks=sorted((name, failing({name: check}).get(name)) for name, check in services.checks.items()),
+    )
+
+
+@router.get("/settings")
+async def settings(request: Request, visitor: Visitor, done: str | None = None) -> Response:
+    return _page(request, visitor, done=done)
+
+
+@router.post("/settings")
+async def change_settings(request: Request, visitor: Visitor, form: Form) -> Response:
+    organization = visitor.organization_id
+
+    async def making() -> None:
+        fields = {
+            "name": form.get("name", ""),
+            "time_zone": form.get("time_zone", ""),
+            "late_policy": form.get("late_policy", ""),
+            "grace_seconds": form.get("grace_seconds", "").strip() or None,
+            "tax_mode": form.get("tax_mode", ""),
+            "tax_rates": form.get("tax_rates", "").split(),
+            "stripe_account_id": form.get("stripe_account_id", "").strip() or None,
+        }
+        edit = patched(OrganizationSpec, validated(OrganizationChanges, fields))
+        await change(services_of(request).catalog, Organization, organization, organization, form.get("version"), edit)
+
+    _, errors, status = await attempted(making())
+    if errors:
+        return _page(request, visitor, form, errors, status)
+    return RedirectResponse("/settings?done=saved", 303)

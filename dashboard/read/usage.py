@@ -1,0 +1,290 @@
+"""/api/v1/usage: exact, from what is stored, with the watermark up to which it counts; raw events, and their export."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from dashboard.auth import Caller, Principal
+from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
+from dashboard.objects import Instant, Page
+from dashboard.problems import field_problem
+from dashboard.read.parameters import From, To, period
+from dashboard.routing import ReadRoute, api_router
+from dashboard.services import Services, now_us, services_of
+from dashboard.usage_queries import (
+    ROWS_MAX,
+    EventFilter,
+    Place,
+    StoredEvent,
+    TooManyRows,
+    export_events,
+    stored_events,
+    usage_rows,
+)
+from schemas.decimals import plain
+from schemas.meter import Meter
+from schemas.period import Cycle, UsageWindow, calendar_month_containing, format_rfc3339
+from schemas.watermark import Watermark
+
+router = api_router(ReadRoute, "Usage")
+
+SECOND_US = 1_000_000
+WINDOWS_MAX = 10_000
+_WINDOW_US_MIN: dict[UsageWindow, int] = {
+    "hour": 3600 * SECOND_US, "day": 23 * 3600 * SECOND_US, "month": 28 * 86_400 * SECOND_US,
+}  # fmt: skip
+
+
+class UsageRowOut(BaseModel):
+    """What a meter reads of a customer in [from, to)."""
+
+    customer_id: str
+    meter_id: str
+    from_: Instant = Field(serialization_alias="from")
+    to: Instant
+    quantity: str = Field(examples=["12000"])
+
+
+class WatermarkOut(BaseModel):
+    """epoch: the log's incarnation. offsets: partition → next offset; everything before it counts."""
+
+    epoch: int
+    offsets: dict[str, int]
+
+
+class UsageAnswer(BaseModel):
+    """as_of: exactly the events below it are counted; null: nothing is stored yet."""
+
+    data: list[UsageRowOut]
+    as_of: WatermarkOut | None
+
+
+class EventOut(BaseModel):
+    """An event that counts once, with its place in the log."""
+
+    customer_id: str
+    event_name: str
+    event_id: str | None
+    timestamp: Instant
+    value: str | None
+    properties: dict[str, str]
+    received_at: Instant
+    epoch: int
+    partition: int
+    offset: int
+    index: int
+
+
+def watermark_out(watermark: Watermark | None) -> WatermarkOut | None:
+    return watermark and WatermarkOut.model_validate(watermark.as_json())
+
+
+def zone_of(services: Services, organization_id: str) -> str:
+    """The organization's time zone."""
+    organization = services.catalog.view.organization(organization_id)
+    return organization.time_zone if organization else "UTC"
+
+
+def this_month(services: Services, caller: Principal) -> Cycle:
+    """The calendar month in the organization's zone: what is meant where no time is given."""
+    return calendar_month_containing(zone_of(services, caller.organization_id), now_us())
+
+
+def _meters(services: Services, caller: Principal, meter_id: str | None) -> list[Meter]:
+    view = services.catalog.view
+    if meter_id is None:
+        return [meter for meter in view.all(Meter, caller.organization_id) if not meter.archived]
+    meter = view.get(Meter, caller.organization_id, meter_id)
+    if meter is None:
+        raise field_problem("meter_id", "unknown_reference", f"there is no meter {meter_id[:80]}")
+    return [meter]
+
+
+@router.get("/usage")
+async def get_usage(
+    request: Request,
+    caller: Caller,
+    customer_id: Filter = None,
+    meter_id: Filter = None,
+    from_: From = None,
+    to: To = None,
+    window: UsageWindow | None = None,
+) -> UsageAnswer:
+    """Exact quantities of the events that are stored.
+
+    Days and months are the organization's; without `from` and `to` the present month. A row for each customer, meter
+    and window with usage.
+    """
+    services = services_of(request)
+    wanted = period(from_, to, this_month(services, caller))
+    if window and (wanted.end_us - wanted.start_us) // _WINDOW_US_MIN[window] > WINDOWS_MAX:
+        raise field_problem("window", "too_many_windows", f"at most {WINDOWS_MAX} windows fit in an answer")
+    meters = _meters(services, caller, meter_id)
+    watermark = await services.warehouse.stored()
+    try:
+        rows = await services.warehouse.run(
+            usage_rows,
+            caller.organization_id,
+            meters,
+            wanted,
+            watermark=watermark,
+            window=window,
+            zone=zone_of(services, caller.organization_id),
+            customer_id=customer_id,
+        )
+    except TooManyRows:
+        raise field_problem(None, "too_many_rows", f"more than {ROWS_MAX} rows: ask for less at a time") from None
+    data = [
+        UsageRowOut(
+            customer_id=row.customer_id,
+            meter_id=row.meter_id,
+            from_=row.period.start_us,
+            to=row.period.end_us,
+            quantity=plain(row.quantity),
+        )
+        for row in rows
+    ]
+    if not data and customer_id is not None and meter_id is not None and window is None:
+        start, end = wanted.start_us, wanted.end_us
+        data = [UsageRowOut(customer_id=customer_id, meter_id=meter_id, from_=start, to=end, quantity="0")]
+    return UsageAnswer(data=data, as_of=watermark_out(watermark))
+
+
+def event_filter(
+    services: Services,
+    caller: Principal,
+    *,
+    customer_id: str | None,
+    event_name: str | None,
+    meter_id: str | None,
+    event_id: str | None,
+    from_: str | None,
+    to: str | None,
+) -> EventFilter:
+    """Raises Problem 422. A search for an event_id is not narrowed to a month."""
+    if meter_id is not None:
+        event_name = _meters(services, caller, meter_id)[0].event_name
+    everything = Cycle(0, now_us() + 366 * 86_400 * SECOND_US)
+    default = everything if event_id is not None else this_month(services, caller)
+    return EventFilter(period(from_, to, default), customer_id, event_name, event_id)
+
+
+@router.get("/usage/events")
+async def list_events(
+    request: Request,
+    caller: Caller,
+    customer_id: Filter = None,
+    event_name: Filter = None,
+    meter_id: Filter = None,
+    event_id: Filter = None,
+    from_: From = None,
+    to: To = None,
+    limit: Limit = PAGE_DEFAULT,
+    cursor: Cursor = None,
+) -> Page[EventOut]:
+    """Events that count, latest first, each with its place in the log; without `from` and `to` the present month's."""
+    services = services_of(request)
+    wanted = event_filter(
+        services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=event_id,
+        from_=from_, to=to,
+    )  # fmt: skip
+    after = None if cursor is None else _place(cursor)
+    found = await services.warehouse.run(stored_events, caller.organization_id, wanted, limit + 1, after)
+    page = found[:limit]
+    following = _cursor(page[-1]) if len(found) > limit else None
+    return Page(data=[event_out(event) for event in page], next_cursor=following)
+
+
+def event_out(event: StoredEvent) -> EventOut:
+    value = None if event.value is None else plain(event.value)
+    fields = {name: getattr(event, name) for name in EventOut.model_fields if name != "value"}
+    return EventOut(**fields, value=value)
+
+
+def _cursor(event: StoredEvent) -> str:
+    place = (event.timestamp, event.epoch, event.partition, event.offset, event.index)
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+def _place(cursor: str) -> Place:
+    try:
+        timestamp, epoch, partition, offset, index = map(int, json.loads(base64.urlsafe_b64decode(cursor.encode())))
+    except (ValueError, TypeError):
+        raise field_problem("cursor", "invalid_cursor", "this cursor was given by no page of this list") from None
+    return timestamp, epoch, partition, offset, index
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    "customer_id", "event_name", "event_id", "timestamp", "value", "received_at",
+    "epoch", "partition", "offset", "index", "properties",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def safe_cell(text: str) -> str:
+    """Text that a spreadsheet would run as a formula, made text for it too."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def csv_rows(rows: Iterator[list[Any]]) -> str:
+    """Rows as CSV (RFC 4180)."""
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue()
+
+
+def _event_cells(event: StoredEvent) -> list[Any]:
+    value = "" if event.value is None else plain(event.value)
+    properties = json.dumps(event.properties, ensure_ascii=False) if event.properties else ""
+    return [
+        safe_cell(event.customer_id), safe_cell(event.event_name), safe_cell(event.event_id or ""),
+        format_rfc3339(event.timestamp), value, format_rfc3339(event.received_at),
+        event.epoch, event.partition, event.offset, event.index, safe_cell(properties),
+    ]  # fmt: skip
+
+
+def exported(services: Services, organization_id: str, wanted: EventFilter) -> Iterator[str]:
+    """The CSV, block by block. An error on the way breaks the answer off: half a file must not look whole."""
+    yield csv_rows(iter([list(_COLUMNS)]))
+    for block in export_events(services.warehouse.client(), organization_id, wanted):
+        yield csv_rows(_event_cells(event) for event in block)
+
+
+def csv_response(chunks: Iterator[str], name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return StreamingResponse(chunks, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+@router.get(
+    "/usage/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+async def export_usage(
+    request: Request,
+    caller: Caller,
+    customer_id: Filter = None,
+    event_name: Filter = None,
+    meter_id: Annotated[str | None, Query(max_length=256, description="events that this meter reads")] = None,
+    from_: From = None,
+    to: To = None,
+) -> Response:
+    """Every event that counts, as CSV, in no order. Cells that begin with = + - @ have a ' before them."""
+    services = services_of(request)
+    wanted = event_filter(
+        services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=None,
+        from_=from_, to=to,
+    )  # fmt: skip
+    await services.warehouse.run(lambda client: client.command("SELECT 1"))  # 503 before the answer has begun
+    return csv_response(exported(services, caller.organization_id, wanted), "usage.csv")

@@ -1,0 +1,320 @@
+"""organization, period → what ClickHouse has stored of it: exact totals, raw events, invoices, orders.
+
+Every function asks for one organization's rows, which its caller takes from the key. They block: run them in a thread.
+Each raises WarehouseUnavailable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from schemas.decimals import plain
+from schemas.meter import Aggregation, Meter
+from schemas.period import Cycle, UsageWindow, window_containing
+from schemas.watermark import Watermark
+from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.watermark_sql import below
+
+# The window's start in the organization's zone, as seconds since 1970. A month's is a date without a zone: it gets one.
+_WINDOW_STARTS: dict[UsageWindow | Literal["all"], str] = {
+    "all": "0",
+    "hour": "toUnixTimestamp(toStartOfHour(timestamp, {zone:String}))",
+    "day": "toUnixTimestamp(toStartOfDay(timestamp, {zone:String}))",
+    "month": "toUnixTimestamp(toDateTime(toStartOfMonth(timestamp, {zone:String}), {zone:String}))",
+}
+ROWS_MAX = 100_000
+
+
+class TooManyRows(Exception):
+    """The answer would be longer than ROWS_MAX."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What a meter reads of a customer in a period. group: a property's value, where rows are grouped by one."""
+
+    customer_id: str
+    meter_id: str
+    period: Cycle
+    quantity: Decimal
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events: in [start_us, end_us), of one customer, event_name or event_id where they are given."""
+
+    period: Cycle
+    customer_id: str | None = None
+    event_name: str | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event that counts, with its coordinates. Instants are µs since 1970."""
+
+    customer_id: str
+    event_name: str
+    event_id: str | None
+    timestamp: int
+    value: Decimal | None
+    properties: dict[str, str]
+    received_at: int
+    epoch: int
+    partition: int
+    offset: int
+    index: int
+
+
+def usage_rows(
+    client: Client,
+    organization_id: str,
+    meters: Sequence[Meter],
+    period: Cycle,
+    *,
+    watermark: Watermark | None,
+    window: UsageWindow | None = None,
+    zone: str = "UTC",
+    customer_id: str | None = None,
+    group_by: str | None = None,
+) -> list[UsageRow]:
+    """Exact quantities of events below the watermark, a row for each customer, meter and window with any.
+
+    window None: the whole period is one. A window at an edge of the period is cut to it. group_by: name of a property.
+    Raises TooManyRows.
+    """
+    condition, parameters = below(watermark)
+    query = f"""
+        SELECT
+            customer_id, event_name, {_WINDOW_STARTS[window or "all"]} AS start,
+            {"properties[{group_by:String}]" if group_by else "''"} AS value_of_property,
+            sum(value), count(), max(value)
+        FROM usage_events FINAL
+        WHERE organization_id = {{organization_id:String}}
+            AND event_name IN {{event_names:Array(String)}}
+            {"AND customer_id = {customer_id:String}" if customer_id is not None else ""}
+            AND timestamp >= fromUnixTimestamp64Micro({{from_us:Int64}})
+            AND timestamp < fromUnixTimestamp64Micro({{to_us:Int64}})
+            AND {condition}
+        GROUP BY customer_id, event_name, start, value_of_property
+        ORDER BY customer_id, start, event_name, value_of_property
+        LIMIT {ROWS_MAX + 1}
+    """
+    parameters |= {
+        "organization_id": organization_id,
+        "event_names": sorted({meter.event_name for meter in meters}),
+        "from_us": period.start_us,
+        "to_us": period.end_us,
+        "zone": zone,
+        "customer_id": customer_id,
+        "group_by": group_by,
+    }
+    rows = _query(client, query, parameters)
+    if len(rows) > ROWS_MAX:
+        raise TooManyRows
+    found: list[UsageRow] = []
+    for customer, event_name, start, group, total, count, greatest in rows:
+        within = _window(period, window, zone, int(start))
+        for meter in meters:
+            if meter.event_name == event_name:
+                read = quantity(meter.aggregation, total, count, greatest)
+                found.append(UsageRow(customer, meter.id, within, read, group if group_by else None))
+    return found
+
+
+def _window(period: Cycle, window: UsageWindow | None, zone: str, start_seconds: int) -> Cycle:
+    if window is None:
+        return period
+    whole = window_containing(zone, window, start_seconds * 1_000_000)
+    return Cycle(max(whole.start_us, period.start_us), min(whole.end_us, period.end_us))
+
+
+def quantity(aggregation: Aggregation, total: Decimal | None, count: int, greatest: Decimal | None) -> Decimal:
+    """What a meter with that aggregation reads, without trailing zeros; None: no event had a value."""
+    match aggregation:
+        case Aggregation.SUM:
+            return trimmed(total or Decimal(0))
+        case Aggregation.COUNT:
+            return Decimal(count)
+        case Aggregation.MAX:
+            return trimmed(greatest or Decimal(0))
+
+
+def trimmed(number: Decimal) -> Decimal:
+    """The same number without trailing zeros behind the point. (normalize() would round to the context's precision.)"""
+    text = plain(number)
+    return Decimal(text.rstrip("0").rstrip(".")) if "." in text else number
+
+
+_EVENT_COLUMNS = """
+    customer_id, event_name, event_id, toUnixTimestamp64Micro(timestamp), value, properties,
+    toUnixTimestamp64Micro(received_at), kafka_epoch, kafka_partition, kafka_offset, kafka_index
+"""
+
+Place = tuple[int, int, int, int, int]
+"""Where a page of events ended: timestamp in µs, epoch, partition, offset, index."""
+
+
+def _event_conditions(organization_id: str, wanted: EventFilter) -> tuple[str, dict[str, Any]]:
+    conditions = [
+        "organization_id = {organization_id:String}",
+        "timestamp >= fromUnixTimestamp64Micro({from_us:Int64})",
+        "timestamp < fromUnixTimestamp64Micro({to_us:Int64})",
+    ]
+    for name in ("customer_id", "event_name"):
+        if getattr(wanted, name) is not None:
+            conditions.append(f"{name} = {{{name}:String}}")
+    if wanted.event_id is not None:
+        conditions.append("identity = concat('c:', {event_id:String})")
+    parameters = {
+        "organization_id": organization_id,
+        "from_us": wanted.period.start_us,
+        "to_us": wanted.period.end_us,
+        "customer_id": wanted.customer_id,
+        "event_name": wanted.event_name,
+        "event_id": wanted.event_id,
+    }
+    return " AND ".join(conditions), parameters
+
+
+# The view `usage` has no identity; its event_id could not be found by the table's key.
+_EVENTS = """
+    SELECT *, if(startsWith(identity, 'c:'), substring(identity, 3), '') AS event_id FROM usage_events FINAL
+    WHERE CONDITIONS
+"""
+
+
+def stored_events(
+    client: Client, organization_id: str, wanted: EventFilter, limit: int, after: Place | None
+) -> list[StoredEvent]:
+    """Latest first. after: the place of the last event of the page before."""
+    conditions, parameters = _event_conditions(organization_id, wanted)
+    place = "(toUnixTimestamp64Micro(timestamp), kafka_epoch, kafka_partition, kafka_offset, kafka_index)"
+    if after is not None:
+        conditions += f" AND {place} < ({', '.join(f'{number:d}' for number in after)})"
+    query = f"""
+        SELECT {_EVENT_COLUMNS} FROM ({_EVENTS.replace("CONDITIONS", conditions)})
+        ORDER BY timestamp DESC, kafka_epoch DESC, kafka_partition DESC, kafka_offset DESC, kafka_index DESC
+        LIMIT {limit:d}
+    """
+    return [_event(row) for row in _query(client, query, parameters)]
+
+
+def export_events(client: Client, organization_id: str, wanted: EventFilter) -> Iterator[list[StoredEvent]]:
+    """Every event that matches, block by block, in no order: memory does not grow with their number."""
+    conditions, parameters = _event_conditions(organization_id, wanted)
+    query = f"SELECT {_EVENT_COLUMNS} FROM ({_EVENTS.replace('CONDITIONS', conditions)})"
+    try:
+        with client.query_row_block_stream(query, parameters=parameters) as blocks:
+            for block in blocks:
+                yield [_event(row) for row in block]
+    except ClickHouseError as error:
+        raise unavailable(error) from error
+
+
+def _event(row: Sequence[Any]) -> StoredEvent:
+    customer, name, event_id, timestamp, value, properties, received, epoch, partition, offset, index = row
+    return StoredEvent(
+        customer_id=customer,
+        event_name=name,
+        event_id=event_id or None,
+        timestamp=int(timestamp),
+        value=None if value is None else trimmed(value),
+        properties=dict(properties),
+        received_at=int(received),
+        epoch=int(epoch),
+        partition=int(partition),
+        offset=int(offset),
+        index=int(index),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceFilter:
+    """at: µs; invoices whose cycle it lies in. ids: None means any."""
+
+    id: str | None = None
+    customer_id: str | None = None
+    subscription_id: str | None = None
+    state: str | None = None
+    at: int | None = None
+
+
+InvoiceDocument = dict[str, Any]
+"""An invoice as the API shows it, see schemas.ledger.Invoice.document."""
+
+
+def invoice_documents(
+    client: Client, organization_id: str, wanted: InvoiceFilter, limit: int, after: tuple[int, str] | None = None
+) -> list[InvoiceDocument]:
+    """Latest cycle first. after: (cycle_start in µs, id) of the last one of the page before."""
+    conditions, parameters = ["organization_id = {organization_id:String}"], {"organization_id": organization_id}
+    for name in ("id", "customer_id", "subscription_id", "state"):
+        if (value := getattr(wanted, name)) is not None:
+            conditions.append(f"{name} = {{{name}:String}}")
+            parameters[name] = value
+    if wanted.at is not None:
+        at = f"fromUnixTimestamp64Micro({wanted.at:d})"
+        conditions.append(f"cycle_start <= {at} AND cycle_end > {at}")
+    if after is not None:
+        conditions.append(f"(toUnixTimestamp64Micro(cycle_start), id) < ({after[0]:d}, {{after_id:String}})")
+        parameters["after_id"] = after[1]
+    query = f"""
+        SELECT document FROM invoices WHERE {" AND ".join(conditions)}
+        ORDER BY cycle_start DESC, id DESC LIMIT {limit:d}
+    """
+    return [json.loads(document) for (document,) in _query(client, query, parameters)]
+
+
+def invoice_summary(client: Client, organization_id: str) -> list[tuple[str, str, int, Decimal]]:
+    """(state, currency, number, sum of totals) of all invoices."""
+    query = """
+        SELECT state, currency, count(), sum(ifNull(total, 0)) FROM invoices
+        WHERE organization_id = {organization_id:String} GROUP BY state, currency ORDER BY state, currency
+    """
+    rows = _query(client, query, {"organization_id": organization_id})
+    return [(state, currency, int(count), total) for state, currency, count, total in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """A paid invoice's order. Instants are µs since 1970."""
+
+    id: str
+    invoice_id: str
+    customer_id: str
+    subscription_id: str
+    currency: str
+    amount_paid: Decimal
+    paid_at: int
+
+
+def orders(
+    client: Client, organization_id: str, customer_id: str | None, limit: int, after: tuple[int, str] | None = None
+) -> list[OrderRow]:
+    """Latest first. after: (paid_at, id) of the last one of the page before."""
+    conditions, parameters = ["organization_id = {organization_id:String}"], {"organization_id": organization_id}
+    if customer_id is not None:
+        conditions.append("customer_id = {customer_id:String}")
+        parameters["customer_id"] = customer_id
+    if after is not None:
+        conditions.append(f"(toUnixTimestamp64Micro(paid_at), id) < ({after[0]:d}, {{after_id:String}})")
+        parameters["after_id"] = after[1]
+    query = f"""
+        SELECT id, invoice_id, customer_id, subscription_id, currency, amount_paid, toUnixTimestamp64Micro(paid_at)
+        FROM orders WHERE {" AND ".join(conditions)} ORDER BY paid_at DESC, id DESC LIMIT {limit:d}
+    """
+    return [OrderRow(*row) for row in _query(client, query, parameters)]
+
+
+def _query(client: Client, query: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    try:
+        return client.query(query, parameters=given).result_rows
+    except ClickHouseError as error:
+        raise unavailable(error) from error

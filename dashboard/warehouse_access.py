@@ -1,0 +1,74 @@
+"""the event loop → ClickHouse: queries run in threads, through one client that is made when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, ParamSpec, TypeVar
+
+from schemas.settings import Settings
+from schemas.watermark import Watermark
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
+from warehouse.coverage import coverage
+from warehouse.epochs import epochs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+QUERIES_MAX = 4
+READ_SECONDS = 30
+
+
+class WarehouseAccess:
+    """At most QUERIES_MAX queries run at a time; further ones wait their turn."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: Client | None = None
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(QUERIES_MAX, thread_name_prefix="warehouse")
+        self._known: Watermark | None = None
+
+    async def run(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """query(client, …) in a thread. Raises WarehouseUnavailable."""
+
+        def call() -> R:
+            return query(self.client(), *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def client(self) -> Client:
+        """The client, which threads share. Blocks; raises WarehouseUnavailable."""
+        with self._lock:
+            if self._client is None:
+                self._client = connect(self._settings, read_timeout_seconds=READ_SECONDS)
+            return self._client
+
+    async def stored(self) -> Watermark | None:
+        """Everything below it is in ClickHouse; None: no sink has stored anything yet. Raises WarehouseUnavailable."""
+        return await self.run(self._stored)
+
+    def _stored(self, client: Client) -> Watermark | None:
+        try:
+            epoch = max(epochs(client).values(), default=None)
+            if epoch is None:
+                return None
+            self._known = coverage(client, epoch, self._settings.event_partitions, self._known)
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+        return self._known
+
+    def check(self) -> str | None:
+        """None: ClickHouse answers. Blocks for a moment."""
+        try:
+            return None if self.client().ping() else "ClickHouse does not answer"
+        except WarehouseUnavailable as error:
+            return str(error)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            if self._client is not None:
+                self._client.close()

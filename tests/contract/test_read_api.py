@@ -1,0 +1,362 @@
+"""The read API on the real engine: exact as of its watermark, in the organization's zone, of one organization alone."""
+
+import csv
+import io
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from catalog.store import CatalogStore
+from dashboard.app import Dashboard
+from deploy.local.clickhouse_http import ClickHouseLocal
+from deploy.local.kafka import KafkaBroker
+from runtime.topics import create_topics
+from schemas.customer import Customer
+from schemas.meter import Meter
+from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
+from schemas.period import parse_rfc3339
+from schemas.product import FlatFeePrice, GraduatedPrice, PerUnitPrice, Product, Tier
+from schemas.settings import Settings
+from schemas.subscription import Subscription
+from warehouse.client import connect
+from warehouse.epochs import register_epoch
+from warehouse.migrate import migrate
+
+pytestmark = pytest.mark.anyio
+KEY, OTHER_KEY = new_secret(), new_secret()
+ZONE = "America/New_York"
+DATABASE = "read_api"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def settings(kafka: KafkaBroker, clickhouse: ClickHouseLocal) -> Settings:
+    made = Settings(  # pyright: ignore[reportCallIssue]
+        kafka_bootstrap_servers=kafka.bootstrap_servers,
+        topic_prefix="read-api.",
+        event_partitions=2,
+        clickhouse_dsn=clickhouse.dsn(DATABASE),
+    )
+    create_topics(made)
+    migrate(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def warehouse(settings: Settings) -> Iterator[Client]:
+    with connect(settings) as client:
+        yield client
+
+
+def own(organization: str, id_: str) -> dict[str, Any]:
+    return {"id": id_, "organization_id": organization, "created_at": 0}
+
+
+@pytest.fixture(scope="module")
+def store(settings: Settings) -> Iterator[CatalogStore]:
+    with CatalogStore(settings) as opened:
+        for name, secret in (("default", KEY), ("other", OTHER_KEY)):
+            opened.write(Organization(**own(name, name), time_zone=ZONE), 0)
+            digest = secret_digest(secret)
+            opened.write(ApiKey(**own(name, f"key_{name}"), scopes=(Scope.READ,), sha256=digest, hint="0000"), 0)
+        for meter, event, aggregation in (
+            ("mtr_flights", "flight", "count"), ("mtr_miles", "flight", "sum"), ("mtr_delay", "delay", "max"),
+        ):  # fmt: skip
+            opened.write(
+                Meter(**own("default", meter), name=meter[4:], event_name=event, unit="u", aggregation=aggregation), 0
+            )  # pyright: ignore[reportArgumentType]
+        opened.write(
+            Meter(**own("other", "mtr_theirs"), name="t", event_name="flight", unit="u", aggregation="count"), 0
+        )  # pyright: ignore[reportArgumentType]
+        opened.write(Customer(**own("default", "UA"), name="United"), 0)
+        tiers = (
+            Tier(up_to=Decimal(10000), unit_amount=Decimal("0.002")),
+            Tier(up_to=Decimal(100000), unit_amount=Decimal("0.001")),
+            Tier(up_to=None, unit_amount=Decimal("0.0005")),
+        )
+        prices = (
+            GraduatedPrice(meter_id="mtr_miles", tiers=tiers),
+            PerUnitPrice(meter_id="mtr_flights", unit_amount=Decimal("0.5"), included_units=Decimal(1)),
+            FlatFeePrice(amount=Decimal("49.00")),
+        )
+        opened.write(Product(**own("default", "prod_1"), name="P", currency="eur", prices=prices, benefits=("b",)), 0)
+        opened.write(
+            Subscription(
+                **own("default", "sub_1"),
+                customer_id="UA",
+                product_id="prod_1",
+                started_at=parse_rfc3339("2026-01-01T00:00:00-05:00"),
+                billing_interval="month",
+                collection_method="charge_automatically",
+                time_zone=ZONE,
+            ),
+            0,
+        )
+        yield opened
+
+
+# organization, customer, event_name, timestamp, value, identity, properties
+EVENTS: list[list[tuple[str, str, str, str, str | None, str, dict[str, str]]]] = [
+    [
+        ("default", "UA", "flight", "2026-03-01T04:59:59Z", "100",    "c:a", {"from": "EWR"}),  # 28 February in New York
+        ("default", "UA", "flight", "2026-03-01T05:00:00Z", "149900", "c:b", {"from": "EWR"}),
+        ("default", "UA", "flight", "2026-03-02T12:00:00Z", "0.1",    "c:c", {"from": "JFK"}),
+        ("default", "UA", "delay",  "2026-03-02T12:00:00Z", "-5",     "c:d", {}),
+    ],
+    [
+        ("default", "UA", "flight", "2026-03-05T12:00:00Z", "7",      "c:b", {}),  # a duplicate, of another day
+        ("default", "UA", "flight", "2026-03-31T12:00:00Z", "99.9",   "",    {}),
+        ("default", "UA", "flight", "2026-03-31T12:00:00Z", None,     "",    {}),
+        ("default", "=cmd|' /C calc'!A0", "flight", "2026-03-31T12:00:00Z", "1", "", {"note": "@x"}),
+        ("other",   "UA", "flight", "2026-03-02T12:00:00Z", "5",      "c:z", {}),
+    ],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stored(warehouse: Client) -> None:
+    epoch = register_epoch(warehouse, "topic-1")
+    for offset, events in enumerate(EVENTS):
+        columns = list(zip(*events, strict=True))
+        warehouse.insert(
+            "usage_batches_in",
+            [[
+                epoch, 0, offset, uuid.uuid4().bytes, datetime(2026, 3, 31, 12, 0, offset, tzinfo=UTC),
+                *(list(column) for column in columns[:3]),
+                [datetime.fromisoformat(text) for text in columns[3]],
+                [None if text is None else Decimal(text) for text in columns[4]],
+                list(columns[5]), list(columns[6]),
+            ]],
+            column_names=[
+                "kafka_epoch", "kafka_partition", "kafka_offset", "batch_id", "received_at",
+                "organization_id", "customer_id", "event_name", "timestamp", "value", "identity", "properties",
+            ],
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+async def api(settings: Settings, store: CatalogStore) -> AsyncIterator[httpx.AsyncClient]:
+    board = Dashboard(settings, store)
+    transport = httpx.ASGITransport(board.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://usage/api/v1") as client:
+        client.headers["Authorization"] = f"Bearer {KEY}"
+        yield client
+    board.services.warehouse.close()
+
+
+MARCH = {"from": "2026-03-01T00:00:00-05:00", "to": "2026-04-01T00:00:00-04:00"}
+AS_OF = {"epoch": 1, "offsets": {"0": 2, "1": 0}}
+
+
+@pytest.mark.parametrize(
+    ("meter", "quantity"),
+    [("mtr_flights", "4"), ("mtr_miles", "150000"), ("mtr_delay", "-5")],
+)
+async def test_usage_is_exact_and_counts_each_event_once(api: httpx.AsyncClient, meter: str, quantity: str) -> None:
+    answer = (await api.get("/usage", params={**MARCH, "customer_id": "UA", "meter_id": meter})).json()
+    (row,) = answer["data"]
+    assert row == {
+        "quantity": quantity,
+        "customer_id": "UA",
+        "meter_id": meter,
+        "from": "2026-03-01T05:00:00Z",
+        "to": "2026-04-01T04:00:00Z",
+    }
+    assert answer["as_of"] == AS_OF
+
+
+@pytest.mark.parametrize(
+    ("window", "rows"),
+    [
+        ("month", [("2026-02-01T05:00:00Z", "2026-03-01T05:00:00Z", "1"), ("2026-03-01T05:00:00Z", "2026-04-01T04:00:00Z", "4")]),
+        ("day",   [("2026-02-28T05:00:00Z", "2026-03-01T05:00:00Z", "1"), ("2026-03-01T05:00:00Z", "2026-03-02T05:00:00Z", "1"),
+                   ("2026-03-02T05:00:00Z", "2026-03-03T05:00:00Z", "1"), ("2026-03-31T04:00:00Z", "2026-04-01T04:00:00Z", "2")]),
+        ("hour",  [("2026-03-01T04:00:00Z", "2026-03-01T05:00:00Z", "1"), ("2026-03-01T05:00:00Z", "2026-03-01T06:00:00Z", "1"),
+                   ("2026-03-02T12:00:00Z", "2026-03-02T13:00:00Z", "1"), ("2026-03-31T12:00:00Z", "2026-03-31T13:00:00Z", "2")]),
+    ],
+)  # fmt: skip
+async def test_windows_are_the_organizations(
+    api: httpx.AsyncClient, window: str, rows: list[tuple[str, str, str]]
+) -> None:
+    params = {
+        "from": "2026-01-01T00:00:00Z",
+        "to": "2027-01-01T00:00:00Z",
+        "customer_id": "UA",
+        "meter_id": "mtr_flights",
+    }
+    answer = (await api.get("/usage", params={**params, "window": window})).json()
+    assert [(row["from"], row["to"], row["quantity"]) for row in answer["data"]] == rows
+
+
+async def test_no_usage_is_zero_where_one_number_is_asked_for(api: httpx.AsyncClient) -> None:
+    answer = (await api.get("/usage", params={"customer_id": "UA", "meter_id": "mtr_flights"})).json()
+    assert [row["quantity"] for row in answer["data"]] == ["0"]
+    assert (await api.get("/usage", params={"customer_id": "UA"})).json()["data"] == []
+
+
+async def test_events_have_their_coordinates_and_come_in_pages(api: httpx.AsyncClient) -> None:
+    seen: list[dict[str, Any]] = []
+    params: dict[str, Any] = {**MARCH, "customer_id": "UA", "limit": 2}
+    while True:
+        page = (await api.get("/usage/events", params=params)).json()
+        seen += page["data"]
+        if page["next_cursor"] is None:
+            break
+        params["cursor"] = page["next_cursor"]
+    places = [(event["timestamp"], event["offset"], event["index"]) for event in seen]
+    assert places == sorted(places, reverse=True)
+    assert len(set(places)) == 5
+    first = next(event for event in seen if event["event_id"] == "b")
+    assert (first["value"], first["offset"], first["index"], first["epoch"]) == ("149900", 0, 1, 1)
+    (found,) = (await api.get("/usage/events", params={"event_id": "c"})).json()["data"]
+    assert (found["value"], found["properties"]) == ("0.1", {"from": "JFK"})
+
+
+async def test_an_export_holds_every_event_and_no_formula(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/usage/export", params=MARCH)
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    assert len(rows) == 6
+    values = [Decimal(row["value"]) for row in rows if row["event_name"] == "flight" and row["value"]]
+    assert sum(values) == Decimal(150001)
+    assert {row["customer_id"] for row in rows} == {"UA", "'=cmd|' /C calc'!A0"}
+    assert {row["value"] for row in rows if row["event_name"] == "delay"} == {"-5"}
+
+
+async def test_a_preview_prices_what_is_stored(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/invoices/preview", params={"customer_id": "UA", "at": "2026-03-15T00:00:00Z"})
+    (invoice,) = answer.json()["data"]
+    assert invoice["state"] == "preview"
+    assert invoice["cycle"] == {"start": "2026-03-01T05:00:00Z", "end": "2026-04-01T04:00:00Z"}
+    assert [(line["meter_id"], line["amount"]) for line in invoice["lines"]] == [
+        ("mtr_miles", "135.00"), ("mtr_flights", "1.50"), (None, "49.00"),
+    ]  # fmt: skip
+    assert invoice["total"] == "185.50"
+    assert [Decimal(tier["amount"]) for tier in invoice["lines"][0]["tiers"]] == [20, 90, 25]
+    assert [line["quantity"] for line in invoice["lines"]] == ["150000", "4", "1"]
+    assert invoice["watermark"] == AS_OF
+    assert (await api.get("/invoices/preview", params={"customer_id": "nobody"})).status_code == 404
+
+
+@pytest.fixture(scope="module")
+def invoices(warehouse: Client) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    rows: list[list[Any]] = []
+    for month, state in ((1, "paid"), (2, "payment_failed"), (3, "paid")):
+        start, end = datetime(2026, month, 1, 5, tzinfo=UTC), datetime(2026, month + 1, 1, 5, tzinfo=UTC)
+        document = {
+            "id": f"inv_{month}", "organization_id": "default", "customer_id": "UA", "subscription_id": "sub_1",
+            "cycle": {"start": start.isoformat().replace("+00:00", "Z"), "end": end.isoformat().replace("+00:00", "Z")},
+            "currency": "eur", "lines": [], "total": "1.00", "state": state, "hash": "h",
+        }  # fmt: skip
+        made.append(document)
+        rows.append(
+            ["default", f"inv_{month}", "UA", "sub_1", start, end, state, "eur", Decimal(1), 1, json.dumps(document)]
+        )
+    warehouse.insert(
+        "stored_invoices", rows,
+        column_names=["organization_id", "id", "customer_id", "subscription_id", "cycle_start", "cycle_end", "state",
+                      "currency", "total", "version", "document"],
+    )  # fmt: skip
+    warehouse.insert(
+        "stored_orders",
+        [["default", f"ord_{m}", f"inv_{m}", "UA", "sub_1", "eur", Decimal(1), datetime(2026, m + 1, 2, tzinfo=UTC)] for m in (1, 3)],
+        column_names=["organization_id", "id", "invoice_id", "customer_id", "subscription_id", "currency", "amount_paid", "paid_at"],
+    )  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(
+    ("params", "ids"),
+    [
+        ({},                                  ["inv_3", "inv_2", "inv_1"]),
+        ({"customer_id": "UA"},               ["inv_3", "inv_2", "inv_1"]),
+        ({"customer_id": "other"},            []),
+        ({"state": "paid"},                   ["inv_3", "inv_1"]),
+        ({"cycle": "2026-02-01T05:00:00Z"},   ["inv_2"]),
+        ({"cycle": "2026-02-14T00:00:00Z"},   ["inv_2"]),
+        ({"subscription_id": "sub_1", "state": "void"}, []),
+    ],
+)  # fmt: skip
+async def test_invoices_are_found(
+    api: httpx.AsyncClient, invoices: list[Any], params: dict[str, str], ids: list[str]
+) -> None:
+    answer = (await api.get("/invoices", params=params)).json()
+    assert [invoice["id"] for invoice in answer["data"]] == ids
+
+
+async def test_invoices_and_orders_come_in_pages(api: httpx.AsyncClient, invoices: list[dict[str, Any]]) -> None:
+    for path, expected in (("/invoices", ["inv_3", "inv_2", "inv_1"]), ("/orders", ["ord_3", "ord_1"])):
+        seen: list[str] = []
+        params: dict[str, Any] = {"limit": 1}
+        while True:
+            page = (await api.get(path, params=params)).json()
+            seen += [each["id"] for each in page["data"]]
+            if page["next_cursor"] is None:
+                break
+            params["cursor"] = page["next_cursor"]
+        assert seen == expected
+    assert (await api.get("/invoices/inv_2")).json() == invoices[1]
+
+
+# path, parameters, field, code
+REFUSALS: list[tuple[str, dict[str, Any], str | None, str]] = [
+    ("/usage",            {"from": "2026-03-01"},                              "from",        "timestamp_invalid"),
+    ("/usage",            {"from": "2026-03-01T00:00:00"},                     "from",        "timestamp_missing_offset"),
+    ("/usage",            {**MARCH, "to": MARCH["from"]},                      "to",          "period_empty"),
+    ("/usage",            {"meter_id": "mtr_theirs"},                          "meter_id",    "unknown_reference"),
+    ("/usage",            {"window": "week"},                                  "window",      "literal_error"),
+    ("/usage",            {"from": "1970-01-01T00:00:00Z", "window": "hour"},  "window",      "too_many_windows"),
+    ("/usage/events",     {"cursor": "x"},                                     "cursor",      "invalid_cursor"),
+    ("/usage/events",     {"limit": 501},                                      "limit",       "less_than_equal"),
+    ("/usage/export",     {"meter_id": "mtr_theirs"},                          "meter_id",    "unknown_reference"),
+    ("/usage/live",       {"from": "x"},                                       "from",        "timestamp_invalid"),
+    ("/invoices",         {"state": "happy"},                                  "state",       "literal_error"),
+    ("/invoices",         {"cycle": "March"},                                  "cycle",       "timestamp_invalid"),
+    ("/invoices",         {"cursor": "W10="},                                  "cursor",      "invalid_cursor"),
+    ("/invoices/preview", {},                                                  "customer_id", "missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "params", "field", "code"), REFUSALS)
+async def test_a_refusal_names_the_parameter(
+    api: httpx.AsyncClient, path: str, params: dict[str, Any], field: str | None, code: str
+) -> None:
+    answer = await api.get(path, params=params)
+    assert answer.status_code == 422
+    assert (field, code) in {(error["field"], error["code"]) for error in answer.json()["errors"]}
+
+
+async def test_nothing_of_another_organization_is_read(api: httpx.AsyncClient, invoices: list[Any]) -> None:
+    theirs = {"Authorization": f"Bearer {OTHER_KEY}"}
+    usage = (await api.get("/usage", params=MARCH, headers=theirs)).json()["data"]
+    assert [(row["customer_id"], row["meter_id"], row["quantity"]) for row in usage] == [("UA", "mtr_theirs", "1")]
+    events = (await api.get("/usage/events", params=MARCH, headers=theirs)).json()["data"]
+    assert [event["event_id"] for event in events] == ["z"]
+    export = (await api.get("/usage/export", params=MARCH, headers=theirs)).text
+    assert len(export.splitlines()) == 2
+    for path in ("/invoices", "/orders", "/alerts"):
+        assert (await api.get(path, headers=theirs)).json()["data"] == []
+    for path in ("/invoices/inv_1", "/invoices/preview?customer_id=UA"):
+        assert (await api.get(path, headers=theirs)).status_code == 404
+
+
+async def test_without_clickhouse_reading_is_503_and_says_so(settings: Settings, store: CatalogStore) -> None:
+    broken = settings.model_copy(update={"clickhouse_dsn": "http://default@127.0.0.1:9/none"})
+    transport = httpx.ASGITransport(Dashboard(broken, store).app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://usage/api/v1") as client:
+        for path in ("/usage", "/usage/events", "/usage/export", "/invoices", "/orders"):
+            answer = await client.get(path, headers={"Authorization": f"Bearer {KEY}"})
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
+            assert answer.headers["Retry-After"] == "1"
