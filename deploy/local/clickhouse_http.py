@@ -6,6 +6,7 @@ password; users, row policies and replication need a server.
 """
 
 import argparse
+import base64
 import contextlib
 import gzip
 import http.client
@@ -278,19 +279,19 @@ class _Body(io.RawIOBase):
         self._source = source
         self._chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
         self._left = 0 if self._chunked else int(headers.get("Content-Length") or 0)
-        self._ended = not self._chunked and self._left == 0
+        self.ended = not self._chunked and self._left == 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # the buffer protocol's type has no name before Python 3.12
-        if self._chunked and self._left == 0 and not self._ended:
+        if self._chunked and self._left == 0 and not self.ended:
             self._left = int(self._source.readline(1024).split(b";")[0], 16)
             if self._left == 0:
                 while self._source.readline(65_536).strip():  # trailers
                     pass
-                self._ended = True
-        if self._ended:
+                self.ended = True
+        if self.ended:
             return 0
         view = memoryview(buffer)[: self._left]
         count = self._source.readinto(view)
@@ -301,7 +302,7 @@ class _Body(io.RawIOBase):
             if self._chunked:
                 self._source.readline(16)
             else:
-                self._ended = True
+                self.ended = True
         return int(count)
 
 
@@ -383,11 +384,11 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(f"Code: 1002. DB::Exception: {type(error).__name__}: {error} (UNKNOWN_EXCEPTION)")
 
     def _query(self, parameters: dict[str, str], *, read_only: bool) -> None:
-        self._check_user(parameters)
-        if "multipart/form-data" in self.headers.get("Content-Type", "") or parameters.get("decompress") == "1":
-            raise RequestError(48, "external data and decompress=1 are not supported here", "NOT_IMPLEMENTED")
         body = _Body(self.rfile, cast(Mapping[str, str], self.headers))
         try:
+            self._check_user(parameters)
+            if "multipart/form-data" in self.headers.get("Content-Type", "") or parameters.get("decompress") == "1":
+                raise RequestError(48, "external data and decompress=1 are not supported here", "NOT_IMPLEMENTED")
             data = _decoded(body, self.headers.get("Content-Encoding", "").lower())
             text = parameters.get("query", "").encode()
             statement = parse(text)
@@ -400,14 +401,15 @@ class Handler(BaseHTTPRequestHandler):
                 data = io.BytesIO(inline + b"\n" + data.read())
             self._run(statement, data, parameters, read_only=read_only)
         finally:
-            if not body.closed and not self.close_connection:
+            if not body.ended:
                 self._drain(body)
 
     def _drain(self, body: _Body) -> None:
         """Read what is left of the body: on a kept connection it would be taken for the next request."""
         try:
-            while body.read(1 << 20):
+            while not body.closed and body.read(1 << 20):
                 pass
+            self.close_connection |= not body.ended
         except (ConnectionError, TimeoutError, ValueError, OSError):
             self.close_connection = True
 
@@ -444,8 +446,11 @@ class Handler(BaseHTTPRequestHandler):
                     outcome.stream.cancel()
 
     def _check_user(self, parameters: Mapping[str, str]) -> None:
-        user = parameters.get("user") or self.headers.get("X-ClickHouse-User") or "default"
-        if user != "default":
+        user = parameters.get("user") or self.headers.get("X-ClickHouse-User")
+        kind, _, credentials = self.headers.get("Authorization", "").partition(" ")
+        if kind.lower() == "basic":
+            user = base64.b64decode(credentials).decode().partition(":")[0]
+        if user not in (None, "", "default"):
             raise RequestError(516, f"{user}: there is only the user default here", "AUTHENTICATION_FAILED")
 
     def _answer(self, outcome: _Outcome, output_format: str | None, *, whole: bool) -> None:
