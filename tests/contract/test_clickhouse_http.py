@@ -115,10 +115,11 @@ def test_sessions_keep_temporary_tables_and_refuse_a_second_request(clickhouse: 
     client.close()
     params = {"session_id": unique}
     with httpx.Client(base_url=clickhouse.url, params=params, timeout=60, trust_env=False) as http:
-        blocked = threading.Thread(target=sql, args=(http, "SELECT sleep(1.5)"))
-        blocked.start()
-        until(lambda: sql(http, "SELECT 1").headers.get("x-clickhouse-exception-code") == "373", 1.5)
-        blocked.join()
+        # Either of the two may find the session taken by the other.
+        sleeping = threading.Thread(target=until, args=(lambda: sql(http, "SELECT sleep(2)").status_code == 200,))
+        sleeping.start()
+        until(lambda: sql(http, "SELECT 1").headers.get("x-clickhouse-exception-code") == "373", every=0.2)
+        sleeping.join()
         assert sql(http, "SELECT count() FROM mine").text == "1\n"
 
 
