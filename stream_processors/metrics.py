@@ -35,3 +35,19 @@ DEDUPE_HORIZON_SECONDS = Gauge(
 )
 
 # -- sink --------------------------------------------------------------------------------------------------------------
+PROJECTED_ROWS = Counter("usage_projections_rows_total", "Rows written to ClickHouse's stored_… tables.", ["table"])
+PROJECTION_LAG = Gauge("usage_projections_lag", "Records of catalog, ledger and alerts that are in no table yet.")
+SINK_LAG = Gauge("usage_sink_lag", "Messages of usage.events that ClickHouse does not have yet.", ["partition"])
+ROWS = Counter("usage_sink_rows_total", "Events inserted, repeated ones too.")
+BYTES = Counter("usage_sink_bytes_total", "Bytes of the messages inserted.")
+DEAD_LETTERS = Counter("usage_sink_dead_letters_total", "Messages set aside as unreadable.", ["reason"])
+INSERT_SECONDS = Histogram(
+    "usage_sink_insert_seconds",
+    "From messages read to ClickHouse's answer.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+STORED_SECONDS = Histogram(
+    "usage_sink_stored_seconds",
+    "From received_at of an insert's newest message to its rows in ClickHouse.",
+    buckets=(0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
+)

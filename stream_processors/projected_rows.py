@@ -1,0 +1,179 @@
+"""catalog objects, invoices, orders, alerts → rows of ClickHouse's stored_… tables. Pure.
+
+A row is a mapping of column names; `version` decides which row of a key stays: writing one again changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from catalog.record import CatalogObject
+from schemas.alert import Alert
+from schemas.customer import Customer
+from schemas.ledger import Invoice
+from schemas.meter import Meter
+from schemas.organization import Organization
+from schemas.product import Product
+from schemas.subscription import Subscription
+
+Row = Mapping[str, Any]
+TableRow = tuple[str, Row]
+"""Name of the table, and a row of it."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UINT64_MAX = 2**64 - 1
+
+
+def instant(us: int) -> datetime:
+    """µs since 1970 as ClickHouse's client takes a DateTime64(6)."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def catalog_row(state: CatalogObject, version: int) -> TableRow | None:
+    """The object's row; None for kinds that have no table: keys and rules are nothing for analysts."""
+    common = {
+        "id": state.id,
+        "created_at": instant(state.created_at),
+        "archived": state.archived,
+        "version": version,
+        "document": state.model_dump_json(),
+    }
+    tenant = {**common, "organization_id": state.organization_id}
+    match state:
+        case Organization():
+            return "stored_organizations", {
+                **common,
+                "name": state.name,
+                "time_zone": state.time_zone,
+                "late_policy": state.late_policy,
+                "stripe_account_id": state.stripe_account_id or "",
+            }
+        case Meter():
+            return "stored_meters", {
+                **tenant,
+                "name": state.name,
+                "event_name": state.event_name,
+                "unit": state.unit,
+                "aggregation": state.aggregation.value,
+            }
+        case Customer():
+            return "stored_customers", {
+                **tenant,
+                "name": state.name,
+                "email": state.email or "",
+                "country": (state.address.country if state.address else None) or "",
+                "stripe_customer_id": state.stripe_customer_id or "",
+            }
+        case Product():
+            return "stored_products", {
+                **tenant,
+                "name": state.name,
+                "currency": state.currency,
+                "meter_ids": list(state.meter_ids),
+                "prices": msgspec.json.encode([price.model_dump(mode="json") for price in state.prices]).decode(),
+                "benefits": list(state.benefits),
+            }
+        case Subscription():
+            return "stored_subscriptions", {
+                **tenant,
+                "customer_id": state.customer_id,
+                "product_id": state.product_id,
+                "started_at": instant(state.started_at),
+                "ends_at": None if state.ends_at is None else instant(state.ends_at),
+                "billing_interval": state.billing_interval,
+                "collection_method": state.collection_method,
+                "time_zone": state.time_zone,
+            }
+        case _:
+            return None
+
+
+def invoice_rows(invoice: Invoice, version: int) -> Iterator[TableRow]:
+    """The invoice, its lines once they are fixed, and its order once it is paid. version: offset in the ledger."""
+    document, key = invoice.document(), {"organization_id": invoice.organization_id, "customer_id": invoice.customer_id}
+    cycle = {"cycle_start": instant(invoice.cycle_start), "cycle_end": instant(invoice.cycle_end)}
+    yield (
+        "stored_invoices",
+        {
+            **key,
+            **cycle,
+            "id": invoice.id,
+            "subscription_id": invoice.subscription_id,
+            "state": invoice.state,
+            "reason": invoice.reason or "",
+            "currency": document["currency"] or "",
+            **{name: _decimal(document[name]) for name in ("total", "tax", "amount_due", "amount_paid")},
+            "stripe_invoice_id": invoice.stripe_invoice_id or "",
+            "number": document["number"] or "",
+            "hosted_invoice_url": document["hosted_invoice_url"] or "",
+            "watermark": msgspec.json.encode(document["watermark"]).decode() if invoice.fixed else "",
+            "hash": document["hash"] or "",
+            "updated_at": instant(invoice.updated_at),
+            "version": version,
+            "document": msgspec.json.encode(document).decode(),
+        },
+    )
+    fixed = invoice.fixed
+    for number, line in enumerate(fixed.lines if fixed else ()):
+        yield (
+            "stored_invoice_lines",
+            {
+                **key,
+                **cycle,
+                "invoice_id": invoice.id,
+                "line": number,
+                "subscription_id": invoice.subscription_id,
+                "meter_id": line.meter_id or "",
+                "model": line.model,
+                "description": line.description,
+                "quantity": Decimal(line.quantity),
+                "included": Decimal(line.included),
+                "priced_quantity": Decimal(line.priced_quantity),
+                "currency": document["currency"],
+                "amount": Decimal(line.amount),
+                "tiers": msgspec.json.encode(line.tiers).decode(),
+                "version": version,
+            },
+        )
+    if order := invoice.order:
+        yield (
+            "stored_orders",
+            {
+                **key,
+                "id": order.order_id,
+                "invoice_id": order.invoice_id,
+                "subscription_id": order.subscription_id,
+                "currency": order.currency,
+                "amount_paid": Decimal(order.amount_paid),
+                "paid_at": instant(order.paid_at),
+                "recorded_at": instant(order.recorded_at),
+                "version": version,
+            },
+        )
+
+
+def alert_row(alert: Alert, offset: int) -> TableRow:
+    """The first of an id stays: a repeated firing has a later offset and the lesser version."""
+    return "stored_alerts", {
+        "organization_id": alert.organization_id,
+        "id": alert.id,
+        "rule_id": alert.rule_id,
+        "customer_id": alert.customer_id,
+        "meter_id": alert.meter_id,
+        "kind": alert.kind.value,
+        "threshold": Decimal(alert.threshold),
+        "quantity": Decimal(alert.quantity),
+        "cycle_start": instant(alert.cycle_start),
+        "cycle_end": instant(alert.cycle_end),
+        "fired_at": instant(alert.fired_at),
+        "version": _UINT64_MAX - offset,
+    }
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
