@@ -100,7 +100,8 @@ def opened(settings: Settings) -> Generator[Stage]:
         counts = stack.enter_context(Counts(settings))
         catalog = stack.enter_context(CatalogStore(settings))
         ledger = stack.enter_context(LedgerLog(settings))
-        yield Stage(settings, catalog, ledger, StripeApi(settings), counts)
+        api = stack.enter_context(StripeApi(settings))
+        yield Stage(settings, catalog, ledger, api, counts)
 
 
 def close(

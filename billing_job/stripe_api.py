@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+import requests
 import stamina
 import stripe
 import structlog
 from pyrate_limiter import Duration, Limiter, Rate
+from requests.adapters import HTTPAdapter
 
 from billing_job import metrics
 from billing_job.stripe_objects import API_VERSION
@@ -106,22 +108,39 @@ def calls_per_second(settings: Settings) -> int | None:
 
 
 class StripeApi:
-    """What billing asks of Stripe. Thread-safe. Objects come as dicts. Every call raises StripeFailure.
+    """What billing asks of Stripe. Thread-safe, a context manager. Objects come as dicts. Every call raises
+    StripeFailure.
 
     account: the `Stripe-Account` to act for, None is the owner of the key.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=settings.billing_concurrency))
         self._client = stripe.StripeClient(
             settings.stripe_api_key.get_secret_value(),
             stripe_version=API_VERSION,
             base_addresses={"api": settings.stripe_api_base.rstrip("/")},  # pyright: ignore[reportArgumentType]
             max_network_retries=0,
-            http_client=stripe.RequestsClient(timeout=(CONNECT_SECONDS, settings.stripe_timeout_seconds)),
+            http_client=stripe.RequestsClient(
+                timeout=(CONNECT_SECONDS, settings.stripe_timeout_seconds),  # to connect, for each read
+                session=self._session,
+            ),
         )
         self._retry_seconds = settings.stripe_retry_seconds
         rate = calls_per_second(settings)
         self._limiter = None if rate is None else Limiter(Rate(rate, Duration.SECOND))
+
+    def __enter__(self) -> StripeApi:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

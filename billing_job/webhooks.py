@@ -114,6 +114,7 @@ class StripeWebhooks:
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._billing.log.stop)
+        self._billing.api.close()
 
     async def _answer(self, request: Request) -> Response:
         outcome = "failed"
