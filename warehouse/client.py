@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
-from clickhouse_connect.driver.httputil import get_pool_manager
 
 from schemas.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
-_CONNECTIONS_MAX = 16
 
 # A customer never leaves its partition, so FINAL has nothing to collapse across them: it may work on each alone.
 _QUERY_SETTINGS = {"do_not_merge_across_partitions_select_final": 1}
@@ -41,7 +38,6 @@ def connect(
     Threads may share it: it has no session, and its connections are pooled. Waits for an answer end after
     read_timeout_seconds; no query is repeated behind the caller's back. Close it after use.
     """
-    pool: Any = get_pool_manager(maxsize=_CONNECTIONS_MAX, block=False)
     parts = urlsplit(settings.clickhouse_dsn)
     try:
         return clickhouse_connect.get_client(
@@ -51,7 +47,7 @@ def connect(
             query_retries=0,
             connect_timeout=connect_timeout_seconds,
             send_receive_timeout=read_timeout_seconds,
-            pool_mgr=pool,
+            dedicated_pool=True,  # so that close() closes its connections
             settings=dict(_QUERY_SETTINGS),
         )
     except ClickHouseError as error:
