@@ -181,14 +181,7 @@ class UnexpectedErrors:
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of the app a problem."""
-    for kind in (
-        Problem,
-        CatalogConflict,
-        CatalogUnavailable,
-        WarehouseUnavailable,
-        RequestValidationError,
-        StarletteHTTPException,
-    ):
+    for kind in HANDLED:
         app.add_exception_handler(kind, _answer)
     app.add_middleware(UnexpectedErrors)
 

@@ -82,16 +82,18 @@ def usage_rows(
     zone: str = "UTC",
     customer_id: str | None = None,
     group_by: str | None = None,
+    by_customer: bool = True,
 ) -> list[UsageRow]:
     """Exact quantities of events below the watermark, a row for each customer, meter and window with any.
 
+    by_customer False: of all customers together, whose id is then empty.
     window None: the whole period is one. A window at an edge of the period is cut to it. group_by: name of a property.
     Raises TooManyRows.
     """
     condition, parameters = below(watermark)
     query = f"""
         SELECT
-            customer_id, event_name, {_WINDOW_STARTS[window or "all"]} AS start,
+            {"customer_id" if by_customer else "''"} AS customer, event_name, {_WINDOW_STARTS[window or "all"]} AS start,
             {"properties[{group_by:String}]" if group_by else "''"} AS value_of_property,
             sum(value), count(), max(value)
         FROM usage_events FINAL
@@ -101,8 +103,8 @@ def usage_rows(
             AND timestamp >= fromUnixTimestamp64Micro({{from_us:Int64}})
             AND timestamp < fromUnixTimestamp64Micro({{to_us:Int64}})
             AND {condition}
-        GROUP BY customer_id, event_name, start, value_of_property
-        ORDER BY customer_id, start, event_name, value_of_property
+        GROUP BY customer, event_name, start, value_of_property
+        ORDER BY customer, start, event_name, value_of_property
         LIMIT {ROWS_MAX + 1}
     """
     parameters |= {

@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -363,7 +365,7 @@ class Aggregator:
             await self._producer.flush()
             metrics.ALERTS.inc(len(due))
             metrics.ALERT_SECONDS.observe(max(0.0, (now_us() - state.log_time) / 1e6))
-            log.info("alerts_fired", partition=state.partition, alerts=[alert.id for alert in due[:20]], count=len(due))
+            log.info("alerts_fired", partition=state.partition, count=len(due))
 
     # -- watching --------------------------------------------------------------------------------------------------
 
@@ -506,6 +508,8 @@ class _Worker(faust.Worker):
 
 def run(settings: Settings) -> int:
     """Aggregate until SIGTERM or SIGINT: drain, flush, commit, leave the group, 0. Whatever goes wrong: not 0."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # until the worker has its own: there is nothing to drain yet
     try:
         create_topics(settings)
         topic = check_partitions(settings)
@@ -531,6 +535,7 @@ def _run(settings: Settings, catalog: CatalogStore, topic: TopicState, data_dir:
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
     worker = _Worker(app, override_logging=False, quiet=True, loop=loop)
+    worker.spinner = None
     checks = {"assignment": aggregator.check_assignment, "catalog": aggregator.check_catalog}
     with HealthServer(settings.metrics_host, settings.aggregator_metrics_port, checks):
         log.info("aggregator_starting", topic=topic.name, topic_id=topic.topic_id, partitions=topic.partitions)

@@ -26,6 +26,7 @@ from faust.types import TP, AppT
 from yarl import URL
 
 log = structlog.get_logger(__name__)
+_FAUST_LOGGER = logging.getLogger("faust")  # what Faust says of its parts goes where it says all else
 
 DELIVERY_SECONDS_MAX = 30
 _REQUEST_SECONDS = 15.0
@@ -129,6 +130,8 @@ class ExactTable(faust.Table[Any, Any], Generic[S]):
     the background, so that heartbeats go on however long it takes (they stop during Faust's rebalance callbacks), and
     `state_of()` waits for it.
     """
+
+    logger = _FAUST_LOGGER
 
     def __init__(self, *args: Any, new_state: Callable[[int], S], properties: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -270,6 +273,8 @@ class _EveryOffset(dict[TP, Any]):
 
 class ExactApp(faust.App):
     """A Faust app whose consumer delivers whatever it fetches: the states know what they have."""
+
+    logger = _FAUST_LOGGER
 
     def _new_consumer(self) -> Any:
         consumer: Any = super()._new_consumer()

@@ -6,7 +6,20 @@ from urllib.parse import quote
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
-from dashboard.pages import alerts, api_keys, customers, home, meters, settings, sign, subscriptions
+from dashboard.pages import (
+    alerts,
+    api_keys,
+    customers,
+    export,
+    home,
+    invoices,
+    meters,
+    products,
+    settings,
+    sign,
+    subscriptions,
+    usage,
+)
 from dashboard.pages.rendering import STATIC, render
 from dashboard.pages.session import Sessions, SignInLimit, SignInNeeded
 from dashboard.pages.static import CachedStatic
@@ -16,7 +29,23 @@ from dashboard.services import Services
 
 def routers() -> list[APIRouter]:
     """All pages."""
-    return [module.router for module in (home, sign, meters, customers, subscriptions, alerts, api_keys, settings)]
+    return [
+        module.router
+        for module in (
+            home,
+            sign,
+            usage,
+            invoices,
+            alerts,
+            customers,
+            subscriptions,
+            products,
+            meters,
+            export,
+            api_keys,
+            settings,
+        )
+    ]
 
 
 def install_pages(app: FastAPI, services: Services) -> None:

@@ -13,6 +13,8 @@ from schemas.customer import Customer
 from schemas.meter import Meter
 from schemas.period import Cycle
 
+SHOWN = 100
+
 
 @dataclass(frozen=True, slots=True)
 class AlertLine:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from dashboard.control.common import validated
-from dashboard.pages.alert_list import alert_list, threshold_text
+from dashboard.pages.alert_list import SHOWN, alert_list, threshold_text
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
@@ -20,7 +20,6 @@ from schemas.decimals import plain
 from schemas.meter import Meter
 
 router = APIRouter(include_in_schema=False)
-SHOWN = 100
 
 
 def _page(request: Request, visitor: Session, values: Any, errors: Errors = NO_ERRORS, status: int = 200) -> Response:

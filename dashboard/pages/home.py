@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from dashboard.overview import usage_table
-from dashboard.pages.alert_list import alert_list
+from dashboard.pages.alert_list import SHOWN, alert_list
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Session, Visitor
 from dashboard.read.stream import changes
@@ -51,13 +51,14 @@ async def live_totals(request: Request, visitor: Visitor) -> Response:
 
 
 @router.get("/live/alerts")
-async def live_alerts(request: Request, visitor: Visitor) -> Response:
+async def live_alerts(request: Request, visitor: Visitor, all: bool = False) -> Response:
     """The newest alerts alone, for a page that is open."""
+    shown = SHOWN if all else ALERTS_SHOWN
     return render(
         request,
         "live_alerts.html",
         visitor,
-        alerts=alert_list(services_of(request), visitor.organization_id, ALERTS_SHOWN),
+        alerts=alert_list(services_of(request), visitor.organization_id, shown),
     )
 
 

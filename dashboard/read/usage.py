@@ -197,10 +197,10 @@ async def list_events(
         services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=event_id,
         from_=from_, to=to,
     )  # fmt: skip
-    after = None if cursor is None else _place(cursor)
+    after = None if cursor is None else decoded_event_place(cursor)
     found = await services.warehouse.run(stored_events, caller.organization_id, wanted, limit + 1, after)
     page = found[:limit]
-    following = _cursor(page[-1]) if len(found) > limit else None
+    following = event_place(page[-1]) if len(found) > limit else None
     return Page(data=[event_out(event) for event in page], next_cursor=following)
 
 
@@ -210,12 +210,14 @@ def event_out(event: StoredEvent) -> EventOut:
     return EventOut(**fields, value=value)
 
 
-def _cursor(event: StoredEvent) -> str:
+def event_place(event: StoredEvent) -> str:
+    """The cursor of the page after this event."""
     place = (event.timestamp, event.epoch, event.partition, event.offset, event.index)
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
-def _place(cursor: str) -> Place:
+def decoded_event_place(cursor: str) -> Place:
+    """Raises Problem 422."""
     try:
         timestamp, epoch, partition, offset, index = map(int, json.loads(base64.urlsafe_b64decode(cursor.encode())))
     except (ValueError, TypeError):

@@ -103,3 +103,49 @@ function follow() {
 }
 
 if (document.querySelector("[data-live]")) follow();
+
+// -- the editor of prices ----------------------------------------------------------------------------------------------
+
+// Every button is a submit button, so the editor works without a script; with one, only its inside is fetched anew.
+for (const form of $$("form[data-editor]")) {
+  const edit = async (action) => {
+    const body = new URLSearchParams(new FormData(form));
+    body.set("action", action);
+    const answer = await fetch(form.action, { method: "POST", body, headers: { "X-Part": "1" } });
+    return answer.ok ? answer.text() : null;
+  };
+  const replace = async (action) => {
+    const focused = document.activeElement?.id;
+    const html = await edit(action);
+    if (html === null) return;
+    form.innerHTML = html;
+    if (focused) document.getElementById(focused)?.focus();
+  };
+  form.addEventListener("submit", (event) => {
+    const action = event.submitter?.value ?? "save";
+    if (action === "save") return;
+    event.preventDefault();
+    replace(action);
+  });
+  form.addEventListener("change", (event) => event.target.matches("[data-refresh]") && replace("refresh"));
+  let waiting;
+  form.addEventListener("input", (event) => {
+    if (!event.target.matches("input")) return;
+    clearTimeout(waiting);
+    waiting = setTimeout(async () => {
+      const html = await edit("refresh");
+      if (html === null) return;
+      const fresh = new DOMParser().parseFromString(html, "text/html");
+      for (const line of $$("[data-example]", form)) {
+        line.textContent = fresh.querySelector(`[data-example="${line.dataset.example}"]`)?.textContent ?? "";
+      }
+    }, 250);
+  });
+  // Enter in a field means "save", not the first button of the form.
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches("input")) {
+      event.preventDefault();
+      form.querySelector('[value="save"]').click();
+    }
+  });
+}

@@ -19,7 +19,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
 from schemas.customer import Customer
-from schemas.meter import Meter
+from schemas.meter import Aggregation, Meter
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.period import parse_rfc3339
 from schemas.product import FlatFeePrice, GraduatedPrice, PerUnitPrice, Product, Tier
@@ -74,11 +74,11 @@ def store(settings: Settings) -> Iterator[CatalogStore]:
             ("mtr_flights", "flight", "count"), ("mtr_miles", "flight", "sum"), ("mtr_delay", "delay", "max"),
         ):  # fmt: skip
             opened.write(
-                Meter(**own("default", meter), name=meter[4:], event_name=event, unit="u", aggregation=aggregation), 0
-            )  # pyright: ignore[reportArgumentType]
+                Meter(**own("default", meter), name=meter[4:], event_name=event, unit="u", aggregation=Aggregation(aggregation)), 0
+            )
         opened.write(
             Meter(**own("other", "mtr_theirs"), name="t", event_name="flight", unit="u", aggregation="count"), 0
-        )  # pyright: ignore[reportArgumentType]
+        )
         opened.write(Customer(**own("default", "UA"), name="United"), 0)
         tiers = (
             Tier(up_to=Decimal(10000), unit_amount=Decimal("0.002")),

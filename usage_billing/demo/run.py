@@ -234,7 +234,7 @@ class Demo:
         names = {meter_id: name for name, meter_id in self.meters.items()}
 
         def alerted() -> str | None:
-            fired = [(names[a["meter_id"]], a["customer_id"], _month(a["cycle"]["start"])) for a in self.alerts()]
+            fired = [(names[a["meter_id"]], a["customer_id"], _month(a["cycle_start"])) for a in self.alerts()]
             if len(fired) != len(set(fired)):
                 raise DemoFailed("an alert is there twice")
             missing, extra = wanted - set(fired), set(fired) - wanted

@@ -1,4 +1,4 @@
-"""python -m deploy.local.stripe_standin --port P --path DIR [--webhook-url URL] [--webhook-secret S]"""
+"""python -m deploy.local.stripe_standin --port P --path DIR [--host H] [--webhook-url URL] [--webhook-secret S]"""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ cli = cyclopts.App(name="stripe_standin", help="A stand-in for Stripe's API, wit
 
 
 @cli.default
-def main(*, port: int, path: Path, webhook_url: str | None = None, webhook_secret: str | None = None) -> int:
-    """Serve on 127.0.0.1 until SIGTERM or SIGINT.
+def main(
+    *,
+    port: int,
+    path: Path,
+    host: str = "127.0.0.1",
+    webhook_url: str | None = None,
+    webhook_secret: str | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT.
 
     Parameters
     ----------
-    port: where to listen.
+    port, host: where to listen; another host than this machine only in a container.
     path: directory of the state, made if missing; one process at a time.
     webhook_url: an endpoint that gets every event of every account.
     webhook_secret: what its events are signed with; made and printed when not given.
@@ -34,11 +41,11 @@ def main(*, port: int, path: Path, webhook_url: str | None = None, webhook_secre
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("aiohttp.access", "httpx"):  # /_standin/requests tells more, for less
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    uvloop.run(_serve(port, path, webhook_url, webhook_secret))
+    uvloop.run(_serve(host, port, path, webhook_url, webhook_secret))
     return 0
 
 
-async def _serve(port: int, path: Path, webhook_url: str | None, webhook_secret: str | None) -> None:
+async def _serve(host: str, port: int, path: Path, webhook_url: str | None, webhook_secret: str | None) -> None:
     world = World(path)
     if webhook_url is not None:
         secret = _endpoint(world, webhook_url, webhook_secret)
@@ -52,9 +59,9 @@ async def _serve(port: int, path: Path, webhook_url: str | None, webhook_secret:
         asyncio.get_running_loop().add_signal_handler(each, stopped.set)
     runner = web.ServerRunner(web.Server(app.handle))
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=2).start()
+    await web.TCPSite(runner, host, port, shutdown_timeout=2).start()
     ticking = asyncio.create_task(app.tick())
-    print(f"ready: http://127.0.0.1:{port}, API version {API_VERSION}", flush=True)
+    print(f"ready: http://{host}:{port}, API version {API_VERSION}", flush=True)
     await asyncio.wait([asyncio.create_task(stopped.wait()), ticking], return_when=asyncio.FIRST_COMPLETED)
     if ticking.done():
         ticking.result()  # raises what ended it: better to stop than to run without a clock

@@ -1,0 +1,80 @@
+"""/export: usage and invoices as CSV, streamed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request, Response
+
+from dashboard.pages.rendering import render
+from dashboard.pages.session import Visitor, organization_of
+from dashboard.pages.usage import local_period, newest_period
+from dashboard.read.invoices import invoice_place
+from dashboard.read.usage import csv_response, csv_rows, exported, safe_cell
+from dashboard.services import Services, services_of
+from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents
+
+router = APIRouter(include_in_schema=False)
+INVOICES_A_BLOCK = 1000
+_INVOICE_COLUMNS = (
+    "id", "customer_id", "subscription_id", "cycle_start", "cycle_end", "state", "currency", "total", "tax",
+    "amount_due", "amount_paid", "number", "stripe_invoice_id", "hash",
+)  # fmt: skip
+
+
+@router.get("/export")
+async def export(request: Request, visitor: Visitor) -> Response:
+    zone = organization_of(request, visitor).time_zone
+    period = newest_period(services_of(request), visitor.organization_id, zone)
+    return render(request, "export.html", visitor, period=period)
+
+
+@router.get("/export/usage.csv")
+async def export_usage(
+    request: Request,
+    visitor: Visitor,
+    customer_id: str = "",
+    event_name: str = "",
+    from_date: str = "",
+    to_date: str = "",
+) -> Response:
+    services, organization = services_of(request), visitor.organization_id
+    zone = organization_of(request, visitor).time_zone
+    period = local_period(from_date, to_date, zone, newest_period(services, organization, zone))
+    await services.warehouse.run(lambda client: client.command("SELECT 1"))
+    wanted = EventFilter(period, customer_id or None, event_name or None)
+    return csv_response(exported(services, organization, wanted), "usage.csv")
+
+
+def _invoices(services: Services, organization_id: str, wanted: InvoiceFilter) -> Iterator[str]:
+    """Every invoice, a block at a time."""
+    yield csv_rows(iter([list(_INVOICE_COLUMNS)]))
+    client, after = services.warehouse.client(), None
+    for _ in itertools.count():
+        block = invoice_documents(client, organization_id, wanted, INVOICES_A_BLOCK, after)
+        yield csv_rows(
+            [
+                safe_cell(str(value)) if isinstance(value, str) and name in ("customer_id", "number") else value
+                for name, value in _cells(document)
+            ]
+            for document in block
+        )
+        if len(block) < INVOICES_A_BLOCK:
+            return
+        after = invoice_place(block[-1])
+
+
+def _cells(document: dict[str, object]) -> list[tuple[str, object]]:
+    cycle = document["cycle"]
+    assert isinstance(cycle, dict)
+    flat = {**document, "cycle_start": cycle["start"], "cycle_end": cycle["end"]}
+    return [(name, "" if flat.get(name) is None else flat[name]) for name in _INVOICE_COLUMNS]
+
+
+@router.get("/export/invoices.csv")
+async def export_invoices(request: Request, visitor: Visitor, customer_id: str = "", state: str = "") -> Response:
+    services = services_of(request)
+    await services.warehouse.run(lambda client: client.command("SELECT 1"))
+    wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
+    return csv_response(_invoices(services, visitor.organization_id, wanted), "invoices.csv")

@@ -1,0 +1,306 @@
+"""The fold of columns against a naive fold of events, through crashes at any record of any write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalog.view import CatalogView
+from schemas import totals as codec
+from schemas.meter import Aggregation
+from schemas.totals import PROGRESS_KEY, Progress, UsageTotal, decimal_text, total_key, unscaled_of
+from schemas.usage_batch import UsageBatch
+from stream_processors.cycles import affected_by, tile_at
+from stream_processors.state import (
+    SMALL_PACKS_MAX,
+    Applied,
+    Fired,
+    OutOfOrder,
+    PartitionState,
+    Record,
+    UnreadableState,
+)
+from tests.unit.stream_processors.facts import (
+    ORG,
+    Row,
+    batch,
+    customer,
+    meter,
+    product,
+    put,
+    subscription,
+    us,
+    view_of,
+)
+
+MARCH, APRIL, MAY = us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
+FOR_EVER = 10**15
+Naive = dict[tuple[str, str, int], tuple[Decimal, int, Decimal | None]]
+"""(customer_id, event_name, cycle_start) → sum, count, max."""
+
+
+def state(view: CatalogView | None = None, topic_id: str = "one", log: Sequence[Record] = ()) -> PartitionState:
+    """As a worker has it that has just loaded the log."""
+    made = PartitionState(2, topic_id, partial(tile_at, view or view_of()), horizon_us=FOR_EVER, ids_max=10**6)
+    for key, value in log:
+        made.restore(key, value)
+    made.restored()
+    return made
+
+
+def numbered(*batches: UsageBatch | None, start: int = 0) -> list[tuple[int, UsageBatch | None]]:
+    return list(enumerate(batches, start))
+
+
+def naive(batches: Sequence[Sequence[Row]]) -> Naive:
+    """One event at a time, in decimals, in calendar months of UTC."""
+    found: Naive = {}
+    seen: set[tuple[str, str, str]] = set()
+    for customer_id, event_name, t, value, identity in (row for rows in batches for row in rows):
+        if identity and (customer_id, event_name, identity) in seen:
+            continue
+        seen.add((customer_id, event_name, identity))
+        key = (customer_id, event_name, MARCH if t < APRIL else APRIL)
+        sum_, count, most = found.get(key, (Decimal(0), 0, None))
+        number = None if value is None else Decimal(value)
+        if number is not None:
+            most = number if most is None else max(most, number)
+        found[key] = (sum_ + (number or 0), count + 1, most)
+    return found
+
+
+def held(state: PartitionState) -> Naive:
+    return {
+        (total.series.customer_id, total.series.event_name, total.cycle.start_us): (
+            Decimal(decimal_text(total.sum)),
+            total.count,
+            None if total.max is None else Decimal(decimal_text(total.max)),
+        )
+        for total in state.totals
+    }
+
+
+def written(log: Sequence[Record]) -> Naive:
+    """As a reader of usage.totals has it."""
+    newest: dict[bytes, UsageTotal] = {}
+    for key, value in log:
+        if value is not None and isinstance(record := codec.decode(key, value), UsageTotal):
+            if record.supersedes(newest.get(key)):
+                newest[key] = record
+    return {
+        (total.customer_id, total.event_name, total.cycle_start): (
+            total.quantity(Aggregation.SUM),
+            int(total.quantity(Aggregation.COUNT)),
+            None if total.max is None else total.quantity(Aggregation.MAX),
+        )
+        for total in newest.values()
+    }
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.sampled_from(["0", "1", "-1", "0.1", "0.2", "999999999999999999.999999999", "-999999999999999999.999999999"]),
+    st.decimals(-1000, 1000, places=9).map(lambda value: f"{value:f}"),
+)
+ROWS: st.SearchStrategy[Row] = st.tuples(
+    st.sampled_from("abc"),
+    st.sampled_from(["calls", "bytes"]),
+    st.integers(MARCH, MAY - 1),
+    VALUES,
+    st.sampled_from(["", "", "c:1", "c:2", "k:1:0"]),
+)
+BATCHES = st.lists(st.lists(ROWS, min_size=1, max_size=8), min_size=1, max_size=8)
+
+
+@given(BATCHES, st.lists(st.integers(1, 4), min_size=8, max_size=8))
+def test_fold_equals_a_naive_fold(batches: list[list[Row]], runs: list[int]) -> None:
+    made, messages = state(), numbered(*map(batch, batches))
+    counted = Applied()
+    while made.next_offset < len(messages):
+        run = runs.pop()
+        applied = made.apply(messages[made.next_offset : made.next_offset + run])
+        counted = Applied(
+            counted.messages + applied.messages,
+            counted.events + applied.events,
+            counted.duplicates + applied.duplicates,
+        )
+    assert held(made) == naive(batches)
+    assert counted.messages == len(batches)
+    assert counted.events == sum(count for _, count, _ in naive(batches).values())
+    assert counted.events + counted.duplicates == sum(map(len, batches))
+
+
+@settings(max_examples=300)
+@given(BATCHES, st.data())
+def test_a_crash_at_any_record_of_any_write_changes_nothing(batches: list[list[Row]], data: st.DataObject) -> None:
+    """A log of writes, each of which may break off; whoever loads it goes on, and comes to the same numbers."""
+    messages, log, worker = numbered(*map(batch, batches)), list[Record](), state()
+    crashes = 0
+    while worker.next_offset < len(messages) or worker.has_changes:
+        for _ in range(data.draw(st.integers(1, 3), "runs before the write")):
+            run = data.draw(st.integers(1, 3), "messages")
+            worker.apply(messages[worker.next_offset : worker.next_offset + run])
+        records = worker.changes(now=len(log))
+        arrived = data.draw(st.integers(0, len(records)), "records that arrive") if crashes < 5 else len(records)
+        log += records[:arrived]
+        if arrived < len(records) or data.draw(st.booleans(), "crash after the write"):
+            worker = state(log=log)
+            crashes += 1
+    assert held(worker) == naive(batches)
+    assert written(log) == naive(batches)
+    assert held(state(log=log)) == naive(batches)
+
+
+def test_writes_of_a_frozen_worker_are_only_old() -> None:
+    rows: list[Row] = [("a", "calls", MARCH, "1", f"c:{number}") for number in range(6)]
+    messages = numbered(*(batch([row]) for row in rows))
+    frozen, log = state(), list[Record]()
+    frozen.apply(messages[:2])
+    log += frozen.changes(1)
+    frozen.apply(messages[2:3])
+    late = frozen.changes(2)  # it stops before these are sent
+    other = state(log=log)
+    other.apply(messages[2:])
+    log += [*other.changes(3), *late]
+    assert written(log) == naive([rows])
+    last = state(log=log)
+    assert (last.next_offset, held(last)) == (6, naive([rows]))
+    assert last.apply(numbered(*(batch([row]) for row in rows), start=6)).duplicates == 6
+
+
+def test_a_topic_that_was_made_again_starts_at_0_and_counts_on() -> None:
+    rows: list[Row] = [("a", "calls", MARCH, "1", ""), ("a", "calls", MARCH, "2", "c:1")]
+    first = state(topic_id="one")
+    first.apply(numbered(*[batch([row]) for row in rows] * 3))
+    log = first.changes(10)
+    second = state(topic_id="two", log=log)
+    assert second.next_offset == 0
+    second.apply(numbered(*[batch([row]) for row in rows]))  # the id is known from before; the event without one counts
+    log += second.changes(5)  # even if the clock went back in between
+    assert held(second) == {("a", "calls", MARCH): (Decimal(6), 5, Decimal(2))}
+    third = state(topic_id="two", log=log)
+    assert (third.next_offset, held(third)) == (2, held(second))
+
+
+def test_only_the_next_message_is_taken() -> None:
+    made, one = state(), batch([("a", "calls", MARCH, "1", "")])
+    made.apply(numbered(one, one))
+    for start in (1, 3):
+        with pytest.raises(OutOfOrder):
+            made.apply(numbered(one, start=start))
+    with pytest.raises(OutOfOrder):
+        made.apply([(2, one), (4, one)])
+    assert (made.next_offset, held(made)["a", "calls", MARCH][1]) == (2, 2)
+    made.skip_to(7)
+    assert made.apply(numbered(None, one, start=7)) == Applied(messages=2, events=1, unreadable=1)
+
+
+def test_writes_what_changed_and_progress_last() -> None:
+    made = state()
+    made.apply(numbered(batch([("a", "calls", MARCH, "1", "c:1"), ("b", "calls", MARCH, None, "")], received_at=9)))
+    made.note_fired("alrt_1", Fired("rule_1", "a", MARCH, 8))
+    records = made.changes(11)
+    assert [key for key, _ in records[:2]] == [total_key(ORG, each, "calls", MARCH, APRIL) for each in "ab"]
+    assert records[-1][0] == PROGRESS_KEY
+    assert codec.decode(*_whole(records[-1])) == Progress("one", 2, 1, 9, 11)
+    assert codec.decode(*_whole(records[1])) == UsageTotal(
+        ORG, "b", "calls", MARCH, APRIL, "0", 1, None, "one", 2, 0, 0, 11
+    )
+    assert len(records) == 5
+    assert not made.has_changes
+    made.apply(numbered(batch([("a", "calls", APRIL, "1", "")]), start=1))
+    assert [key for key, _ in made.changes(12)] == [total_key(ORG, "a", "calls", APRIL, MAY), PROGRESS_KEY]
+    again = state(log=records)
+    assert (again.fired, again.log_time, again.next_offset) == ({("rule_1", "a", MARCH)}, 9, 1)
+
+
+def _whole(record: Record) -> tuple[bytes, bytes]:
+    key, value = record
+    assert value is not None
+    return key, value
+
+
+def test_small_packs_are_joined_and_forgotten_ones_deleted() -> None:
+    hour = 3_600_000_000
+    made = PartitionState(0, "one", partial(tile_at, view_of()), horizon_us=hour, ids_max=10**6)
+    made.restored()
+    log, offset = list[Record](), 0
+
+    def send(count: int, at: int) -> None:
+        nonlocal offset
+        for _ in range(count):
+            row = ("a", "calls", MARCH, "1", f"c:{offset}")
+            made.apply(numbered(batch([row], received_at=at), start=offset))
+            offset += 1
+            log.extend(made.changes(0))
+
+    def live_packs() -> int:
+        live: dict[bytes, bytes | None] = {}
+        for key, value in log:
+            if key.startswith(b"\0ids"):
+                live[key] = value
+        return sum(value is not None for value in live.values())
+
+    send(3 * SMALL_PACKS_MAX + 10, at=hour)
+    assert live_packs() <= SMALL_PACKS_MAX + 3
+    again = PartitionState(0, "one", partial(tile_at, view_of()), horizon_us=hour, ids_max=10**6)
+    for record in log:
+        again.restore(*record)
+    again.restored()
+    everything = [batch([("a", "calls", MARCH, "1", f"c:{number}")]) for number in range(offset)]
+    assert again.apply(numbered(*everything, start=offset)).duplicates == offset
+    send(1, at=3 * hour)
+    assert live_packs() == 1
+
+
+def test_large_packs_fit_into_messages() -> None:
+    made = state()
+    rows: list[list[Row]] = [
+        [("a", "calls", MARCH, "1", f"c:{message}-{number}") for number in range(1000)] for message in range(140)
+    ]
+    made.apply(numbered(*map(batch, rows)))
+    records = made.changes(0)
+    assert max(len(value or b"") for _, value in records) < 600_000
+    again = state(log=records)
+    assert again.apply(numbered(*map(batch, rows), start=140)).duplicates == 140_000
+
+
+def test_a_catalog_that_changes_moves_later_events_only() -> None:
+    view = view_of(meter("calls"), customer("a"), product("p", "calls"))
+    made, one = state(view), batch([("a", "calls", us("2026-03-20T00:00:00Z"), "1", "")])
+    made.apply(numbered(one))
+    affected = affected_by(put(view, subscription("s", "a", "p", "2026-03-15T00:00:00Z")))
+    assert affected is not None
+    made.totals.forget_tiles(affected)
+    made.apply(numbered(one, one, start=1))
+    assert {key[2]: count for key, (_, count, _) in held(made).items()} == {
+        MARCH: 1,
+        us("2026-03-15T00:00:00Z"): 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"\0ids\0one\0zero\x001\x000", b"\x92\0\xc4\0"),
+        (b"\0ids\0one\x000\x001\x000", b"\x92\0\xc4\x01a"),
+        (b"\0fired\0alrt", b"{}"),
+        (b"\0later", b"{}"),
+    ],
+)
+def test_book_keeping_that_cannot_be_read_is_refused(key: bytes, value: bytes) -> None:
+    with pytest.raises(UnreadableState):
+        state(log=[(key, value)])
+
+
+@given(st.integers(-(10**40), 10**40))
+def test_decimal_text_is_exact(unscaled: int) -> None:
+    text = decimal_text(unscaled)
+    assert unscaled_of(text) == unscaled
+    assert Decimal(text).as_integer_ratio() == Decimal(unscaled).scaleb(-9).as_integer_ratio() or abs(unscaled) > 10**28
+    assert not ("." in text and text.endswith("0"))
