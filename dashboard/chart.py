@@ -42,7 +42,7 @@ class Chart:
 
 
 def chart(windows: Sequence[Cycle], quantities: Mapping[int, Decimal], before: Sequence[Decimal]) -> Chart:
-    """windows: in order. quantities: by a window's start, µs; missing: 0. before: of the windows before, by position."""
+    """windows: in order. quantities: by a window's start, µs; missing: 0. before: of earlier ones, by position."""
     values = [quantities.get(window.start_us, Decimal(0)) for window in windows]
     older = [before[i] if i < len(before) else Decimal(0) for i in range(len(windows))]
     top = round_up(max([*values, *older, Decimal(0)]))

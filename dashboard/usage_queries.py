@@ -93,7 +93,9 @@ def usage_rows(
     condition, parameters = below(watermark)
     query = f"""
         SELECT
-            {"customer_id" if by_customer else "''"} AS customer, event_name, {_WINDOW_STARTS[window or "all"]} AS start,
+            {"customer_id" if by_customer else "''"} AS customer,
+            event_name,
+            {_WINDOW_STARTS[window or "all"]} AS start,
             {"properties[{group_by:String}]" if group_by else "''"} AS value_of_property,
             sum(value), count(), max(value)
         FROM usage_events FINAL

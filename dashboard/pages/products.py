@@ -245,10 +245,8 @@ async def change_product(request: Request, visitor: Visitor, form: Form, id: str
         if form.get("action") == "archive":
             await archive_unused(store, Product, organization, id, form.get("version"), now_us())
             return "/products"
-        changes = validated(
-            ProductChanges,
-            {"name": "", **filled({"name": form.get("name", "")}), "benefits": form.get("benefits", "").split()},
-        )
+        fields = {"name": form.get("name", "").strip(), "benefits": form.get("benefits", "").split()}
+        changes = validated(ProductChanges, fields)
         await change(store, Product, organization, id, form.get("version"), patched(ProductSpec, changes))
         return f"/products/{id}?done=saved"
 

@@ -1,9 +1,10 @@
-"""/usage: what was used, exactly, by hour, day or month, with the period before beside it; and the events themselves."""
+"""/usage: what was used, exactly, with the period before beside it; and the events themselves."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from decimal import Decimal
+from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
@@ -92,7 +93,7 @@ async def usage(
     period = local_period(from_date, to_date, zone, newest_period(services, organization, zone))
     values = {"customer_id": customer_id, "meter_id": meter.id if meter else "", "window": window}
     dates = {"from_date": from_date, "to_date": to_date}
-    common = {"meters": meters, "meter": meter, "period": period, "values": values, **dates}
+    common: dict[str, Any] = {"meters": meters, "meter": meter, "period": period, "values": values, **dates}
     if meter is None:
         return render(request, "usage.html", visitor, chart=None, rows=[], total=None, before_total=None, **common)
     size = fitting_window(period, window)
