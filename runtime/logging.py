@@ -19,9 +19,11 @@ def configure_logging(settings: Settings, service: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     machine = settings.log_format == "json"
-    renderer = (
-        structlog.processors.JSONRenderer() if machine else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Plain tracebacks: with local variables they would print secrets, and take seconds to render.
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
+    renderer = structlog.processors.JSONRenderer() if machine else console
     tail: list[structlog.typing.Processor] = [structlog.processors.format_exc_info] if machine else []
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
