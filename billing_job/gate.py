@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from billing_job.compute import decimal_text
 from schemas.ledger import InvoiceFixed
 
 
@@ -21,7 +22,12 @@ class Difference:
     found: Decimal
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.invoiced:f} invoiced, {self.found:f} found ({self.found - self.invoiced:+f})"
+        apart = self.found - self.invoiced
+        sign = "+" if apart > 0 else ""
+        return (
+            f"{self.what}: {decimal_text(self.invoiced)} invoiced, {decimal_text(self.found)} found"
+            f" ({sign}{decimal_text(apart)})"
+        )
 
 
 def quantity_differences(fixed: InvoiceFixed, counted: Mapping[str, Decimal]) -> tuple[Difference, ...]:

@@ -90,6 +90,11 @@ class LedgerLog:
         for thread in self._threads:
             thread.join(self._timeout)
 
+    @property
+    def next_offsets(self) -> dict[int, int]:
+        """Partition → offset up to which the fold has everything."""
+        return dict(self._next_offsets)
+
     def check(self) -> str | None:
         """None while the log is being followed, else why not: for /readyz."""
         if self._failure is not None:

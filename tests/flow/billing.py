@@ -6,12 +6,13 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import clickhouse_connect
+import httpx
 from confluent_kafka import Producer
 
 from billing_job.close import CloseReport, close
@@ -34,11 +35,10 @@ from schemas.subscription import Subscription
 from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
 from tests.services import Service, environment
+from tests.waiting import until
 from warehouse.migrate import migrate
 
 us = parse_rfc3339
-import importlib.util
-TEMP = importlib.util.find_spec("stream_processors.sink") is None
 MARCH, APRIL, MAY = us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
 TIERS: dict[str, Any] = {
     "model": "graduated",
@@ -108,15 +108,7 @@ class BillingWorld:
                 ),
                 0,
             )
-        if not TEMP:
-            self.sink.start()
-        else:
-            from runtime.topics import describe_topic
-            from warehouse.client import connect
-            from warehouse.epochs import register_epoch
-            client = connect(self.settings)
-            register_epoch(client, describe_topic(self.settings, USAGE_EVENTS).topic_id)
-            client.close()
+        self.sink.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -191,34 +183,15 @@ class BillingWorld:
         partition = partition_of(DEFAULT_ORGANIZATION, customer, self.settings.event_partitions)
         self.producer.produce(topic_name(self.settings, USAGE_EVENTS), encode(batch), partition=partition)
         assert self.producer.flush(10) == 0
-        if TEMP:
-            self._temp(batch, partition)
-
-    def _temp(self, batch: Any, partition: int) -> None:
-        from datetime import datetime, timezone
-        from confluent_kafka import Consumer, TopicPartition
-        from schemas.event import decimal_value
-        from schemas.topics import SINK_GROUP
-        from runtime.topics import describe_topic
-        from warehouse.client import connect
-        from warehouse.epochs import register_epoch
-        client = connect(self.settings)
-        epoch = register_epoch(client, describe_topic(self.settings, USAGE_EVENTS).topic_id)
-        topic = topic_name(self.settings, USAGE_EVENTS)
-        c = Consumer({**self.settings.kafka_properties, "group.id": topic_name(self.settings, SINK_GROUP)})
-        end = c.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
-        def dt(us: int) -> Any:
-            return datetime.fromtimestamp(us // 10**6, tz=timezone.utc).replace(microsecond=us % 10**6)
-        row = [epoch, partition, end - 1, batch.batch_id, dt(batch.received_at), batch.organization_id, batch.customer_id, batch.event_name,
-            [dt(t) for t in batch.timestamp], [None if v is None else decimal_value(int.from_bytes(v, "big", signed=True)) for v in batch.value], list(batch.identity), []]
-        client.insert("usage_batches_in", [row], column_names=["kafka_epoch","kafka_partition","kafka_offset","batch_id","received_at","organization_id","customer_id","event_name","timestamp","value","identity","properties"])
-        c.commit(offsets=[TopicPartition(topic, partition, end)], asynchronous=False)
-        c.close(); client.close()
 
     # -- closing and looking -------------------------------------------------------------------------------------------
 
-    def close(self, as_of: int = APRIL, **more: Any) -> CloseReport:
-        return close(self.settings, as_of, **more)
+    def close(self, as_of: int = APRIL, settings: dict[str, Any] | None = None, **more: Any) -> CloseReport:
+        """settings: those to change for this run."""
+        return close(self.settings.model_copy(update=settings or {}), as_of, **more)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        until(condition, seconds=60)
 
     def spawn_close(self, as_of: int = APRIL) -> subprocess.Popen[bytes]:
         """`close` in a process of its own, to be killed."""
@@ -234,12 +207,16 @@ class BillingWorld:
 
     def stripe_invoices(self, customer: str) -> list[dict[str, Any]]:
         """What Stripe has for a customer of ours, drafts too."""
-        import httpx
+        found = self.at_stripe("GET", "/v1/invoices", limit="100")["data"]
+        return [each for each in found if each["metadata"].get("usage_customer_id") == customer]
 
-        answer = httpx.get(
-            f"{self.stripe.address}/v1/invoices?limit=100", headers={"Authorization": f"Bearer {self.stripe.api_key}"}
-        ).json()
-        return [each for each in answer["data"] if each["metadata"].get("usage_customer_id") == customer]
+    def at_stripe(self, method: str, path: str, **fields: str) -> dict[str, Any]:
+        """What someone else does at Stripe, in its dashboard for example."""
+        given: dict[str, Any] = {"params": fields} if method == "GET" else {"data": fields}
+        headers = {"Authorization": f"Bearer {self.stripe.api_key}"}
+        answer = httpx.request(method, self.stripe.address + path, headers=headers, timeout=30, **given)
+        assert answer.is_success, answer.text
+        return answer.json()
 
     def changes(self) -> int:
         """How many calls so far could have changed anything at Stripe."""

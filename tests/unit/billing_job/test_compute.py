@@ -153,7 +153,7 @@ def test_a_number_has_one_spelling(number: str, text: str) -> None:
         ("150000", 13500, ""),
         ("150000.000000000", 13500, ""),
         ("149999", 13500, "mtr_1: 150000 invoiced, 149999 found (-1)"),
-        ("150000.5", 13500, "mtr_1: 150000 invoiced, 150000.5 found (+0.5)"),
+        ("150000.500000000", 13500, "mtr_1: 150000 invoiced, 150000.5 found (+0.5)"),
         ("150000", 13501, "Stripe's subtotal in minor units: 13500 invoiced, 13501 found (+1)"),
         ("150000", 0, "Stripe's subtotal in minor units: 13500 invoiced, 0 found (-13500)"),
     ],
