@@ -1,9 +1,10 @@
 """messages of usage.events → one Avro object container file, without decoding an event. Pure.
 
 A record (epoch, partition, offset, batch) has as its bytes exactly the three varints and then the message's own datum.
-So each message becomes one block of a container file by concatenation. Blocks end with the file's sync marker, 16 bytes
-that no message can know: a damaged message that is too short or too long for its block does not meet the marker, the
-engine refuses the file, and no message borrows its neighbour's bytes.
+So each message becomes one block of a container file by concatenation. Around the datum stand 16 random bytes, the same
+on both sides, which the engine reads as two columns and compares: a damaged message that ends before its last byte, or
+after it, is refused. The same bytes are the sync marker at the end of every block, so that no message borrows its
+neighbour's bytes.
 """
 
 from __future__ import annotations
@@ -91,10 +92,12 @@ def long_bytes(number: int) -> bytes:
 
 
 def stored_schema(writer: Mapping[str, Any]) -> dict[str, Any]:
-    """The record that the container says it holds: coordinates, then the fields of the writer's batch."""
-    coordinates = (("kafka_epoch", "int"), ("kafka_partition", "int"), ("kafka_offset", "long"))
-    fields = [{"name": name, "type": kind} for name, kind in coordinates]
-    return {"type": "record", "name": "StoredBatch", "fields": [*fields, *writer["fields"]]}
+    """The record that the container says it holds: coordinates, guard, the fields of the writer's batch, guard."""
+    guard = {"type": "fixed", "name": "Guard", "size": SYNC_LENGTH}
+    before = (("kafka_epoch", "int"), ("kafka_partition", "int"), ("kafka_offset", "long"), ("guard_before", guard))
+    fields = [{"name": name, "type": kind} for name, kind in before]
+    fields += [*writer["fields"], {"name": "guard_after", "type": "Guard"}]
+    return {"type": "record", "name": "StoredBatch", "fields": fields}
 
 
 def _container_head(writer: Mapping[str, Any]) -> bytes:
@@ -124,11 +127,12 @@ def container(messages: Sequence[Message], sync: bytes) -> list[bytes | memoryvi
     """
     assert len(sync) == SYNC_LENGTH, "a marker that is no random 16 bytes protects nothing"
     parts: list[bytes | memoryview] = [WRITERS[messages[0].schema_id], sync]
+    twice = sync + sync
     for message in messages:
         assert message.schema_id == messages[0].schema_id, "a file has one schema"
-        coordinates = long_bytes(message.epoch) + long_bytes(message.partition) + long_bytes(message.offset)
-        size = len(coordinates) + len(message.payload) - HEADER_LENGTH
-        parts.append(_ONE_RECORD + long_bytes(size) + coordinates)
+        before = long_bytes(message.epoch) + long_bytes(message.partition) + long_bytes(message.offset) + sync
+        size = len(before) + len(message.payload) - HEADER_LENGTH + SYNC_LENGTH
+        parts.append(_ONE_RECORD + long_bytes(size) + before)
         parts.append(memoryview(message.payload)[HEADER_LENGTH:])
-        parts.append(sync)
+        parts.append(twice)  # the guard, then the block's end
     return parts

@@ -13,8 +13,12 @@ from schemas.settings import Settings
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
 
-# A customer never leaves its partition, so FINAL has nothing to collapse across them: it may work on each alone.
-_QUERY_SETTINGS = {"do_not_merge_across_partitions_select_final": 1}
+_QUERY_SETTINGS = {
+    # A customer never leaves its partition, so FINAL has nothing to collapse across them: it may work on each alone.
+    "do_not_merge_across_partitions_select_final": 1,
+    # A condition on a timestamp must not drop a first event before its duplicates are collapsed into it.
+    "optimize_move_to_prewhere_if_final": 0,
+}
 
 
 class WarehouseUnavailable(Exception):

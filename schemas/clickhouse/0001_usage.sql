@@ -9,6 +9,7 @@ CREATE TABLE IF NOT EXISTS kafka_epochs
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (topic_id, epoch)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 COMMENT 'Incarnations of the topic usage.events; the greatest epoch of a topic_id is its number';
 
 CREATE TABLE IF NOT EXISTS usage_batches_in
@@ -16,6 +17,7 @@ CREATE TABLE IF NOT EXISTS usage_batches_in
     kafka_epoch UInt16,
     kafka_partition UInt16,
     kafka_offset Int64,
+    guard_before FixedString(16),
     batch_id FixedString(16),
     received_at DateTime64(6, 'UTC'),
     organization_id Array(String),
@@ -25,6 +27,10 @@ CREATE TABLE IF NOT EXISTS usage_batches_in
     value Array(Nullable(Decimal(38, 9))),
     identity Array(String),
     properties Array(Map(String, String)),
+    guard_after FixedString(16),
+    -- Bytes that the sink draws anew for each insert and puts around each message: a message that ends before its last
+    -- byte, or after it, does not have them on both sides.
+    CONSTRAINT whole CHECK guard_before = guard_after,
     -- 10 bits of epoch, 44 of offset and 10 of index are one number: the order of the log.
     CONSTRAINT coordinates CHECK kafka_epoch BETWEEN 1 AND 1023 AND kafka_offset BETWEEN 0 AND 17592186044415,
     CONSTRAINT events CHECK length(customer_id) BETWEEN 1 AND 1024,
@@ -67,6 +73,8 @@ ENGINE = ReplacingMergeTree(version)
 -- Never by a time: pruning before FINAL would let a duplicate in another month count again.
 PARTITION BY kafka_partition % 8
 ORDER BY (organization_id, customer_id, event_name, identity, position)
+-- What is answered as stored is on the disk: the sink commits it, and Kafka forgets it after a time.
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 COMMENT 'Usage events as they were stored, duplicates too until they are merged: read the view usage';
 
 CREATE TABLE IF NOT EXISTS usage_accepted
@@ -81,6 +89,7 @@ CREATE TABLE IF NOT EXISTS usage_accepted
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (kafka_epoch, kafka_partition, kafka_offset, kafka_index)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 COMMENT 'Every event that was accepted, duplicates too, by its place in the log; read with FINAL';
 
 CREATE TABLE IF NOT EXISTS ingest_batches
@@ -99,6 +108,7 @@ CREATE TABLE IF NOT EXISTS ingest_batches
 -- Of a message set aside and later stored after all, the row with events stays.
 ENGINE = ReplacingMergeTree(events)
 ORDER BY (kafka_epoch, kafka_partition, kafka_offset)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 COMMENT 'Messages of usage.events that were dealt with, one a row; read with FINAL. What is contiguous here is stored';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS usage_to_events TO usage_events AS
@@ -221,8 +231,9 @@ SELECT
     kafka_offset,
     kafka_index
 FROM usage_events FINAL
--- A customer never leaves its partition, so nothing is to be collapsed across them.
-SETTINGS do_not_merge_across_partitions_select_final = 1
+-- A customer never leaves its partition, so nothing is to be collapsed across them; and no condition on a timestamp may
+-- drop a first event before its duplicates are collapsed into it.
+SETTINGS do_not_merge_across_partitions_select_final = 1, optimize_move_to_prewhere_if_final = 0
 COMMENT 'What counts once: each identity (or position) by the first event in the log';
 
 CREATE TABLE IF NOT EXISTS totals_requests
