@@ -59,10 +59,11 @@ def create_topics(settings: Settings) -> list[str]:
     return made
 
 
-def describe_topic(settings: Settings, topic: str) -> TopicState:
-    """Raises KafkaException when it does not exist or the cluster does not answer."""
+def describe_topic(settings: Settings, topic: str, admin: AdminClient | None = None) -> TopicState:
+    """Raises KafkaException when it does not exist or the cluster does not answer. admin: one that is at hand."""
     name = topic_name(settings, topic)
-    admin = admin_client(settings)  # held until the answer is there: a collected client takes its futures with it
+    # Held until the answer is there: a collected client takes its futures with it.
+    admin = admin or admin_client(settings)
     # A topic made a moment ago is not known to every broker yet.
     for attempt in stamina.retry_context(on=_is_unknown, attempts=None, timeout=_SPREAD_SECONDS, wait_max=0.5):
         with attempt:
