@@ -10,8 +10,6 @@ import structlog
 from confluent_kafka import KafkaException
 from rich.table import Table
 
-from usage_billing.commands import billing as invoicing
-from usage_billing.commands import events, keys, local
 from usage_billing.console import DONE, FAILED, WRONG_USAGE, out, settings_for
 
 app = cyclopts.App(
@@ -19,13 +17,25 @@ app = cyclopts.App(
     help="Usage metering and billing on Kafka: exact to the last event and cent.",
     version_flags=["--version"],
 )
-app.command(events.app)
-app.command(keys.app)
-app.command(invoicing.app)
-app.command(invoicing.close)
-app.command(local.up)
-app.command(local.down)
-app.command(local.status)
+# By name: a service that starts (or starts again) need not load what other commands use, which takes seconds.
+app.command(
+    "usage_billing.commands.events:app",
+    name="events",
+    help="Usage events: look at them as they come, send some, import a file.",
+)
+app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
+app.command("usage_billing.commands.billing:app", name="invoice", help="Invoices: show, explain, verify, preview.")
+app.command(
+    "usage_billing.commands.billing:close",
+    help="Close every cycle due at a time: price it, fix its invoice, have Stripe charge it.",
+)
+app.command(
+    "usage_billing.commands.local:up", help="Start the local stack and all services; returns when everything is ready."
+)
+app.command("usage_billing.commands.local:down", help="End what `up` started.")
+app.command(
+    "usage_billing.commands.local:status", help="Show every process of the local stack; 1 unless all are ready."
+)
 
 
 @app.command
