@@ -242,13 +242,20 @@ class _Restoring:
         else:
             match decode(key, value):
                 case UsageTotal() as total:
-                    if total.supersedes(self.totals.get(key)):
+                    if _is_newer(total, self.totals.get(key), topic_id):
                         self.totals[key] = total
                 case Progress() as progress:
                     if _is_further(progress, self.progress, topic_id):
                         self.progress = progress
                 case None:
                     raise UnreadableState(f"key {key!r}: written by a later version")
+
+
+def _is_newer(total: UsageTotal, other: UsageTotal | None, topic_id: str) -> bool:
+    """As any reader decides it, but that what is of the current topic is newer than all that is not."""
+    if other is None or (total.topic_id == topic_id) == (other.topic_id == topic_id):
+        return total.supersedes(other)
+    return total.topic_id == topic_id
 
 
 def _is_further(progress: Progress, other: Progress | None, topic_id: str) -> bool:

@@ -204,16 +204,15 @@ class Totals:
     def _add_where_missing(
         self, offset: int, batch: UsageBatch, series: Sequence[Series], counts: Sequence[bool] | None
     ) -> None:
-        """The same for a message that some totals contain. Rare, so plain: hide it from those."""
-        in_tiles = [one.move_to(t_us, self._tile_at) for one, t_us in zip(series, batch.timestamp, strict=True)]
-        have = {total for totals in in_tiles for total in totals if total.last_offset >= offset}
-        for index, totals in enumerate(in_tiles):
+        """The same for a message that some totals contain. Rare, so plain: pass over those."""
+        had: dict[Total, bool] = {}
+        for index, (one, t_us, value) in enumerate(zip(series, batch.timestamp, batch.value, strict=True)):
             if counts is not None and not counts[index]:
                 continue
-            value = batch.value[index]
             unscaled = None if value is None else int.from_bytes(value, "big", signed=True)
-            for total in totals:
-                if total not in have:
+            for total in one.move_to(t_us, self._tile_at):
+                # Asked once a message: the first of its events to be added makes its offset the total's last.
+                if not had.setdefault(total, total.last_offset >= offset):
                     self._add_one(total, offset, unscaled)
 
     def _add_one(self, total: Total, offset: int, unscaled: int | None) -> None:

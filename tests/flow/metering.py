@@ -50,7 +50,11 @@ class MeteringWorld:
     """Topics of its own on the session's broker. A context manager; workers are stopped at the end."""
 
     def __init__(self, kafka: KafkaBroker, prefix: str, directory: Path, **settings: Any) -> None:
-        values = {"kafka_bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": prefix, "event_partitions": 3}
+        values: dict[str, Any] = {
+            "kafka_bootstrap_servers": kafka.bootstrap_servers,
+            "topic_prefix": prefix,
+            "event_partitions": 3,
+        }
         self.settings = Settings(**{**values, **settings})
         create_topics(self.settings)
         self.catalog = CatalogStore(self.settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.view import CatalogView
@@ -107,6 +107,7 @@ def test_a_product_prices_from_its_cycle_on() -> None:
     assert asked(view, "2026-04-10T00:00:00Z") == (cycle("2026-04-10T00:00:00Z", "2026-05-10T00:00:00Z"),)
 
 
+@settings(deadline=None)
 @given(st.integers(us("2026-02-01T00:00:00Z"), us("2026-07-01T00:00:00Z")))
 def test_tiles_join_without_a_gap_and_are_the_same_from_anywhere_within(t: int) -> None:
     view = view_of(

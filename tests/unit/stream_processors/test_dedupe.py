@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_processors.dedupe import GENERATIONS, Dedupe, as_hashes, identity_hash, series_seed
@@ -12,6 +12,7 @@ HOUR = 3_600_000_000
 FOR_EVER = 10**15
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=30))
 def test_equals_a_set_in_batches_of_any_size(batches: list[list[int]]) -> None:
     dedupe, seen = Dedupe(FOR_EVER, 10**6), set[int]()
