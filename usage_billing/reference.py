@@ -82,7 +82,7 @@ def _commands() -> Iterator[str]:
     yield "## Commands\n"
     yield from _table("command", "does")
     for words, command in _leaves(app, ()):
-        summary = (command.help or "").strip().split("\n\n")[0].replace("\n", " ")
+        summary = (str(getattr(command, "help", "") or "")).strip().split("\n\n")[0].replace("\n", " ")
         yield f"| `usage-billing {' '.join(words)}` | {summary} |"
     yield "\nExit codes: 0 done, 1 it failed, 2 wrong usage. `--help` describes each."
 
