@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from catalog.store import CatalogStore
-from dashboard import control, read
+from dashboard import control, events_document, read, schema_registry
 from dashboard.live import LiveTotals
 from dashboard.pages import install_pages
 from dashboard.problems import ProblemDocument, install_problem_handlers
@@ -54,6 +54,7 @@ def create_app(services: Services) -> FastAPI:
     install_problem_handlers(app)
     for router in (*control.routers(), *read.routers()):
         app.include_router(router)
+    app.include_router(schema_registry.router)
     install_pages(app, services)
     _describe_problems(app)
     return app
@@ -70,6 +71,9 @@ def _describe_problems(app: FastAPI) -> None:
             parts = document.setdefault("components", {}).setdefault("schemas", {})
             parts.update(problem.pop("$defs", {}))
             parts["ProblemDocument"] = problem
+            for path, operations in events_document.PATHS.items():
+                document["paths"].setdefault(path, {}).update(operations)
+            document["paths"] = dict(sorted(document["paths"].items()))
         assert app.openapi_schema is not None
         return app.openapi_schema
 

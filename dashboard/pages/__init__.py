@@ -10,6 +10,7 @@ from dashboard.pages import (
     alerts,
     api_keys,
     customers,
+    docs,
     export,
     home,
     invoices,
@@ -34,6 +35,7 @@ def routers() -> list[APIRouter]:
         for module in (
             home,
             sign,
+            docs,
             usage,
             invoices,
             alerts,

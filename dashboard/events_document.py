@@ -1,0 +1,122 @@
+"""OpenAPI's description of the events endpoint, which the gateway serves beside the dashboard. Pure data.
+
+The gateway decodes without models, for speed; this page of the contract is kept true by a test against the gateway.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from runtime.problem import MEDIA_TYPE
+from schemas.event import EVENTS_PER_BATCH_MAX, PROPERTIES_MAX, TEXT_LENGTH_MAX
+
+_TEXT = {"type": "string", "minLength": 1, "maxLength": TEXT_LENGTH_MAX}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["customer_id", "event_name", "timestamp"],
+    "additionalProperties": False,
+    "properties": {
+        "customer_id": _TEXT,
+        "event_name": _TEXT,
+        "timestamp": {
+            "type": "string",
+            "format": "date-time",
+            "description": "RFC 3339 with offset; from 1970 to 10 minutes ahead",
+        },
+        "value": {
+            "anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}],
+            "description": "at most 9 decimals, taken as it is spelled; needed where a sum or max meter reads it",
+        },
+        "event_id": {
+            "anyOf": [_TEXT, {"type": "null"}],
+            "description": "the same id of the same customer and event_name counts once, whatever its timestamp",
+        },
+        "properties": {
+            "anyOf": [
+                {"type": "object", "maxProperties": PROPERTIES_MAX, "additionalProperties": {"type": "string"}},
+                {"type": "null"},
+            ]
+        },
+    },
+}
+_EXAMPLE = {
+    "events": [
+        {
+            "customer_id": "cus_1",
+            "event_name": "api_request",
+            "timestamp": "2026-03-30T12:00:00Z",
+            "value": 1,
+            "event_id": "5f0c9b1e",
+            "properties": {"region": "eu"},
+        }
+    ]
+}
+_RECEIPT = {
+    "type": "object",
+    "required": ["accepted", "unmatched", "receipt"],
+    "properties": {
+        "accepted": {"type": "integer"},
+        "unmatched": {"type": "integer", "description": "of an event_name or customer that is not known (yet)"},
+        "receipt": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    name: {"type": "integer"} for name in ("partition", "first_offset", "last_offset", "events")
+                },
+            },
+        },
+    },
+}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
+    }
+
+
+PATHS: dict[str, Any] = {
+    "/api/v1/usage/events": {
+        "post": {
+            "tags": ["Usage"],
+            "summary": "Post Events",
+            "description": (
+                "1 to 1,000 events, all of them or none. 202 once the log has them, with the place of each. "
+                "After a 503 the outcome is unknown: only event_ids or the same Idempotency-Key make a retry safe. "
+                "Scope ingest."
+            ),
+            "operationId": "post_events",
+            "security": [{"API key": []}],
+            "parameters": [
+                {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}},
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["events"],
+                            "properties": {
+                                "events": {
+                                    "type": "array",
+                                    "minItems": 1,
+                                    "maxItems": EVENTS_PER_BATCH_MAX,
+                                    "items": _EVENT,
+                                }
+                            },
+                        },
+                        "example": _EXAMPLE,
+                    }
+                },
+            },
+            "responses": {
+                "202": {"description": "Accepted", "content": {"application/json": {"schema": _RECEIPT}}},
+                **{str(status): _problem(status) for status in (400, 401, 403, 413, 415, 422, 429, 503)},
+            },
+        }
+    }
+}
