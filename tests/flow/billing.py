@@ -190,6 +190,14 @@ class BillingWorld:
         """settings: those to change for this run."""
         return close(self.settings.model_copy(update=settings or {}), as_of, **more)
 
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """What ClickHouse has in this world's database."""
+        client = clickhouse_connect.get_client(dsn=self._clickhouse.dsn(self.name), autogenerate_session_id=False)
+        try:
+            return [tuple(row) for row in client.query(statement).result_rows]
+        finally:
+            client.close()
+
     def until(self, condition: Callable[[], object]) -> None:
         until(condition, seconds=60)
 
