@@ -6,15 +6,48 @@ from collections.abc import Sequence
 
 from confluent_kafka import Producer
 
-from schemas.dead_letter import DeadLetter, encode
+from schemas.dead_letter import DeadLetter, base64_text, encode
 from schemas.settings import Settings
 from schemas.topics import USAGE_DEAD_LETTERS, topic_name
 
+# With base64 and JSON around it, still below the megabyte that a broker takes: a letter that could not be sent would
+# hold everything behind it.
+PAYLOAD_BYTES_MAX = 512 * 1024
+KEY_BYTES_MAX = 1024
+DETAIL_LENGTH_MAX = 1_000
+_LETTERS_AT_ONCE = 100
 _FLUSH_SECONDS = 15.0
 
 
 class DeadLettersUnwritten(Exception):
     """Kafka did not acknowledge; nothing may be committed."""
+
+
+def dead_letter(
+    topic: str,
+    coordinates: tuple[int, int, int],
+    key: bytes | None,
+    payload: bytes | None,
+    reason: str,
+    detail: str,
+    now_us: int,
+) -> DeadLetter:
+    """coordinates: epoch, partition, offset. Of a very long payload the beginning is kept, and detail says so."""
+    length = len(payload or b"")
+    if length > PAYLOAD_BYTES_MAX:
+        detail = f"(the first {PAYLOAD_BYTES_MAX} of {length} bytes are kept) {detail}"
+    epoch, partition, offset = coordinates
+    return DeadLetter(
+        topic=topic,
+        epoch=epoch,
+        partition=partition,
+        offset=offset,
+        reason=reason,
+        detail=detail[:DETAIL_LENGTH_MAX],
+        key=base64_text((key or b"")[:KEY_BYTES_MAX]),
+        payload=base64_text((payload or b"")[:PAYLOAD_BYTES_MAX]),
+        found_at=now_us,
+    )
 
 
 class DeadLetters:
@@ -28,12 +61,17 @@ class DeadLetters:
                 "acks": "all",
                 "enable.idempotence": True,
                 "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
-                "message.max.bytes": 16 * 1024 * 1024,
+                "compression.type": "zstd",
+                "message.max.bytes": 4 * PAYLOAD_BYTES_MAX,
             }
         )
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Returns when all are acknowledged. Raises DeadLettersUnwritten."""
+        for first in range(0, len(letters), _LETTERS_AT_ONCE):
+            self._write(letters[first : first + _LETTERS_AT_ONCE])
+
+    def _write(self, letters: Sequence[DeadLetter]) -> None:
         failures: list[str] = []
         for letter in letters:
             self._producer.produce(
@@ -43,6 +81,6 @@ class DeadLetters:
                 partition=letter.partition,
                 on_delivery=lambda error, _: failures.append(str(error)) if error else None,
             )
-        left = self._producer.flush(_FLUSH_SECONDS)
+        left = self._producer.flush(_FLUSH_SECONDS + 1)
         if left or failures:
             raise DeadLettersUnwritten(f"{left} dead letters unacknowledged; {'; '.join(failures[:3])}")

@@ -1,4 +1,4 @@
-"""catalog objects, invoices, orders, alerts → rows of ClickHouse's stored_… tables. Pure.
+"""catalog objects, invoices, orders, alerts, dead letters → rows of ClickHouse's stored_… tables. Pure.
 
 A row is a mapping of column names; `version` decides which row of a key stays: writing one again changes nothing.
 """
@@ -15,6 +15,7 @@ import msgspec
 from catalog.record import CatalogObject
 from schemas.alert import Alert
 from schemas.customer import Customer
+from schemas.dead_letter import DeadLetter
 from schemas.ledger import Invoice
 from schemas.meter import Meter
 from schemas.organization import Organization
@@ -172,6 +173,22 @@ def alert_row(alert: Alert, offset: int) -> TableRow:
         "cycle_end": instant(alert.cycle_end),
         "fired_at": instant(alert.fired_at),
         "version": _UINT64_MAX - offset,
+    }
+
+
+def dead_letter_row(letter: DeadLetter) -> TableRow:
+    """A message that was set aside again after a crash has the same key; the later finding stays."""
+    return "stored_dead_letters", {
+        "kafka_topic": letter.topic,
+        "kafka_epoch": letter.epoch,
+        "kafka_partition": letter.partition,
+        "kafka_offset": letter.offset,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "key": letter.key,
+        "payload": letter.payload,
+        "found_at": instant(letter.found_at),
+        "version": letter.found_at,
     }
 
 

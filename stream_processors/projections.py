@@ -1,7 +1,8 @@
-"""catalog, billing.ledger, usage.alerts → ClickHouse's tables for analysts, read API and finance.
+"""catalog, billing.ledger, usage.alerts, usage.dead_letters → ClickHouse's tables for analysts, read API and finance.
 
-At every start the three logs are read from their beginning: they are the truth and kept for ever (alerts for 35 days),
-the tables only show it, and a row written again changes nothing. So there is no commit that could be wrong.
+At every start the logs are read from their beginning: they are the truth and kept for ever (alerts for 35 days, dead
+letters for 90), the tables only show it, and a row written again changes nothing. So there is no commit that could be
+wrong, and a ClickHouse that was restored from an older copy is right again.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ from catalog.record import UnreadableRecord
 from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
 from schemas import alert as alerts
-from schemas import ledger
+from schemas import dead_letter, ledger
 from schemas.settings import Settings
-from schemas.topics import BILLING_LEDGER, CATALOG, SINK_PROJECTIONS_GROUP, USAGE_ALERTS, topic_name
+from schemas.topics import (
+    BILLING_LEDGER,
+    CATALOG,
+    SINK_PROJECTIONS_GROUP,
+    USAGE_ALERTS,
+    USAGE_DEAD_LETTERS,
+    topic_name,
+)
 from stream_processors.metrics import PROJECTED_ROWS, PROJECTION_LAG
-from stream_processors.projected_rows import Row, TableRow, alert_row, catalog_row, invoice_rows
+from stream_processors.projected_rows import Row, TableRow, alert_row, catalog_row, dead_letter_row, invoice_rows
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable
 
 log = structlog.get_logger(__name__)
@@ -57,12 +65,15 @@ class Fold:
 class Projections:
     """A thread that keeps the tables current; `check` says why it does not."""
 
-    def __init__(self, settings: Settings, connect: Callable[[], Client]) -> None:
+    def __init__(self, settings: Settings, connect: Callable[[], Client], on_failure: Callable[[], None]) -> None:
+        """on_failure: called, in the thread, when it dies."""
         self._settings = settings
         self._connect = connect
+        self._client: Client | None = None
+        self._on_failure = on_failure
         self._fold = Fold()
-        self._catalog, self._ledger, self._alerts = (
-            topic_name(settings, topic) for topic in (CATALOG, BILLING_LEDGER, USAGE_ALERTS)
+        self._catalog, self._ledger, self._alerts, self._dead_letters = self._topics = tuple(
+            topic_name(settings, topic) for topic in (CATALOG, BILLING_LEDGER, USAGE_ALERTS, USAGE_DEAD_LETTERS)
         )
         self._stopping = threading.Event()
         self._polled_at = time.monotonic()
@@ -95,6 +106,9 @@ class Projections:
         except BaseException as error:
             self._failure = error
             log.exception("projections_died")
+            self._on_failure()
+        finally:
+            self._drop_client()
 
     def _follow(self) -> None:
         consumer = Consumer(
@@ -119,7 +133,7 @@ class Projections:
 
     def _partitions(self, consumer: Consumer) -> list[TopicPartition]:
         found: list[TopicPartition] = []
-        for topic in (self._catalog, self._ledger, self._alerts):
+        for topic in self._topics:
             known = consumer.list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic]
             if known.error is not None:
                 raise KafkaException(known.error)
@@ -127,7 +141,8 @@ class Projections:
         return found
 
     def _end(self, consumer: Consumer, partition: TopicPartition) -> int:
-        return consumer.get_watermark_offsets(partition, timeout=_REQUEST_SECONDS)[1]
+        low, high = consumer.get_watermark_offsets(partition, timeout=_REQUEST_SECONDS)
+        return high if low < high else 0  # where all has expired there is nothing to reach
 
     def _caught_up(
         self, consumer: Consumer, partitions: Sequence[TopicPartition], ends: dict[tuple[str, int], int]
@@ -152,9 +167,11 @@ class Projections:
                     rows += self._fold.catalog(value)
                 elif topic == self._ledger:
                     rows += self._fold.ledger(value, offset)
-                else:
+                elif topic == self._alerts:
                     rows.append(alert_row(alerts.decode(value), offset))
-            except (UnreadableRecord, ledger.UnreadableLedgerRecord, alerts.UnreadableAlert) as error:
+                else:
+                    rows.append(dead_letter_row(dead_letter.decode(value)))
+            except (UnreadableRecord, ledger.UnreadableLedgerRecord, alerts.UnreadableAlert, ValueError) as error:
                 # Every reader ignores it alike.
                 log.warning("record_unreadable", topic=topic, offset=offset, error=str(error))
         return rows
@@ -169,16 +186,20 @@ class Projections:
             data = [[row[name] for name in names] for row in of_table]
             for attempt in stamina.retry_context(on=self._again, attempts=None, timeout=None, wait_max=5.0):
                 with attempt:
-                    client = self._connect()
-                    try:
-                        client.insert(table, data, column_names=names)
-                    finally:
-                        client.close()
+                    if self._client is None:
+                        self._client = self._connect()
+                    self._client.insert(table, data, column_names=names)
             PROJECTED_ROWS.labels(table).inc(len(data))
 
     def _again(self, error: Exception) -> bool:
         """While ClickHouse is away: try again, unready, polled at its own pace; not once we are to stop."""
+        self._drop_client()
         self._problem = f"ClickHouse: {error}"
         self._polled_at = time.monotonic()
         log.warning("projection_insert_failed", error=str(error)[:500])
         return isinstance(error, ClickHouseError | WarehouseUnavailable | OSError) and not self._stopping.is_set()
+
+    def _drop_client(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None

@@ -3,70 +3,62 @@
 A crash between the two repeats rows, never loses them, and identity collapses what is repeated. At each assignment
 the sink starts from the lower of the group's commit and ClickHouse's contiguous coverage, so that a ClickHouse restored
 from an older copy is filled again. Messages are not decoded: see avro_splice.
+
+One thread does all of it, in this order: read, make sure of the topic, insert, set aside, commit. Callbacks of the
+consumer only note what changed; what may take time is done by the loop.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from catalog.record import Topology
+from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import Check, HealthServer
 from runtime.signals import stop_on_signals
-from runtime.topics import check_partitions, describe_topic
-from schemas.dead_letter import DeadLetter, base64_text
+from runtime.topics import TopicMismatch, TopicState, admin_client, check_partitions, create_topics, describe_topic
+from schemas.dead_letter import DeadLetter
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
-from stream_processors import avro_splice, metrics
+from stream_processors import avro_splice, inserts, metrics
 from stream_processors.avro_splice import Unreadable
-from stream_processors.dead_letters import DeadLetters
+from stream_processors.dead_letters import DeadLetters, DeadLettersUnwritten, dead_letter
+from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.projections import Projections
-from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect, server_code
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
 from warehouse.coverage import EXPIRED, NO_MESSAGE, coverage
-from warehouse.epochs import register_epoch
+from warehouse.epochs import EpochsExhausted, register_epoch
 
 log = structlog.get_logger(__name__)
 
-MESSAGES_PER_INSERT_MAX = 1_000
-BYTES_PER_INSERT_MAX = 64 * 1024 * 1024
-WAIT_SECONDS = 0.2  # for more messages while there are fewer than an insert takes
+# An insert is worth its price in parts and merges from some hundred thousand events on; what is less waits a moment.
+ENOUGH_BYTES = 24 * 1024 * 1024
+MESSAGES_PER_INSERT_MAX = 10_000
+INSERT_INTERVAL_SECONDS = 0.25
+_IDLE_SECONDS = 0.25
+_REQUEST_SECONDS = 10.0
 _RETRY_SECONDS_MAX = 5.0
-_CLOSE_SECONDS = 10.0
-_TOPIC_CHECK_SECONDS = 10.0
+_TOPIC_CHECK_SECONDS = 5.0
 _POLL_AGE_SECONDS_MAX = 30.0
-
-# ClickHouse's codes (system.errors) that say: these bytes are at fault. All others, away or full or misconfigured, are
-# waited out, since setting a good message aside would be worse than standing still and saying so.
-_DATA_CODES = frozenset(
-    {
-        6,  # CANNOT_PARSE_TEXT
-        27,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
-        32,  # ATTEMPT_TO_READ_AFTER_EOF
-        33,  # CANNOT_READ_ALL_DATA
-        69,  # ARGUMENT_OUT_OF_BOUND
-        117,  # INCORRECT_DATA
-        131,  # TOO_LARGE_STRING_SIZE
-        190,  # SIZES_OF_ARRAYS_DONT_MATCH
-        407,  # DECIMAL_OVERFLOW
-        469,  # VIOLATED_CONSTRAINT
-        128,  # TOO_LARGE_ARRAY_SIZE
-        1001,  # STD_EXCEPTION: Avro's reader throws its own
-    }
+_LOST = (
+    KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
+    KafkaError.OFFSET_OUT_OF_RANGE,
 )
+_END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 
 
 class TopicReplaced(Exception):
     """usage.events was made again while we read it; a new process starts its new epoch."""
 
 
-class AssignmentChanged(Exception):
-    """Partitions were taken away or given; whoever has them now reads on from the last commit."""
+class Interrupted(Exception):
+    """Partitions were taken away or given, or we are to stop: whoever has them next reads on from the last commit."""
 
 
 @dataclass(slots=True)
@@ -75,339 +67,395 @@ class Batch:
 
     messages: list[avro_splice.Message] = field(default_factory=list[avro_splice.Message])
     letters: list[DeadLetter] = field(default_factory=list[DeadLetter])
-    gaps: list[tuple[int, int, int, str]] = field(default_factory=list[tuple[int, int, int, str]])
+    gaps: list[Gap] = field(default_factory=list[Gap])
     reached: dict[int, int] = field(default_factory=dict[int, int])
-    size: int = 0
 
 
 class Sink:
     """One consumer of the group. run() until told to stop; any exception ends the process, which is started again."""
 
-    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
+    def __init__(self, settings: Settings, topic: TopicState, stopping: threading.Event) -> None:
         self._settings = settings
         self._stopping = stopping
-        self._topic = topic_name(settings, USAGE_EVENTS)
-        state = check_partitions(settings)
-        self._partitions, self._topic_id = state.partitions, state.topic_id
+        self._topic = topic
+        self._admin = admin_client(settings)
         self._epoch = 0
         self._client: Client | None = None
         self._dead_letters = DeadLetters(settings)
-        self._next: dict[int, int] = {}  # partition → next offset to deal with, of the partitions that are ours
+        self._given: list[int] | None = None  # partitions that are ours, and not yet begun
+        self._next: dict[int, int] = {}  # partition → next offset to deal with, of those begun
         self._doubted: dict[int, int] = {}  # partition → offset that was asked for again
-        self._sent_back: set[int] = set()  # partitions whose messages in hand come again
-        self._assignment = 0
+        self._uncommitted: dict[int, int] = {}  # partition → next offset, dealt with and not yet committed
+        self._assignment = 0  # grows with every change
+        self._attempts = 0  # in a row that failed
+        self._inserted_at = 0.0
+        self._polled_at = self._topic_checked_at = time.monotonic()
         self._problem: str | None = "starting"
-        self._polled_at = time.monotonic()
-        self._topic_checked_at = time.monotonic()
+        self._kafka_problem: str | None = None
         self._consumer = Consumer(
             {
                 **settings.kafka_properties,
                 "group.id": topic_name(settings, SINK_GROUP),
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
-                "auto.offset.reset": "earliest",
+                # What is gone from the log is a fault to be told, not something to jump over.
+                "auto.offset.reset": "error",
+                # So that offsets without a message are seen at the log's end too.
+                "enable.partition.eof": True,
                 "session.timeout.ms": 10_000,
                 "heartbeat.interval.ms": 2_000,
                 "fetch.message.max.bytes": 16 * 1024 * 1024,
                 "queued.max.messages.kbytes": 128 * 1024,
                 "fetch.wait.max.ms": 100,
+                "error_cb": self._note_error,
             }
         )
 
+    # -- health --------------------------------------------------------------------------------------------------------
+
     @property
     def checks(self) -> dict[str, Check]:
-        return {"clickhouse": lambda: self._problem, "kafka": self._kafka_problem}
+        return {"clickhouse": lambda: self._problem, "kafka": self._kafka_check}
 
-    def _kafka_problem(self) -> str | None:
+    def _kafka_check(self) -> str | None:
         silent = time.monotonic() - self._polled_at
-        return f"not polled for {silent:.0f} s" if silent > _POLL_AGE_SECONDS_MAX else None
+        return f"not polled for {silent:.0f} s" if silent > _POLL_AGE_SECONDS_MAX else self._kafka_problem
+
+    def _note_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
+            self._kafka_problem = str(error)
+            log.warning("kafka_away", error=str(error))
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        """Raises TopicReplaced, EpochsExhausted, DeadLettersUnwritten, KafkaException."""
         try:
-            self._epoch = self._registered_epoch()
-            self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
+            self._register_epoch()
+            self._consumer.subscribe(
+                [self._topic.name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+            )
             while not self._stopping.is_set():
-                messages = self._consumer.consume(MESSAGES_PER_INSERT_MAX, WAIT_SECONDS)
-                self._polled_at = time.monotonic()
-                self._check_topic()
-                assignment = self._assignment
-                for batch in self._batches(messages):
-                    # What is left in hand may be from before: the log gives it again, to whoever it belongs to now.
-                    if not self._finish(batch) or self._assignment != assignment:
-                        break
-                self._measure_lag()
+                try:
+                    self._step()
+                except Interrupted:
+                    log.info("left_to_the_next", assignment=self._assignment)
+        except Interrupted:
+            log.info("stopped_before_start")
         finally:
             self._consumer.close()
+            self._drop_client()
 
-    # -- assignment ----------------------------------------------------------------------------------------------------
+    def _step(self) -> None:
+        if self._given is not None:
+            self._begin(self._given)
+        messages = self._read()
+        if not messages:
+            self._commit()
+            self._check_topic_at_times()
+            return
+        batch = self._batch(messages)
+        if batch.reached:
+            self._finish(batch)
+            self._measure_lag()
 
-    def _registered_epoch(self) -> int:
-        while True:
-            try:
-                return register_epoch(self._connected(), self._topic_id)
-            except (WarehouseUnavailable, ClickHouseError, OSError) as error:
-                self._wait_out(error, 0)
-                if self._stopping.is_set():
-                    raise
+    # -- Kafka ---------------------------------------------------------------------------------------------------------
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assignment += 1
-        consumer.assign([TopicPartition(p.topic, p.partition, self._start(consumer, p)) for p in partitions])
-        log.info("assigned", starts=dict(sorted(self._next.items())))
-        self._problem = None
+        self._given = sorted(partition.partition for partition in partitions)
+        # Where to begin is found by the loop: the answer may take as long as ClickHouse is away.
+        consumer.assign([])
 
-    def _start(self, consumer: Consumer, partition: TopicPartition) -> int:
-        """The lower of commit and coverage, but not before the log begins."""
-        (committed,) = consumer.committed([TopicPartition(partition.topic, partition.partition)], timeout=10)
-        low, _ = consumer.get_watermark_offsets(TopicPartition(partition.topic, partition.partition), timeout=10)
-        covered = self._covered()[partition.partition]
-        start = covered if committed.offset < 0 else min(covered, committed.offset)
-        self._next[partition.partition] = start
-        return max(start, low)
+    def _revoked(self, consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self._assignment += 1
+        self._given = None
+        self._next.clear()
+        self._uncommitted.clear()
+        metrics.SINK_LAG.clear()
+        consumer.unassign()
 
-    def _covered(self) -> dict[int, int]:
-        attempt = 0
+    def _begin(self, given: Sequence[int]) -> None:
+        """Start reading the partitions that were given; what can't be read any more is told and accounted for."""
+        self._next.clear()
+        self._doubted.clear()
+        stored = dict[int, int]()
+
+        def ask(client: Client) -> None:
+            stored.update(coverage(client, self._epoch, self._topic.partitions).offsets)
+
         while True:
             try:
-                return dict(coverage(self._connected(), self._epoch, self._partitions).offsets)
-            except (WarehouseUnavailable, ClickHouseError, OSError) as error:
-                self._drop_client()
-                self._wait_out(error, attempt)
-                attempt += 1
-                if self._stopping.is_set():
-                    raise
+                if (error := self.attempt(ask)) is not None:
+                    self.wait(error)
+                    continue
+                starts = {partition: self._start(partition, stored[partition]) for partition in given}
+                break
+            except (KafkaException, LogTooShort) as error:
+                self._kafka_problem = str(error)
+                self.wait(error)
+        self._kafka_problem = None
+        gone = Batch()
+        for partition, start in starts.items():
+            self._next[partition] = start.at
+            if start.missing is not None:
+                log.error("messages_expired_unread", partition=partition, first=start.missing[0], next=start.missing[1])
+                gone.gaps.append(Gap(partition, start.missing[0], start.missing[1], EXPIRED))
+                gone.reached[partition] = start.at
+        if gone.reached:
+            self._finish(gone)
+        self._given = None
+        self._problem = None
+        self._consumer.assign([TopicPartition(self._topic.name, p, start.at) for p, start in starts.items()])
+        self._consumer.resume(self._consumer.assignment())
+        log.info("assigned", starts={p: start.at for p, start in starts.items()})
 
-    def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._assignment += 1
-        for partition in partitions:
-            self._next.pop(partition.partition, None)
+    def _start(self, partition: int, covered: int) -> Start:
+        place = TopicPartition(self._topic.name, partition)
+        (commit,) = self._consumer.committed([place], timeout=_REQUEST_SECONDS)
+        low, high = self._consumer.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)
+        return starting_place(commit.offset if commit.offset >= 0 else None, covered, low, high)
+
+    def _read(self) -> list[Message]:
+        """Messages for one insert: whatever there is, once there is enough or the last insert is a moment ago."""
+        first = self._poll(_IDLE_SECONDS)
+        if first is None:
+            return []
+        found, size = [first], len(first)
+        while size < ENOUGH_BYTES and len(found) < MESSAGES_PER_INSERT_MAX:
+            left = self._inserted_at + INSERT_INTERVAL_SECONDS - time.monotonic()
+            more = self._consumer.consume(MESSAGES_PER_INSERT_MAX // 10, max(0.0, min(left, 0.05)))
+            found += more
+            size += sum(map(len, more))
+            if not more and left <= 0:
+                break
+        return found
+
+    def _poll(self, seconds: float) -> Message | None:
+        message = self._consumer.poll(seconds)
+        self._polled_at = time.monotonic()
+        return message
+
+    def _check_topic_at_times(self) -> None:
+        if time.monotonic() - self._topic_checked_at >= _TOPIC_CHECK_SECONDS:
+            try:
+                self._check_topic()
+            except KafkaException as error:
+                self._kafka_problem = str(error)
 
     def _check_topic(self) -> None:
-        """Once in a while: is it still the topic that the epoch stands for?"""
-        if time.monotonic() - self._topic_checked_at < _TOPIC_CHECK_SECONDS:
-            return
+        """That the topic is still the one that the epoch stands for. Raises TopicReplaced, KafkaException."""
+        found = describe_topic(self._settings, USAGE_EVENTS, self._admin)
         self._topic_checked_at = time.monotonic()
-        try:
-            found = describe_topic(self._settings, USAGE_EVENTS)
-        except KafkaException as error:
-            log.warning("topic_not_described", error=str(error))
-            return
-        if found.topic_id != self._topic_id:
-            raise TopicReplaced(f"{self._topic} is now {found.topic_id}, it was {self._topic_id}")
+        self._kafka_problem = None
+        if found.topic_id != self._topic.topic_id:
+            raise TopicReplaced(f"{self._topic.name} is now {found.topic_id}, it was {self._topic.topic_id}")
+
+    def _measure_lag(self) -> None:
+        for partition, reached in self._next.items():
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic.name, partition), cached=True)
+            metrics.SINK_LAG.labels(partition).set(max(0, high - reached))
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def _batches(self, messages: Sequence[Message]) -> Iterator[Batch]:
-        """Messages as inserts of bounded size; each is to be finished before the next is made."""
+    def _batch(self, messages: Sequence[Message]) -> Batch:
         batch = Batch()
-        self._sent_back.clear()
+        sent_back: set[int] = set()  # partitions whose messages in hand come again
         for message in messages:
-            if error := message.error():
-                if error.fatal() or error.code() == KafkaError._AUTO_OFFSET_RESET:  # pyright: ignore[reportPrivateUsage]
+            error = message.error()
+            if error is not None and error.code() != _END:
+                if error.code() in _LOST:
+                    self._begin_again(error)
+                    break
+                if error.fatal():
                     raise KafkaException(error)
                 log.warning("read_error", error=str(error))
                 continue
-            self._add(batch, message)
-            if batch.size >= BYTES_PER_INSERT_MAX:
-                yield batch
-                batch = Batch()
-        if batch.reached:
-            yield batch
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None, "a message has a place"
+            assert offset is not None, "a message has a place"
+            expected = batch.reached.get(partition, self._next.get(partition))
+            # Buffered from before a rebalance, dealt with, or sent back.
+            if expected is None or offset < expected or partition in sent_back:
+                continue
+            if offset > expected and not self._skip(batch, partition, expected, offset):
+                sent_back.add(partition)
+                continue
+            if error is None:
+                self._add(batch, partition, offset, message)
+        return batch
 
-    def _add(self, batch: Batch, message: Message) -> None:
-        partition, offset = message.partition(), message.offset()
-        assert partition is not None, "a message has a place"
-        assert offset is not None, "a message has a place"
-        expected = batch.reached.get(partition, self._next.get(partition))
-        # Buffered from before a rebalance, or dealt with.
-        if expected is None or offset < expected or partition in self._sent_back:
-            return
-        if offset > expected:
-            if self._doubted.get(partition) != expected:
-                # Never skip ahead on one sighting: ask the log again for the offset that is missing.
-                self._doubted[partition] = expected
-                self._sent_back.add(partition)
-                self._consumer.seek(TopicPartition(self._topic, partition, expected))
-                return
-            # Asked for it, Kafka gave a later one: deleted before we came, or the marker of a transaction.
-            reason = EXPIRED if partition not in batch.reached and self._is_start(partition, offset) else NO_MESSAGE
-            batch.gaps.append((partition, expected, offset, reason))
+    def _begin_again(self, error: KafkaError) -> None:
+        """The place that we were at is gone: find a new one as after an assignment."""
+        log.error("place_lost", error=str(error))
+        self._assignment += 1
+        self._given = sorted(self._next)
+        self._next.clear()
+        self._consumer.assign([])
+
+    def _skip(self, batch: Batch, partition: int, expected: int, offset: int) -> bool:
+        """Whether offsets up to `offset` may be passed over: the log was asked again, and has nothing there."""
+        if self._doubted.get(partition) != expected:
+            # Never on one sighting: a message that was dropped on its way to us would look the same.
+            self._doubted[partition] = expected
+            self._consumer.seek(TopicPartition(self._topic.name, partition, expected))
+            return False
+        log.warning("offsets_without_message", partition=partition, first=expected, next=offset)
+        batch.gaps.append(Gap(partition, expected, offset, NO_MESSAGE))
+        batch.reached[partition] = offset
+        return True
+
+    def _add(self, batch: Batch, partition: int, offset: int, message: Message) -> None:
         batch.reached[partition] = offset + 1
-        key = message.key()
-        raw_key = key.encode() if isinstance(key, str) else key
-        payload = message.value()
-        body = payload.encode() if isinstance(payload, str) else payload
+        key, payload = _raw(message.key()), _raw(message.value())
         try:
-            read = avro_splice.read_head(self._epoch, partition, offset, body, raw_key)
+            batch.messages.append(avro_splice.read_head(self._epoch, partition, offset, payload, key))
         except Unreadable as error:
-            batch.letters.append(self._letter(partition, offset, raw_key, body, error.code, str(error)))
-            return
-        batch.messages.append(read)
-        batch.size += len(read.payload)
-
-    def _is_start(self, partition: int, offset: int) -> bool:
-        low, _ = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-        return low >= 0 and offset <= low
+            batch.letters.append(self._letter(partition, offset, key, payload, error.code, str(error)))
 
     def _letter(
         self, partition: int, offset: int, key: bytes | None, payload: bytes | None, reason: str, detail: str
     ) -> DeadLetter:
         metrics.DEAD_LETTERS.labels(reason).inc()
         log.error("dead_letter", partition=partition, offset=offset, reason=reason, detail=detail[:300])
-        return DeadLetter(
-            self._topic,
-            self._epoch,
-            partition,
-            offset,
-            reason,
-            detail[:1000],
-            base64_text(key),
-            base64_text(payload),
-            time.time_ns() // 1000,
-        )
+        place = (self._epoch, partition, offset)
+        return dead_letter(self._topic.name, place, key, payload, reason, detail, time.time_ns() // 1000)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, batch: Batch) -> bool:
-        """Insert, set aside what can't be read, commit; False when it is left to whoever has the partitions now.
+    def _finish(self, batch: Batch) -> None:
+        """Insert, set aside what can't be read, commit. Raises Interrupted before it has committed, or not at all.
 
-        They start from the last commit, and rows that are there already collapse.
+        Whoever reads next starts from the last commit, and rows that are there already collapse.
         """
-        assignment, started = self._assignment, time.perf_counter()
-        try:
-            for of_schema in avro_splice.by_schema(batch.messages).values():
-                self._insert(of_schema, batch.letters, assignment)
-            if batch.letters:
-                self._dead_letters.write(batch.letters)
-            self._account(batch, assignment)
-        except AssignmentChanged:
-            log.info("batch_left_to_others")
-            return False
-        metrics.INSERT_SECONDS.observe(time.perf_counter() - started)
-        offsets = [TopicPartition(self._topic, p, o) for p, o in batch.reached.items() if p in self._next]
-        self._next.update({p: o for p, o in batch.reached.items() if p in self._next})
-        if offsets:
-            try:
-                # Commit after insert: a crash repeats rows, never loses them.
-                self._consumer.commit(offsets=offsets, asynchronous=False)
-            except KafkaException as error:  # rebalanced, or the broker is away: the next commit covers it
-                log.warning("commit_failed", error=str(error))
-        now_us = time.time_ns() // 1000
-        for message in batch.messages:
-            metrics.ROWS.inc(message.events)
-        if batch.messages:
-            metrics.BYTES.inc(batch.size)
-            metrics.STORED_SECONDS.observe(max(0, now_us - batch.messages[-1].received_at) / 1e6)
-        return True
-
-    def _insert(self, messages: Sequence[avro_splice.Message], letters: list[DeadLetter], assignment: int) -> None:
-        """Insert messages of one schema; one that ClickHouse refuses is found by bisection and set aside alone."""
-        error = self._try_until_answered(
-            lambda client: client.raw_insert(
-                "usage_batches_in",
-                insert_block=b"".join(avro_splice.container(messages, secrets.token_bytes(avro_splice.SYNC_LENGTH))),
-                fmt="Avro",
-            ),
-            assignment,
-        )
-        if error is None:
-            return
-        if len(messages) == 1:
-            (poison,) = messages
-            letters.append(
-                self._letter(poison.partition, poison.offset, poison.key, poison.payload, "refused", str(error))
-            )
-            return
-        middle = len(messages) // 2
-        self._insert(messages[:middle], letters, assignment)
-        self._insert(messages[middle:], letters, assignment)
-
-    def _account(self, batch: Batch, assignment: int) -> None:
-        """A row in ingest_batches for each offset that has no events, so that coverage stays contiguous."""
-        rows = [(letter.partition, letter.offset, letter.offset + 1, letter.reason) for letter in batch.letters]
-        rows += batch.gaps
-        if not rows:
-            return
-        now = datetime.now(UTC)
-        names = ["kafka_epoch", "kafka_partition", "kafka_offset", "next_offset", "batch_id", "received_at"]
-        names += ["stored_at", "events", "value_sum", "reason"]
-        data = [[self._epoch, p, first, after, bytes(16), now, now, 0, 0, reason] for p, first, after, reason in rows]
-        error = self._try_until_answered(
-            lambda client: client.insert("ingest_batches", data, column_names=names), assignment
-        )
-        if error is not None:
-            raise error
-
-    def _try_until_answered(self, work: Callable[[Client], object], assignment: int) -> ClickHouseError | None:
-        """Do it until ClickHouse has done it (None) or says that the data is at fault (its error).
-
-        While it is away or full: unready, trying again with growing waits, polled so that the group keeps us. Raises
-        AssignmentChanged when the partitions are not ours any more, or when we are to stop.
-        """
-        attempt = 0
+        started = self._inserted_at = time.monotonic()
         while True:
             try:
-                work(self._connected())
-            except ClickHouseError as error:
-                if server_code(error) in _DATA_CODES:
-                    self._problem = None
-                    return error
-                self._drop_client()
-                self._wait_out(error, attempt)
-            except (WarehouseUnavailable, OSError) as error:
-                self._drop_client()
-                self._wait_out(error, attempt)
-            else:
-                self._problem = None
-                return None
-            attempt += 1
-            if self._assignment != assignment or self._stopping.is_set():
-                raise AssignmentChanged
+                # Before the insert: what was read before the topic was seen to be the same is of the same epoch.
+                self._check_topic()
+                break
+            except KafkaException as error:
+                self._kafka_problem = str(error)
+                self.wait(error)
+        for refused in inserts.insert(batch.messages, self):
+            bad = refused.message
+            letter = self._letter(bad.partition, bad.offset, bad.key, bad.payload, "refused", str(refused.error))
+            batch.letters.append(letter)
+        if batch.letters:
+            self._dead_letters.write(batch.letters)
+        inserts.account(self._epoch, batch.letters, batch.gaps, self)
+        metrics.INSERT_SECONDS.observe(time.monotonic() - started)
+        self._count(batch)
+        # Commit after insert: a crash repeats rows, never loses them.
+        self._next.update(batch.reached)
+        self._uncommitted.update(batch.reached)
+        self._commit()
 
-    def _wait_out(self, error: Exception, attempt: int) -> None:
-        self._problem = f"ClickHouse: {' '.join(str(error).split())[:300]}"
-        log.warning("clickhouse_waited_for", error=self._problem, attempt=attempt)
-        until = time.monotonic() + min(_RETRY_SECONDS_MAX, 0.1 * 2 ** min(attempt, 10))
-        paused = self._consumer.assignment()
-        if paused:
-            self._consumer.pause(paused)
-        while time.monotonic() < until and not self._stopping.is_set():
-            if paused:
-                late = self._consumer.poll(0.05)  # keeps our place in the group; paused, so hardly anything comes
-                if late is not None and not late.error():  # assigned just now: it is to come again
-                    self._consumer.seek(TopicPartition(self._topic, late.partition() or 0, late.offset() or 0))
-            else:
-                time.sleep(0.05)
-            self._polled_at = time.monotonic()
-        if paused:
-            self._consumer.resume([p for p in self._consumer.assignment() if p.partition in self._next])
+    def _commit(self) -> None:
+        """Of what is left uncommitted, if anything; once more when there is nothing to read, since billing waits."""
+        if not self._uncommitted:
+            return
+        try:
+            offsets = [TopicPartition(self._topic.name, p, offset) for p, offset in self._uncommitted.items()]
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:  # rebalanced, or the broker is away
+            log.warning("commit_failed", error=str(error))
+        else:
+            self._uncommitted.clear()
 
-    def _connected(self) -> Client:
-        if self._client is None:
-            self._client = connect(self._settings)
-        return self._client
+    def _count(self, batch: Batch) -> None:
+        refused = {(letter.partition, letter.offset) for letter in batch.letters}
+        stored = [message for message in batch.messages if (message.partition, message.offset) not in refused]
+        metrics.ROWS.inc(sum(message.events for message in stored))
+        metrics.BYTES.inc(sum(len(message.payload) for message in stored))
+        if stored:
+            newest = max(message.received_at for message in stored)
+            metrics.STORED_SECONDS.observe(max(0, time.time_ns() // 1000 - newest) / 1e6)
+
+    # -- ClickHouse, which may be away (inserts.Engine) ----------------------------------------------------------------
+
+    def attempt(self, work: Callable[[Client], object]) -> Exception | None:
+        """Do the work once; None, or the error of ClickHouse or of the way to it."""
+        try:
+            if self._client is None:
+                self._client = connect(self._settings)
+            work(self._client)
+        except (ClickHouseError, WarehouseUnavailable, OSError) as error:
+            return error
+        self._attempts = 0
+        self._problem = None
+        return None
+
+    def wait(self, error: Exception) -> None:
+        """Unready, wait a moment, longer each time, and keep our place in the group. Raises Interrupted."""
+        if not isinstance(error, KafkaException | LogTooShort):
+            self._problem = f"ClickHouse: {' '.join(str(error).split())[:300]}"
+            self._drop_client()
+        log.warning("waiting", error=" ".join(str(error).split())[:300], attempts=self._attempts)
+        assignment, until = self._assignment, time.monotonic() + min(_RETRY_SECONDS_MAX, 0.1 * 2**self._attempts)
+        self._attempts = min(self._attempts + 1, 10)
+        while time.monotonic() < until:
+            # By polling. Paused each time anew, since a rebalance may happen meanwhile; what comes all the same was
+            # on its way and is asked for again.
+            held = self._consumer.assignment()
+            self._consumer.pause(held)
+            message = self._poll(0.05)
+            if self._stopping.is_set() or self._assignment != assignment:
+                raise Interrupted
+            if message is not None and message.error() is None:
+                place = TopicPartition(self._topic.name, message.partition() or 0, message.offset() or 0)
+                self._consumer.seek(place)
+        self._consumer.resume(self._consumer.assignment())
 
     def _drop_client(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None
 
-    def _measure_lag(self) -> None:
-        for partition, reached in self._next.items():
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-            metrics.SINK_LAG.labels(partition).set(max(0, high - reached))
+    def _register_epoch(self) -> None:
+        def register(client: Client) -> None:
+            self._epoch = register_epoch(client, self._topic.topic_id)
+
+        while (error := self.attempt(register)) is not None:
+            self.wait(error)
+        self._problem = "waiting for partitions"
+
+
+def _raw(data: str | bytes | None) -> bytes | None:
+    return data.encode() if isinstance(data, str) else data
+
+
+def _checked_topic(settings: Settings) -> TopicState:
+    """usage.events, made if it is missing. Raises TopicMismatch when its partitions are not those it began with."""
+    create_topics(settings)
+    topic = check_partitions(settings)
+    with CatalogStore(settings) as catalog:
+        for topology in catalog.view.all(Topology):
+            if topology.event_partitions != topic.partitions:
+                raise TopicMismatch(
+                    f"{topic.name} has {topic.partitions} partitions, the catalog was made for "
+                    f"{topology.event_partitions}"
+                )
+    return topic
 
 
 def run(settings: Settings) -> int:
-    """Store events and project the other logs until SIGTERM or SIGINT. The exit code."""
+    """Store events and project the other logs until SIGTERM or SIGINT: 0. Whatever goes wrong: 1."""
     stopping = stop_on_signals()
-    sink = Sink(settings, stopping)
-    projections = Projections(settings, lambda: connect(settings))
+    try:
+        sink = Sink(settings, _checked_topic(settings), stopping)
+    except (TopicMismatch, KafkaException, CatalogUnavailable) as error:
+        log.error("sink_not_started", error=str(error))
+        return 1
+    projections = Projections(settings, lambda: connect(settings), on_failure=stopping.set)
     checks = {**sink.checks, "projections": projections.check}
     with HealthServer(settings.metrics_host, settings.sink_metrics_port, checks):
         projections.start()
         try:
             sink.run()
+        except (TopicReplaced, EpochsExhausted, DeadLettersUnwritten, KafkaException) as error:
+            log.error("sink_failed", error=str(error))
+            return 1
         finally:
             stopping.set()
             projections.stop()
