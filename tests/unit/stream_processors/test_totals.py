@@ -226,6 +226,17 @@ def _whole(record: Record) -> tuple[bytes, bytes]:
     return key, value
 
 
+def test_ids_of_a_write_that_broke_off_call_nothing_a_duplicate() -> None:
+    one, two = batch([("a", "calls", MARCH, "1", "c:1")]), batch([("a", "calls", MARCH, "1", "c:2")])
+    made = state()
+    made.apply(numbered(one))
+    log = made.changes(1)
+    made.apply(numbered(two, start=1))
+    (pack,) = [record for record in made.changes(2) if record[0].startswith(b"\0ids")]
+    again = state(log=[*log, pack])
+    assert again.apply(numbered(two, one, start=1)) == Applied(messages=2, events=1, duplicates=1)
+
+
 def test_small_packs_are_joined_and_forgotten_ones_deleted() -> None:
     hour = 3_600_000_000
     made = PartitionState(0, "one", partial(tile_at, view_of()), horizon_us=hour, ids_max=10**6)
