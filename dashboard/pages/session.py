@@ -83,7 +83,7 @@ _SHA256: dict[str, Any] = {"digest_method": hashlib.sha256, "key_derivation": "h
 
 
 class SignInLimit:
-    """At most so many attempts a minute from one address; addresses that are quiet longest are forgotten first."""
+    """At most so many failures in a row a minute from one address; who is quiet longest is forgotten first."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, StateBucket] = OrderedDict()
@@ -94,6 +94,10 @@ class SignInLimit:
         if len(self._buckets) > _ADDRESSES_MAX:
             self._buckets.popitem(last=False)
         return bool(bucket.put(RateItem(address, time.monotonic_ns() // 1_000_000)))
+
+    def forget(self, address: str) -> None:
+        """It has signed in: what it tried before does not count."""
+        self._buckets.pop(address, None)
 
 
 def sessions_of(request: Request) -> Sessions:

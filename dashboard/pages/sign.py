@@ -44,7 +44,8 @@ async def sign_in(request: Request) -> Response:
         return render(request, "sign_in.html", None, status=status, next=target, error=error)
 
     limit: SignInLimit = request.app.state.sign_in_limit
-    if not limit.allows(request.client.host if request.client else "unknown"):
+    address = request.client.host if request.client else "unknown"
+    if not limit.allows(address):
         return again(429, "limited", "Too many attempts. Wait a minute and try again.")
     secret = form.get("key", "").strip()[:_KEY_LENGTH_MAX]
     key = services_of(request).catalog.view.key_by_digest(secret_digest(secret))
@@ -52,6 +53,7 @@ async def sign_in(request: Request) -> Response:
         return again(401, "unknown_key", "This key is unknown or revoked.")
     if not key.allows(Scope.ADMIN):
         return again(403, "missing_scope", "This key lacks the scope admin.")
+    limit.forget(address)
     SIGN_INS.labels("ok").inc()
     response = RedirectResponse(target, 303)
     sessions_of(request).begin(key, response, secure=is_secure(request))

@@ -91,14 +91,16 @@ function follow() {
   const status = document.querySelector("[data-live-status]");
   const say = (text, tone) => status && ((status.textContent = text), (status.className = `badge dot ${tone}`));
   const source = new EventSource("/live/stream");
-  source.addEventListener("ready", () => say("Live", "good"));
+  // What changed between the page's making and now, or while the connection was lost, is fetched once.
+  const catchUp = () => (refresh("totals"), refresh("alerts"));
+  source.addEventListener("ready", () => (say("Live", "good"), catchUp()));
   source.addEventListener("error", () => say("Reconnecting", "warn"));
   source.addEventListener("totals", (event) => {
     const unknown = JSON.parse(event.data).filter((row) => !show(row));
     if (unknown.length) refresh("totals");
   });
   source.addEventListener("alerts", () => refresh("alerts"));
-  source.addEventListener("resync", () => (refresh("totals"), refresh("alerts")));
+  source.addEventListener("resync", catchUp);
   addEventListener("pagehide", () => source.close());
 }
 
@@ -111,7 +113,8 @@ for (const form of $$("form[data-editor]")) {
   const edit = async (action) => {
     const body = new URLSearchParams(new FormData(form));
     body.set("action", action);
-    const answer = await fetch(form.action, { method: "POST", body, headers: { "X-Part": "1" } });
+    // Not form.action: that is the buttons of this name.
+    const answer = await fetch(location.pathname, { method: "POST", body, headers: { "X-Part": "1" } });
     return answer.ok ? answer.text() : null;
   };
   const replace = async (action) => {
