@@ -1,4 +1,4 @@
-"""usage.totals record ⇄ bytes: how much a customer has used of one event_name in one cycle, as the aggregator counts it.
+"""usage.totals record ⇄ bytes: what a customer used of one event_name in one cycle, as the aggregator counts it.
 
 The topic is also the aggregator's own changelog. Records of its book-keeping have keys that begin with NUL, which no
 organization's id does; readers get None for them. A newer record of a key need not come later (a worker that was
