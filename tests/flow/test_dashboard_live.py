@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import threading
 import time
@@ -416,6 +417,7 @@ def test_the_reference_shows_every_operation(running: Running) -> None:
 @pytest.fixture
 def page(running: Running) -> Iterator[Page]:
     if CHROMIUM is None:
+        assert "CI" not in os.environ, "CI installs chromium"
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
