@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-REQUESTS = Counter(
-    "usage_dashboard_requests_total",
-    "Requests to the API and pages, by route and status.",
-    ["method", "route", "status"],
-)
-REQUEST_SECONDS = Histogram(
-    "usage_dashboard_request_seconds",
-    "Time to the first byte of the answer.",
-    ["route"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10),
-)
 RECORDS = Counter("usage_dashboard_live_records_total", "Records read of usage.totals and usage.alerts.")
 RECORDS_UNREADABLE = Counter(
     "usage_dashboard_live_records_unreadable_total",

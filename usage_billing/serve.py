@@ -115,11 +115,13 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             checks |= ingest.checks
         rest: App | None = None
         hooks: App | None = None
+        before_the_server: list[Callable[[], None]] = []
         if dashboard:
             pages = Dashboard(settings, catalog)
             pages.start()
             parts.push_async_callback(pages.stop)
             checks |= pages.checks
+            before_the_server.append(pages.services.stopping.set)
             rest = cast(App, pages.app)
             webhooks = StripeWebhooks(settings)
             await asyncio.to_thread(webhooks.start)
@@ -145,6 +147,8 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
         stopped = asyncio.create_task(stopping.wait())
         log.info("serving", address=f"http://{settings.http_host}:{settings.http_port}")
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+        for leave in before_the_server:  # open streams would keep it from ending
+            leave()
         if not serving.done():
             server.stop()
         async with asyncio.timeout(_STOP_SECONDS):
