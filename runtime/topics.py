@@ -69,7 +69,8 @@ def describe_topic(settings: Settings, topic: str, admin: AdminClient | None = N
         with attempt:
             futures = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
             description = futures[name].result(_TIMEOUT_SECONDS)
-    return TopicState(name, len(description.partitions), str(description.topic_id))
+            return TopicState(name, len(description.partitions), str(description.topic_id))
+    raise AssertionError("stamina raises or returns")
 
 
 def check_partitions(settings: Settings) -> TopicState:

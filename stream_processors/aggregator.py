@@ -1,6 +1,6 @@
 """usage.events → usage.totals, usage.alerts: live totals, exact whenever a worker dies, and alerts when they are due.
 
-Rules, each proven by killing workers (docs/decisions/0004-exact-faust.md):
+Rules, each proven by killing workers (docs/decisions/aggregator.md):
  1. Only messages of the current generation of the group count, by partition and in the order of their offsets.
  2. A partition's state knows its next offset. Below it: applied already. Above it: a rebalance left a gap; nothing is
     applied, the consumer goes back.
@@ -53,6 +53,7 @@ from stream_processors.exact_table import (
     ExactApp,
     ExactTable,
     UnsupportedSecurity,
+    assigned,
     broker_urls,
     commit,
     credentials,
@@ -109,8 +110,11 @@ class LogEnds:
         with self._lock:
             return self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
 
-    def first_from(self, topic: str, partition: int, offset: int) -> int | None:
-        """Offset of the first message at or after `offset`; None when it could not be read in time."""
+    def first_kept(self, topic: str, partition: int, offset: int) -> int | None:
+        """Where the log goes on at or after `offset`; None when that could not be told. Raises KafkaException."""
+        first, end = self.of(topic, partition)
+        if first > offset or end <= offset:
+            return max(first, offset)
         with self._lock:
             self._consumer.assign([TopicPartition(topic, partition, offset)])
             try:
@@ -245,25 +249,42 @@ class Aggregator:
             await self._go_back(state, last)
 
     async def _go_back(self, state: PartitionState, seen: int) -> None:
-        """Seek to the next offset to apply; when the log itself has a hole there, go on behind it, loudly."""
-        partition, wanted, now = state.partition, state.next_offset, time.monotonic()
-        gap = self._gaps.get(partition)
-        if gap is None or gap.wanted != wanted:
-            self._gaps[partition] = _Gap(wanted, now, now)
+        """Seek to the next offset to apply. What was fetched before it still comes, and changes nothing."""
+        gap = self._gaps.get(state.partition)
+        if gap is None or gap.wanted != state.next_offset:
+            now = time.monotonic()
+            self._gaps[state.partition] = _Gap(state.next_offset, now, now)
             metrics.GAPS.inc()
-            log.info("consumer_rewound", partition=partition, to=wanted, seen=seen)
-        elif now - gap.sought_at < GAP_RETRY_SECONDS:
-            return  # what was fetched before the seek still comes
-        else:
+            log.info("consumer_rewound", partition=state.partition, to=state.next_offset, seen=seen)
+            await rewind(self._app, self._events_topic, state.partition, state.next_offset)
+
+    async def _mind_gaps(self, states: Mapping[int, PartitionState]) -> None:
+        """Seek again what has not come; where the log itself has a hole, go on behind it, loudly.
+
+        On a timer: after a seek into a hole nothing may ever come again that would remind us of it.
+        """
+        now = time.monotonic()
+        for partition, gap in list(self._gaps.items()):
+            state = states.get(partition)
+            if state is None or state.next_offset != gap.wanted:
+                self._gaps.pop(partition, None)
+                continue
+            if now - gap.sought_at < GAP_RETRY_SECONDS or not flowing(self._app):
+                continue
             gap.sought_at = now
             if now - gap.since > GAP_SECONDS_MAX:
-                first = await asyncio.to_thread(self._ends.first_from, self._events_topic, partition, wanted)
-                if first is not None and first > wanted:
-                    log.error("messages_lost", partition=partition, first=wanted, until=first, reason="not in the log")
-                    metrics.OFFSETS_LOST.inc(first - wanted)
+                first = await asyncio.to_thread(self._ends.first_kept, self._events_topic, partition, gap.wanted)
+                if state.next_offset != gap.wanted:
+                    continue  # it came meanwhile
+                if first is not None and first > gap.wanted:
+                    log.error(
+                        "messages_lost", partition=partition, first=gap.wanted, until=first, reason="not in the log"
+                    )
+                    metrics.OFFSETS_LOST.inc(first - gap.wanted)
                     state.skip_to(first)
                     del self._gaps[partition]
-        await rewind(self._app, self._events_topic, partition, state.next_offset)
+            if assigned(self._app, self._events_topic, partition):
+                await rewind(self._app, self._events_topic, partition, state.next_offset)
 
     # -- the catalog -----------------------------------------------------------------------------------------------
 
@@ -377,8 +398,11 @@ class Aggregator:
                 await asyncio.sleep(_WATCH_SECONDS)
                 states = self.table.states
                 try:
+                    await self._mind_gaps(states)
                     for partition, state in states.items():
-                        _, end = await asyncio.to_thread(self._ends.of, self._events_topic, partition)
+                        first, end = await asyncio.to_thread(self._ends.of, self._events_topic, partition)
+                        if first > state.next_offset and partition not in self._gaps:
+                            self._gaps[partition] = _Gap(state.next_offset, time.monotonic(), 0.0)
                         self._event_ends[partition] = end
                         self._observe(state, end)
                     if time.monotonic() - checked > _TOPIC_CHECK_SECONDS:

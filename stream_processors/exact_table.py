@@ -1,7 +1,7 @@
 """Faust, made exact: states per partition in a changelog, loaded in bulk, written with proof, committed after that.
 
 Faust gives group membership, assignment and buffering. Its own table writes, recovery and commits can lose or double
-events when a worker dies (docs/decisions/0004-exact-faust.md), so this module does the three itself. It is the only
+events when a worker dies (docs/decisions/aggregator.md), so this module does the three itself. It is the only
 one that touches private parts of the pinned library; tests/unit/stream_processors/test_exact_table.py fails when a
 version changes one of them.
 """
@@ -299,6 +299,11 @@ def of_generation(events: Iterable[Any], generation: int) -> dict[int, dict[int,
         if message.generation_id == generation:
             found.setdefault(message.partition, {})[message.offset] = event
     return {partition: dict(sorted(by_offset.items())) for partition, by_offset in sorted(found.items())}
+
+
+def assigned(app: AppT, topic: str, partition: int) -> bool:
+    """Whether the partition is this worker's now, as far as it knows."""
+    return TP(topic, partition) in app.consumer.assignment()
 
 
 async def rewind(app: faust.App, topic: str, partition: int, offset: int) -> None:

@@ -198,12 +198,17 @@ class Sink:
         gone = Batch()
         for partition, start in starts.items():
             self._next[partition] = start.at
+            # ClickHouse lost what was committed. The commit goes back with it: rows of one insert become visible in no
+            # fixed order, so whoever waits for the log to be stored looks at coverage and commit.
+            self._uncommitted[partition] = start.at
             if start.missing is not None:
                 log.error("messages_expired_unread", partition=partition, first=start.missing[0], next=start.missing[1])
                 gone.gaps.append(Gap(partition, start.missing[0], start.missing[1], EXPIRED))
                 gone.reached[partition] = start.at
         if gone.reached:
             self._finish(gone)
+        while not self._commit():
+            self.wait(KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, "the commit was not answered")))
         self._given = None
         self._problem = None
         self._consumer.assign([TopicPartition(self._topic.name, p, start.at) for p, start in starts.items()])
@@ -245,7 +250,10 @@ class Sink:
 
     def _check_topic(self) -> None:
         """That the topic is still the one that the epoch stands for. Raises TopicReplaced, KafkaException."""
-        found = describe_topic(self._settings, USAGE_EVENTS, self._admin)
+        try:
+            found = describe_topic(self._settings, USAGE_EVENTS, self._admin)
+        except TimeoutError as error:  # of the answer's future: no broker had taken the request
+            raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, "the topic was not described")) from error
         self._topic_checked_at = time.monotonic()
         self._kafka_problem = None
         if found.topic_id != self._topic.topic_id:
@@ -351,17 +359,18 @@ class Sink:
         self._uncommitted.update(batch.reached)
         self._commit()
 
-    def _commit(self) -> None:
-        """Of what is left uncommitted, if anything; once more when there is nothing to read, since billing waits."""
+    def _commit(self) -> bool:
+        """Commit what is left uncommitted; whether nothing is. Tried again when idle, since billing waits for it."""
         if not self._uncommitted:
-            return
+            return True
         try:
             offsets = [TopicPartition(self._topic.name, p, offset) for p, offset in self._uncommitted.items()]
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:  # rebalanced, or the broker is away
             log.warning("commit_failed", error=str(error))
-        else:
-            self._uncommitted.clear()
+            return False
+        self._uncommitted.clear()
+        return True
 
     def _count(self, batch: Batch) -> None:
         refused = {(letter.partition, letter.offset) for letter in batch.letters}
@@ -444,7 +453,7 @@ def run(settings: Settings) -> int:
     stopping = stop_on_signals()
     try:
         sink = Sink(settings, _checked_topic(settings), stopping)
-    except (TopicMismatch, KafkaException, CatalogUnavailable) as error:
+    except (TopicMismatch, KafkaException, CatalogUnavailable, TimeoutError) as error:
         log.error("sink_not_started", error=str(error))
         return 1
     projections = Projections(settings, lambda: connect(settings), on_failure=stopping.set)

@@ -52,6 +52,9 @@ _LOST = """
 def coverage(client: Client, epoch: int, partitions: int, known: Watermark | None = None) -> Watermark:
     """Everything below it is stored. It names all of the partitions 0 … partitions − 1, with 0 where nothing is.
 
+    While an insert is under way its rows become visible in no fixed order, and these may come before the events. Who
+    must not miss any (billing) waits for the sink's commit too, which it moves only when an insert was answered.
+
     known: an earlier answer: only what came after it is read, which makes asking again cheap.
     """
     floors: Mapping[int, int] = known.offsets if known is not None and known.epoch == epoch else {}

@@ -82,8 +82,17 @@ def fill(settings: Settings, events: int, customers: int, *, ids: bool) -> dict[
     return ends
 
 
-def measure(settings: Settings, ends: dict[int, int], directory: Path) -> float:
-    """Events a second of one worker that finds the topic filled."""
+def cpu_seconds(pid: int | None) -> float:
+    """CPU time of a process so far; 0 where the system does not say (no /proc)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(settings: Settings, ends: dict[int, int], directory: Path) -> tuple[float, float]:
+    """Events a second of one worker that finds the topic filled; and its cores in use meanwhile."""
     group = {"group.id": topic_name(settings, "aggregator"), "enable.auto.commit": False}
     reader = Consumer({**settings.kafka_properties, **group})
     topic = topic_name(settings, USAGE_EVENTS)
@@ -91,7 +100,7 @@ def measure(settings: Settings, ends: dict[int, int], directory: Path) -> float:
     worker.launch()
     try:
         deadline = time.monotonic() + _SECONDS_MAX
-        began: tuple[float, float] | None = None
+        began: tuple[float, float, float] | None = None
         with httpx.Client(base_url=worker.address, timeout=10) as client:
             while True:
                 assert worker.running, worker.log_path.read_text()[-2000:]
@@ -102,13 +111,14 @@ def measure(settings: Settings, ends: dict[int, int], directory: Path) -> float:
                     found = None
                 applied = float(found[1]) if found else 0.0
                 if applied and began is None:
-                    began = (time.perf_counter(), applied)
+                    began = (time.perf_counter(), applied, cpu_seconds(worker.pid))
                 if began and applied == sum(ends.values()) * EVENTS_PER_MESSAGE:
                     committed = reader.committed([TopicPartition(topic, p) for p in ends], timeout=10)
                     if {each.partition: each.offset for each in committed} == ends:
                         break
                 time.sleep(0.05 if began is None else 0.1)
-        return (applied - began[1]) / (time.perf_counter() - began[0])
+        seconds = time.perf_counter() - began[0]
+        return (applied - began[1]) / seconds, (cpu_seconds(worker.pid) - began[2]) / seconds
     finally:
         worker.stop()
         reader.close()
@@ -123,12 +133,10 @@ def bench(events: int, customers: int, *, ids: bool, floor: float) -> Figure:
             settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers)
             create_topics(settings)
             ends = fill(settings, events, customers, ids=ids)
-            rate = measure(settings, ends, Path(directory))
+            rate, cores = measure(settings, ends, Path(directory))
         finally:
             broker.stop()
-    how = (
-        f"{events / 1e6:g} M events {'with client ids' if ids else 'without ids'}, load before {os.getloadavg()[0]:.1f}"
-    )
+    how = f"{events / 1e6:g} M events {'with client ids' if ids else 'without ids'}; {cores:.2f} cores in use"
     return Figure(f"aggregator, {customers:,} customers × {len(NAMES)} event names", rate, "events/s", floor, how)
 
 

@@ -74,10 +74,18 @@ def store(settings: Settings) -> Iterator[CatalogStore]:
             ("mtr_flights", "flight", "count"), ("mtr_miles", "flight", "sum"), ("mtr_delay", "delay", "max"),
         ):  # fmt: skip
             opened.write(
-                Meter(**own("default", meter), name=meter[4:], event_name=event, unit="u", aggregation=Aggregation(aggregation)), 0
+                Meter(
+                    **own("default", meter),
+                    name=meter[4:],
+                    event_name=event,
+                    unit="u",
+                    aggregation=Aggregation(aggregation),
+                ),
+                0,
             )
         opened.write(
-            Meter(**own("other", "mtr_theirs"), name="t", event_name="flight", unit="u", aggregation="count"), 0
+            Meter(**own("other", "mtr_theirs"), name="t", event_name="flight", unit="u", aggregation=Aggregation.COUNT),
+            0,
         )
         opened.write(Customer(**own("default", "UA"), name="United"), 0)
         tiers = (
