@@ -339,8 +339,7 @@ class _Run:
                         if stripe_customer_id is None:
                             stripe_customer_id = self._stripe_customer(fixed)
                         settle(self.billing, fixed, stripe_customer_id, listed)
-                        if listing:
-                            discard_strays(self.billing, self.billing.invoice(fixed.invoice_id), listing[0])
+                        discard_strays(self.billing, self.billing.invoice(fixed.invoice_id), listed())
                 except InvoiceStopped as stopped:
                     self._problem(fixed, str(stopped))
                 except StripeFailure as failure:

@@ -13,10 +13,12 @@ from typing import Any
 
 import clickhouse_connect
 import httpx
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
-from billing_job.close import CloseReport, close
+from billing_job.close import CloseReport, Stage, close, close_cycles
+from billing_job.counts import Counts
 from billing_job.ledger import LedgerLog
+from billing_job.stripe_api import StripeApi
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
@@ -32,7 +34,7 @@ from schemas.period import parse_rfc3339
 from schemas.product import Product
 from schemas.settings import Settings
 from schemas.subscription import Subscription
-from schemas.topics import USAGE_EVENTS, topic_name
+from schemas.topics import BILLING_LEDGER, USAGE_EVENTS, topic_name
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
 from tests.services import Service, environment
 from tests.waiting import until
@@ -85,6 +87,7 @@ class BillingWorld:
         migrate(self.settings)
         self.catalog = CatalogStore(self.settings)
         self.producer = Producer({**self.settings.kafka_properties, "acks": "all", "enable.idempotence": True})
+        self._ends = Consumer({**self.settings.kafka_properties, "group.id": f"{self.name}-ends"})
         self.sink = Service("sink", self.env, directory)
         self.directory = directory
 
@@ -109,9 +112,17 @@ class BillingWorld:
                 0,
             )
         self.sink.start()
+        self.stage = Stage(
+            self.settings, self.catalog, LedgerLog(self.settings), StripeApi(self.settings), Counts(self.settings)
+        )
+        self.stage.log.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stage.log.stop()
+        self.stage.api.close()
+        self.stage.counts.__exit__()
+        self._ends.close()
         self.sink.stop()
         self.catalog.stop()
         self.stripe.__exit__()
@@ -187,8 +198,10 @@ class BillingWorld:
     # -- closing and looking -------------------------------------------------------------------------------------------
 
     def close(self, as_of: int = APRIL, settings: dict[str, Any] | None = None, **more: Any) -> CloseReport:
-        """settings: those to change for this run."""
-        return close(self.settings.model_copy(update=settings or {}), as_of, **more)
+        """With what is open already, or, with settings changed for this run, with everything opened anew."""
+        if settings is not None:
+            return close(self.settings.model_copy(update=settings), as_of, **more)
+        return close_cycles(self.stage, as_of, **more)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """What ClickHouse has in this world's database."""
@@ -202,16 +215,26 @@ class BillingWorld:
         until(condition, seconds=60)
 
     def spawn_close(self, as_of: int = APRIL) -> subprocess.Popen[bytes]:
-        """`close` in a process of its own, to be killed."""
-        code = f"from tests.flow.billing import close_here; close_here({as_of})"
-        log = (self.directory / "close.log").open("ab")
-        env = {**os.environ, **self.env}
-        return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=log, stderr=log)
+        """`close` in a process of its own, to be killed. Its exit code is 1 when something is left to do."""
+        code = (
+            "from billing_job.close import close; from schemas.settings import Settings; "
+            f"raise SystemExit(0 if close(Settings(), {as_of}).ok else 1)"
+        )
+        with (self.directory / "close.log").open("ab") as log:
+            return subprocess.Popen([sys.executable, "-c", code], env=os.environ | self.env, stdout=log, stderr=log)
 
     def invoices(self, customer: str) -> list[Invoice]:
         """A customer's invoices as the ledger has them now."""
-        with LedgerLog(self.settings) as log:
-            return log.state.of_customer(DEFAULT_ORGANIZATION, customer)
+        self.ledger_size()
+        return self.stage.log.state.of_customer(DEFAULT_ORGANIZATION, customer)
+
+    def ledger_size(self) -> dict[int, int]:
+        """Partition → records in the ledger, which are all folded when this returns."""
+        topic = topic_name(self.settings, BILLING_LEDGER)
+        partitions = range(self.settings.event_partitions)
+        ends = {p: self._ends.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
+        self.until(lambda: all(self.stage.log.next_offsets[p] >= end for p, end in ends.items()))
+        return ends
 
     def stripe_invoices(self, customer: str) -> list[dict[str, Any]]:
         """What Stripe has for a customer of ours, drafts too."""
@@ -229,8 +252,3 @@ class BillingWorld:
     def changes(self) -> int:
         """How many calls so far could have changed anything at Stripe."""
         return sum(each["method"] != "GET" for each in self.stripe.requests())
-
-
-def close_here(as_of: int) -> None:
-    """The body of spawn_close: settings come from the environment. Exits with 1 when something is left to do."""
-    raise SystemExit(0 if close(Settings(), as_of).ok else 1)

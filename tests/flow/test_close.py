@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from billing_job import invoices
-from billing_job.close import UnknownOrganization, opened
+from billing_job.close import UnknownOrganization
 from billing_job.due import AsOfInFuture
-from billing_job.ledger import LedgerLog
 from billing_job.sweep import Sweep
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
@@ -31,11 +30,6 @@ def world(
 ) -> Iterator[BillingWorld]:
     with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
         yield world
-
-
-def ledger_size(world: BillingWorld) -> dict[int, int]:
-    with LedgerLog(world.settings) as log:
-        return dict(log.next_offsets)
 
 
 def test_150_000_units_cost_135_euros_at_stripe(world: BillingWorld) -> None:
@@ -99,26 +93,26 @@ def test_an_event_counts_once_by_its_id_and_every_time_without_one(world: Billin
 def test_closing_again_changes_nothing(world: BillingWorld) -> None:
     world.subscribe("again")
     world.use("again", "20000")
-    assert world.close().ok
-    before = (world.changes(), len(world.stripe.requests()), ledger_size(world))
+    assert world.close(settings={}).ok
+    before = (world.changes(), len(world.stripe.requests()), world.ledger_size())
     documents = [invoice.document() for invoice in world.invoices("again")]
     world.use("again", "5")  # late: what is invoiced stays as it is
-    report = world.close()
+    report = world.close(settings={})
     assert report.ok
     assert report.fixed == 0
-    assert (world.changes(), len(world.stripe.requests()), ledger_size(world)) == before
+    assert (world.changes(), len(world.stripe.requests()), world.ledger_size()) == before
     assert [invoice.document() for invoice in world.invoices("again")] == documents
 
 
 def test_a_dry_run_writes_nothing(world: BillingWorld) -> None:
     world.subscribe("dry")
     world.use("dry", "150000")
-    before = (len(world.stripe.requests()), ledger_size(world))
+    before = (len(world.stripe.requests()), world.ledger_size())
     report = world.close(dry_run=True)
     assert report.ok
     (shown,) = [invoice for invoice in report.invoices if invoice.customer_id == "dry"]
     assert (shown.state, shown.document()["total"]) == ("computed", "135.00")
-    assert (len(world.stripe.requests()), ledger_size(world)) == before
+    assert (len(world.stripe.requests()), world.ledger_size()) == before
     assert world.close().ok
     (invoice,) = world.invoices("dry")
     assert invoice.fixed is not None
@@ -204,9 +198,8 @@ def test_a_payment_that_fails_is_stripes_to_retry(world: BillingWorld) -> None:
     default = {"invoice_settings[default_payment_method]": method}
     world.at_stripe("POST", f"/v1/customers/{at_stripe['customer']}", **default)
     world.stripe.advance(4 * 86_400)
-    with opened(world.settings) as stage:
-        assert Sweep(stage.billing(), 1.0).run() == 1
-        assert Sweep(stage.billing(), 1.0).run() == 0
+    assert Sweep(world.stage.billing(), 1.0).run() == 1
+    assert Sweep(world.stage.billing(), 1.0).run() == 0
     (invoice,) = world.invoices("declined")
     assert (invoice.state, invoice.reason) == ("paid", None)
     assert invoice.order is not None
@@ -222,8 +215,7 @@ def test_a_card_that_can_not_be_attached_leaves_the_invoice_open(world: BillingW
     assert (invoice.state, invoice.order) == ("open", None)
     assert invoice.reason is not None
     assert "default_payment_method" in invoice.reason
-    with LedgerLog(world.settings) as log:
-        customer = log.state.customer(DEFAULT_ORGANIZATION, "no_card")
+    customer = world.stage.log.state.customer(DEFAULT_ORGANIZATION, "no_card")
     assert customer is not None
     assert customer.default_payment_method is None
     assert customer.reason is not None
@@ -274,8 +266,7 @@ def test_a_sent_invoice_is_open_until_it_is_paid(world: BillingWorld) -> None:
     assert at_stripe["due_date"] is not None
     assert not world.stripe.requests("POST", f"/v1/invoices/{at_stripe['id']}/pay")
     world.at_stripe("POST", f"/v1/invoices/{at_stripe['id']}/pay", paid_out_of_band="true")
-    with opened(world.settings) as stage:
-        Sweep(stage.billing(), 1.0).run()
+    Sweep(world.stage.billing(), 1.0).run()
     (invoice,) = world.invoices("sent")
     assert invoice.state == "paid"
     assert invoice.order is not None
@@ -319,9 +310,9 @@ def test_nothing_is_finalized_while_stripes_subtotal_differs(world: BillingWorld
     (invoice,) = world.invoices("tampered")
     assert invoice.state == "mismatch"
     assert invoice.reason == "Stripe's subtotal in minor units: 13500 invoiced, 13501 found (+1)"
-    size = ledger_size(world)
+    size = world.ledger_size()
     assert not world.close().ok
-    assert ledger_size(world) == size, "the same news was written again"
+    assert world.ledger_size() == size, "the same news was written again"
     assert world.stripe_invoices("tampered")[0]["status"] == "draft"
 
     world.at_stripe("DELETE", f"/v1/invoiceitems/{extra['id']}")
