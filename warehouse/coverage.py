@@ -7,7 +7,7 @@ that everything before it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from schemas.watermark import Watermark
 from warehouse.client import Client
@@ -23,10 +23,15 @@ _SUMMARY = """
         min(kafka_offset),
         max(next_offset),
         groupBitmapIf(toUInt64(kafka_offset), next_offset = kafka_offset + 1),
-        arraySum(gap -> gap.2 - gap.1, groupUniqArrayIf((kafka_offset, next_offset), next_offset > kafka_offset + 1))
+        groupUniqArrayIf((kafka_offset, next_offset), next_offset > kafka_offset + 1)
     FROM ingest_batches
     WHERE kafka_epoch = {epoch:UInt16} AND (FLOORS)
     GROUP BY kafka_partition
+"""
+_WITHIN = """
+    SELECT groupBitmap(toUInt64(kafka_offset)) FROM ingest_batches
+    WHERE kafka_epoch = {epoch:UInt16} AND kafka_partition = {partition:UInt16} AND next_offset = kafka_offset + 1
+        AND (RANGES)
 """
 # Where a row starts after the end of all rows before it, something is missing.
 _FIRST_GAP = """
@@ -61,12 +66,32 @@ def coverage(client: Client, epoch: int, partitions: int, known: Watermark | Non
     answer = {partition: floors.get(partition, 0) for partition in range(partitions)}
     conditions = " OR ".join(f"(kafka_partition = {p:d} AND kafka_offset >= {floor:d})" for p, floor in answer.items())
     rows = client.query(_SUMMARY.replace("FLOORS", conditions), parameters={"epoch": epoch}).result_rows
-    for partition, first, reach, messages, in_gaps in rows:
+    for partition, first, reach, messages, ranges in rows:
         if first != answer[partition]:  # its first row comes after something that is missing
             continue
-        contiguous = reach - first == messages + in_gaps
+        gaps = merged(ranges)
+        # A message within a gap is not to be counted twice: it would make up for one that is missing.
+        counted = messages - (_messages_within(client, epoch, partition, gaps) if gaps else 0)
+        contiguous = reach - first == counted + sum(after - begin for begin, after in gaps)
         answer[partition] = int(reach) if contiguous else _first_gap(client, epoch, partition, first, reach)
     return Watermark(epoch, answer)
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Half-open ranges as the fewest that cover the same, ascending."""
+    found: list[tuple[int, int]] = []
+    for first, after in sorted(ranges):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], after))
+        else:
+            found.append((first, after))
+    return found
+
+
+def _messages_within(client: Client, epoch: int, partition: int, ranges: Iterable[tuple[int, int]]) -> int:
+    conditions = " OR ".join(f"(kafka_offset >= {first:d} AND kafka_offset < {after:d})" for first, after in ranges)
+    query = _WITHIN.replace("RANGES", conditions)
+    return int(client.query(query, parameters={"epoch": epoch, "partition": partition}).result_rows[0][0])
 
 
 def _first_gap(client: Client, epoch: int, partition: int, floor: int, reach: int) -> int:

@@ -14,7 +14,7 @@ from warehouse.client import Client
 
 EPOCH_MAX = 1023  # 10 bits of the order in the log
 _CLAIMS_MAX = 20
-_SETTLE_SECONDS = 0.05
+_SETTLE_SECONDS = 0.3  # a claim that was written earlier is visible by then
 
 
 class UnknownTopic(LookupError):
@@ -35,17 +35,16 @@ class Claim:
 
 
 def settle(claims: Iterable[Claim]) -> dict[str, int]:
-    """Topic id → epoch: the greatest number that it claimed, if no other topic claimed that one before. Pure.
+    """Topic id → epoch: the first number that it claimed before any other topic did. Pure.
 
-    A topic that lost its number to another is left out: it has to claim again.
+    Later claims change nothing, so that a number once given stays. A topic that lost its number to another is left out:
+    it has to claim again.
     """
-    ordered = sorted(claims)
     holder: dict[int, str] = {}
-    for claim in ordered:
-        holder.setdefault(claim.epoch, claim.topic_id)
     held: dict[str, int] = {}
-    for epoch, topic_id in holder.items():
-        held[topic_id] = max(epoch, held.get(topic_id, 0))
+    for claim in sorted(claims):
+        if holder.setdefault(claim.epoch, claim.topic_id) == claim.topic_id:
+            held.setdefault(claim.topic_id, claim.epoch)
     return held
 
 
@@ -69,16 +68,25 @@ def register_epoch(client: Client, topic_id: str) -> int:
     """
     for _ in range(_CLAIMS_MAX):
         claims = _claims(client)
-        held = settle(claims)
-        if topic_id in held:
-            return held[topic_id]
+        if topic_id in settle(claims):
+            _wait_until_settled(client)
+            found = epochs(client).get(topic_id)
+            if found is not None:
+                return found
+            continue
         epoch = max((claim.epoch for claim in claims), default=0) + 1
         if epoch > EPOCH_MAX:
             break
         client.insert("kafka_epochs", [[epoch, topic_id]], column_names=["epoch", "topic_id"])
-        # A claim that was written at the same moment is visible by then.
         time.sleep(_SETTLE_SECONDS)
     raise EpochsExhausted(f"topic {topic_id} could not be numbered")
+
+
+def _wait_until_settled(client: Client) -> None:
+    """Until the newest claim, which may be another service's, is old enough for any before it to be visible."""
+    query = "SELECT max(registered_at) > now64(6) - toIntervalMillisecond({ms:UInt32}) FROM kafka_epochs"
+    while client.query(query, parameters={"ms": int(_SETTLE_SECONDS * 1000)}).result_rows[0][0]:
+        time.sleep(_SETTLE_SECONDS / 4)
 
 
 def _claims(client: Client) -> list[Claim]:

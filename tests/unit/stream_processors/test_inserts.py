@@ -73,7 +73,7 @@ def test_an_engine_that_is_away_is_waited_for_and_nothing_is_set_aside() -> None
 
 
 def test_an_error_that_does_not_speak_of_data_is_waited_out_for_a_readable_message() -> None:
-    errors: list[Exception | None] = [DatabaseError("no such table", code=UNKNOWN)] * 5 + [None]
+    errors: list[Exception | None] = [*[DatabaseError("no such table", code=UNKNOWN)] * 5, None]
     engine = FakeEngine(lambda _: errors.pop(0))
     assert list(insert([message(0)], engine)) == []
     assert engine.waits == 5
@@ -96,7 +96,7 @@ def test_too_little_memory_makes_inserts_smaller() -> None:
 
 
 def test_too_little_memory_for_one_message_is_waited_out() -> None:
-    errors: list[Exception | None] = [DatabaseError("memory", code=MEMORY)] * 3 + [None]
+    errors: list[Exception | None] = [*[DatabaseError("memory", code=MEMORY)] * 3, None]
     engine = FakeEngine(lambda _: errors.pop(0))
     assert list(insert([message(0)], engine)) == []
     assert engine.waits == 3

@@ -18,6 +18,9 @@ CASES: list[tuple[list[tuple[int, str, int]], dict[str, int]]] = [
     ([(2, "a", 1), (2, "b", 1)], {"a": 1}),                              # in the same moment
     ([(1, "a", 1), (2, "b", 1), (3, "b", 2)], {"a": 1, "b": 2}),         # which it did
     ([(1, "a", 1), (2, "b", 1), (3, "b", 2), (4, "c", 2)], {"a": 1, "b": 2}),
+    ([(1, "a", 1), (2, "a", 2)], {"a": 1}),                              # a number once given stays,
+    ([(1, "a", 2), (2, "a", 1)], {"a": 2}),                              # whatever is claimed later
+    ([(1, "a", 1), (2, "b", 2), (3, "a", 2), (4, "b", 3)], {"a": 1, "b": 2}),
 ]  # fmt: skip
 
 

@@ -1,0 +1,291 @@
+"""What ClickHouse answers on the real engine: totals equal to a fold in Python, coverage, epochs, migrations."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploy.local.clickhouse_http import ClickHouseLocal
+from schemas.settings import Settings
+from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
+from schemas.watermark import Watermark
+from stream_processors.avro_splice import container, read_head
+from warehouse import migrate as migrating
+from warehouse.client import Client, WarehouseUnavailable, connect
+from warehouse.coverage import EXPIRED, coverage, lost_ranges
+from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
+from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
+from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
+
+PARTITIONS = 2
+CUSTOMERS = ("a", "b", "ü")
+NAMES = ("calls", "bytes")
+MAX_UNSCALED = 10**27 - 1
+
+
+@pytest.fixture(scope="module")
+def client(clickhouse: ClickHouseLocal) -> Iterator[Client]:
+    """Of a migrated database of this module."""
+    name = f"w{secrets.token_hex(6)}"
+    migrate(Settings(clickhouse_dsn=clickhouse.dsn(name)))
+    with connect(Settings(clickhouse_dsn=clickhouse.dsn(name))) as made:
+        yield made
+        made.command(f"DROP DATABASE {name} SYNC")
+
+
+# -- totals ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An event as it lies in the log. at: µs, small numbers. unscaled: value × 10⁹; None: without."""
+
+    organization: str
+    customer: str
+    name: str
+    identity: str
+    at: int
+    unscaled: int | None
+
+
+sent = st.builds(
+    Sent,
+    organization=st.just("o"),
+    customer=st.sampled_from(CUSTOMERS),
+    name=st.sampled_from(NAMES),
+    identity=st.sampled_from(("", "", "c:1", "c:2", "k:1:0", "c:é")),
+    at=st.integers(0, 30),
+    unscaled=st.one_of(st.none(), st.integers(-3, 3), st.sampled_from((MAX_UNSCALED, -MAX_UNSCALED))),
+)
+# (epoch, whether the insert of the message is repeated), events
+history = st.lists(
+    st.tuples(st.integers(1, 2), st.booleans(), st.lists(sent, min_size=1, max_size=8)), min_size=1, max_size=6
+)
+windows = st.lists(st.tuples(st.integers(0, 15), st.integers(1, 20)), min_size=1, max_size=3)
+Place = tuple[int, int, int, int]
+
+
+def log_of(messages: Sequence[tuple[int, bool, Sequence[Sent]]]) -> dict[tuple[int, int, int], tuple[bool, list[Sent]]]:
+    """(epoch, partition, offset) → repeated, events; a customer's in one partition."""
+    placed: dict[tuple[int, int, int], tuple[bool, list[Sent]]] = {}
+    ends: dict[tuple[int, int], int] = {}
+    for epoch, repeated, events in messages:
+        for partition in range(PARTITIONS):
+            mine = [event for event in events if CUSTOMERS.index(event.customer) % PARTITIONS == partition]
+            if mine:
+                offset = ends.get((epoch, partition), 0)
+                placed[epoch, partition, offset] = (repeated, mine)
+                ends[epoch, partition] = offset + 1
+    return placed
+
+
+def fold(
+    log: dict[tuple[int, int, int], tuple[bool, list[Sent]]], wanted: TotalsRequest, below: Watermark | None
+) -> UsageTotal:
+    """First per identity in log order, then the window: written from the rules, with nothing of the queries."""
+    known: set[object] = set()
+    values: list[int | None] = []
+    for (epoch, partition, offset), (_, events) in sorted(log.items(), key=lambda item: (item[0][0], item[0][2])):
+        for index, event in enumerate(events):
+            key = (event.customer, event.name, event.identity or (epoch, partition, offset, index))
+            if (below is not None and not below.covers(epoch, partition, offset)) or key in known:
+                continue
+            known.add(key)
+            mine = (event.customer, event.name) == (wanted.customer_id, wanted.event_name)
+            if mine and wanted.start_us <= event.at < wanted.end_us:
+                values.append(event.unscaled)
+    given = [value for value in values if value is not None]
+    scale = Decimal("1e-9")
+    if not values:
+        return NO_USAGE
+    return UsageTotal(sum(given) * scale, len(values), max(given) * scale if given else None)
+
+
+def insert(client: Client, log: dict[tuple[int, int, int], tuple[bool, list[Sent]]]) -> None:
+    messages = [read_head(*place, encode(batch(events)), None) for place, (_, events) in log.items()]
+    again = [read_head(*place, encode(batch(events)), None) for place, (repeated, events) in log.items() if repeated]
+    # Later messages first: the order of inserts must not matter.
+    for some in ([*reversed(messages)], again):
+        if some:
+            client.raw_insert("usage_batches_in", insert_block=b"".join(container(some, b"0" * 16)), fmt="Avro")
+
+
+def batch(events: Sequence[Sent]) -> UsageBatch:
+    return UsageBatch(
+        batch_id=b"b" * 16,
+        received_at=1,
+        organization_id=[event.organization for event in events],
+        customer_id=[event.customer for event in events],
+        event_name=[event.name for event in events],
+        timestamp=[event.at for event in events],
+        value=[None if event.unscaled is None else unscaled_bytes(event.unscaled) for event in events],
+        identity=[event.identity for event in events] if any(event.identity for event in events) else (),
+    )
+
+
+def equal(found: UsageTotal, expected: UsageTotal) -> bool:
+    return (found.sum, found.count, found.max) == (expected.sum, expected.count, expected.max)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(history, windows, st.one_of(st.none(), st.tuples(st.integers(1, 2), st.integers(0, 4), st.integers(0, 4))))
+def test_totals_equal_a_fold_in_python(
+    client: Client,
+    messages: Sequence[tuple[int, bool, Sequence[Sent]]],
+    spans: Sequence[tuple[int, int]],
+    limit: tuple[int, int, int] | None,
+) -> None:
+    # An organization of its own keeps the examples apart: tables need not be emptied, and rows of others lie around.
+    organization = secrets.token_hex(8)
+    log = log_of([(e, r, [replace(event, organization=organization) for event in events]) for e, r, events in messages])
+    insert(client, log)
+    below = None if limit is None else Watermark(limit[0], {0: limit[1], 1: limit[2]})
+    wanted = [
+        TotalsRequest(organization, customer, name, start, start + length)
+        for customer in CUSTOMERS
+        for name in NAMES
+        for start, length in spans
+    ]
+    for totals in (exact_totals, independent_totals):
+        found = totals(client, wanted, below)
+        for request in wanted:
+            assert equal(found[request], fold(log, request, below)), (totals.__name__, request, below)
+
+
+def test_a_duplicate_in_the_window_does_not_stand_in_for_a_first_outside_of_it(client: Client) -> None:
+    first = Sent("months", "a", "calls", "c:1", 5, 7_000_000_000)
+    insert(client, log_of([(1, False, [first]), (1, False, [replace(first, at=25, unscaled=9_000_000_000)])]))
+    march, april = (TotalsRequest("months", "a", "calls", start, start + 20) for start in (0, 20))
+    for totals in (exact_totals, independent_totals):
+        found = totals(client, [march, april], None)
+        assert equal(found[march], UsageTotal(Decimal(7), 1, Decimal(7)))
+        assert found[april] == NO_USAGE
+    rows = client.query(
+        "SELECT count() FROM usage WHERE organization_id = 'months' AND timestamp >= fromUnixTimestamp64Micro(20)"
+    ).result_rows
+    assert [tuple(row) for row in rows] == [(0,)]
+
+
+def test_the_windows_of_one_tenant_hold_nothing_of_another(client: Client) -> None:
+    insert(
+        client,
+        log_of([(1, False, [Sent("mine", "a", "calls", "c:1", 5, 1), Sent("theirs", "a", "calls", "c:1", 5, 2)])]),
+    )
+    for name, worth in (("mine", 1), ("theirs", 2), ("no one's", None)):
+        request = TotalsRequest(name, "a", "calls", 0, 10)
+        expected = NO_USAGE if worth is None else UsageTotal(worth * Decimal("1e-9"), 1, worth * Decimal("1e-9"))
+        for totals in (exact_totals, independent_totals):
+            assert equal(totals(client, [request], None)[request], expected)
+
+
+def test_no_windows_are_no_query(client: Client) -> None:
+    assert exact_totals(client, [], None) == {}
+
+
+# -- coverage ----------------------------------------------------------------------------------------------------------
+
+# ranges stored of a partition → first offset that is missing
+COVERED: list[tuple[list[tuple[int, int]], int]] = [
+    ([], 0),
+    ([(0, 1)], 1),
+    ([(1, 2)], 0),
+    ([(0, 1), (1, 2), (2, 3)], 3),
+    ([(0, 1), (1, 2), (1, 2)], 2),            # stored twice
+    ([(0, 1), (2, 3)], 1),                    # a hole
+    ([(0, 1), (2, 3), (2, 3)], 1),            # a row twice does not fill it
+    ([(0, 5), (5, 6)], 6),                    # a gap that is accounted for
+    ([(0, 5), (0, 5), (5, 6)], 6),
+    ([(0, 5), (6, 7)], 5),
+    ([(0, 3), (1, 2), (3, 4)], 4),            # a gap, and a message within it after all
+    ([(0, 3), (1, 2), (4, 5)], 3),
+]  # fmt: skip
+
+
+def test_coverage_ends_at_the_first_offset_that_is_missing(client: Client) -> None:
+    epoch, names = 7, ["kafka_epoch", "kafka_partition", "kafka_offset", "next_offset", "events"]
+    for partition, (ranges, _) in enumerate(COVERED):
+        for first, after in ranges:  # an insert each: rows are not merged in one
+            client.insert("ingest_batches", [[epoch, partition, first, after, 1]], column_names=names)
+    expected = {partition: end for partition, (_, end) in enumerate(COVERED)}
+    found = coverage(client, epoch, len(COVERED))
+    assert found == Watermark(epoch, expected)
+    # Asked again from there, the answer is the same, and what came since is in it.
+    assert coverage(client, epoch, len(COVERED), found) == found
+    client.insert("ingest_batches", [[epoch, 5, 1, 2, 1]], column_names=names)
+    assert coverage(client, epoch, len(COVERED), found).offsets[5] == 3
+    # An answer of another epoch is none.
+    assert coverage(client, 8, 2, found) == Watermark(8, {0: 0, 1: 0})
+
+
+def test_what_expired_is_listed(client: Client) -> None:
+    names = ["kafka_epoch", "kafka_partition", "kafka_offset", "next_offset", "events", "reason"]
+    client.insert("ingest_batches", [[9, 1, 3, 8, 0, EXPIRED], [9, 1, 8, 9, 1, ""]], column_names=names)
+    assert lost_ranges(client, 9) == [(1, 3, 8)]
+
+
+# -- epochs and migrations ---------------------------------------------------------------------------------------------
+
+
+def test_topics_are_numbered_in_order_once(client: Client) -> None:
+    with pytest.raises(UnknownTopic):
+        lookup_epoch(client, "first")
+    assert [register_epoch(client, topic) for topic in ("first", "first", "second", "first")] == [1, 1, 2, 1]
+    with ThreadPoolExecutor(8) as threads:  # sinks that start at once
+        assert set(threads.map(lambda _: register_epoch(client, "third"), range(8))) == {3}
+    assert epochs(client) == {"first": 1, "second": 2, "third": 3}
+    assert lookup_epoch(client, "third") == 3
+
+
+def test_migrations_run_twice_at_once_and_then_have_nothing_to_do(clickhouse: ClickHouseLocal, unique: str) -> None:
+    setting = Settings(clickhouse_dsn=clickhouse.dsn(unique))
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: migrate(setting), range(2)))
+    assert migrate(setting) == []
+    with connect(setting) as client:
+        rows = client.query("SELECT name FROM schema_migrations FINAL ORDER BY number").result_rows
+        assert [name for (name,) in rows] == [migration.name for migration in migrations()]
+        client.command(f"DROP DATABASE {unique} SYNC")
+
+
+def test_a_changed_migration_is_refused_and_changes_nothing(
+    clickhouse: ClickHouseLocal, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Settings(clickhouse_dsn=clickhouse.dsn(unique))
+    migrate(setting)
+    first, *others = migrations()
+    changed = (
+        replace(first, text=first.text + "\nCREATE TABLE IF NOT EXISTS extra (a Int8) ENGINE = Null;\n"),
+        *others,
+    )
+    monkeypatch.setattr(migrating, "migrations", lambda: changed)
+    with pytest.raises(ChangedMigration, match=first.name):
+        migrate(setting)
+    with connect(setting) as client:
+        assert client.command("EXISTS TABLE extra") == 0
+        client.command(f"DROP DATABASE {unique} SYNC")
+
+
+def test_a_database_name_that_is_none_is_refused(clickhouse: ClickHouseLocal) -> None:
+    with pytest.raises(InvalidDatabaseName):
+        migrate(Settings(clickhouse_dsn=f"{clickhouse.dsn()}; DROP DATABASE x".replace(" ", "%20")))
+
+
+def test_a_server_that_is_away_is_said_to_be(unused_port: int) -> None:
+    with pytest.raises(WarehouseUnavailable):
+        connect(Settings(clickhouse_dsn=f"http://default@127.0.0.1:{unused_port}/usage"))
+
+
+@pytest.fixture
+def unused_port() -> int:
+    from deploy.local.process import free_ports
+
+    return free_ports(1)[0]
