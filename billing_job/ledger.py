@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -22,6 +23,10 @@ log = structlog.get_logger(__name__)
 _POLL_SECONDS = 0.2
 _LOAD_BATCH = 10_000
 _GAPS = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # pyright: ignore[reportPrivateUsage]
+
+
+Place = tuple[int, int]
+"""(partition, offset) of a record."""
 
 
 class LedgerUnavailable(Exception):
@@ -42,9 +47,10 @@ class LedgerLog:
         self._properties = settings.kafka_properties
         self._partitions = settings.event_partitions
         self._timeout = timeout_seconds
-        self._changed = threading.Condition()
         self._next_offsets: dict[int, int] = {}
-        self._verdicts: dict[tuple[int, int], bool] = {}  # of our own records, until their writer asks
+        self._lock = threading.Lock()  # of the two below: fates of our own records
+        self._verdicts: dict[Place, bool] = {}  # read before their writer asked
+        self._waiting: dict[Place, Future[bool]] = {}  # asked for before they were read
         self._stopping = threading.Event()
         self._loaded = threading.Event()
         self._failure: BaseException | None = None
@@ -109,7 +115,7 @@ class LedgerLog:
 
     def append_all(self, records: Sequence[LedgerRecord]) -> list[bool]:
         """append, for records that do not wait for one another; those of one customer keep their order."""
-        written: list[tuple[int, int] | str | None] = [None] * len(records)
+        written: list[Place | str | None] = [None] * len(records)
         left = threading.Semaphore(0)
 
         def callback(index: int) -> Callable[[object, Message], None]:
@@ -141,16 +147,19 @@ class LedgerLog:
                 raise LedgerUnavailable("the ledger did not acknowledge in time; whether it was written is unknown")
         return [self._verdict(place, deadline + self._timeout) for place in written]
 
-    def _verdict(self, place: tuple[int, int] | str | None, deadline: float) -> bool:
+    def _verdict(self, place: Place | str | None, deadline: float) -> bool:
         if not isinstance(place, tuple):
             raise LedgerUnavailable(place or "ledger not written")
-        with self._changed:
-            read = self._changed.wait_for(
-                lambda: place in self._verdicts or self._failure is not None, deadline - time.monotonic()
-            )
-            if not read or place not in self._verdicts:
-                raise LedgerUnavailable(f"a record was written to the ledger and not read back: {self._failure}")
-            return self._verdicts.pop(place)
+        with self._lock:
+            if place in self._verdicts:
+                return self._verdicts.pop(place)
+            if self._failure is not None:
+                raise LedgerUnavailable(f"a record was written to the ledger and can't be read: {self._failure}")
+            fate = self._waiting[place] = Future()
+        try:
+            return fate.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            raise LedgerUnavailable("a record was written to the ledger and was not read back in time") from error
 
     def _deliver(self) -> None:
         while not self._stopping.is_set():
@@ -162,12 +171,14 @@ class LedgerLog:
         try:
             self._follow()
         except BaseException as error:  # the thread is the last that could tell
-            self._failure = error
             log.exception("ledger_follower_died", topic=self._topic)
+            with self._lock:
+                self._failure = error
+                for fate in self._waiting.values():
+                    fate.set_exception(LedgerUnavailable(f"the ledger can't be read any more: {error}"))
+                self._waiting.clear()
         finally:
             self._loaded.set()
-            with self._changed:
-                self._changed.notify_all()
 
     def _follow(self) -> None:
         consumer = Consumer(
@@ -218,27 +229,31 @@ class LedgerLog:
             self._take(messages)
 
     def _take(self, messages: Sequence[Message]) -> None:
-        with self._changed:
-            for message in messages:
-                error = message.error()
-                if error is None:
-                    self._fold(message)
-                elif error.fatal() or error.code() in _GAPS:
-                    raise KafkaException(error)
-                else:  # librdkafka goes on by itself
-                    log.warning("ledger_read_error", error=str(error))
-            self._changed.notify_all()
+        for message in messages:
+            error = message.error()
+            if error is None:
+                self._fold(message)
+            elif error.fatal() or error.code() in _GAPS:
+                raise KafkaException(error)
+            else:  # librdkafka goes on by itself
+                log.warning("ledger_read_error", error=str(error))
 
     def _fold(self, message: Message) -> None:
         partition, offset = message.partition(), message.offset()
         assert partition is not None
         assert offset is not None
-        self._next_offsets[partition] = offset + 1
         try:
             record = decode(message.value() or b"")
         except UnreadableLedgerRecord as error:
             log.warning("ledger_record_unreadable", partition=partition, offset=offset, error=str(error))
+            self._next_offsets[partition] = offset + 1
             return
         in_force = self.state.apply(record)
+        self._next_offsets[partition] = offset + 1
         if record.writer == self.writer:
-            self._verdicts[partition, offset] = in_force
+            with self._lock:
+                fate = self._waiting.pop((partition, offset), None)
+                if fate is None:
+                    self._verdicts[partition, offset] = in_force
+            if fate is not None:
+                fate.set_result(in_force)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-import requests
 import stamina
 import stripe
 import structlog
 from pyrate_limiter import Duration, Limiter, Rate
-from requests.adapters import HTTPAdapter
 
 from billing_job import metrics
+from billing_job.stripe_http import PooledClient
 from billing_job.stripe_objects import API_VERSION
 from schemas.ledger import IDEMPOTENCY_ERROR
 from schemas.settings import Settings
@@ -27,7 +26,6 @@ log = structlog.get_logger(__name__)
 Json = Mapping[str, Any]
 T = TypeVar("T")
 
-CONNECT_SECONDS = 5.0
 PAGE = 100
 _STRIPE_HOST = "api.stripe.com"
 # Source: Stripe, "Rate limits": 100 operations a second in live mode, 25 in test mode. A quarter is left to others.
@@ -115,18 +113,17 @@ class StripeApi:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=settings.billing_concurrency))
+        self._http = PooledClient(
+            settings.stripe_api_base,
+            timeout_seconds=settings.stripe_timeout_seconds,
+            connections_max=settings.billing_concurrency,
+        )
         self._client = stripe.StripeClient(
             settings.stripe_api_key.get_secret_value(),
             stripe_version=API_VERSION,
             base_addresses={"api": settings.stripe_api_base.rstrip("/")},  # pyright: ignore[reportArgumentType]
             max_network_retries=0,
-            http_client=stripe.RequestsClient(
-                timeout=(CONNECT_SECONDS, settings.stripe_timeout_seconds),  # to connect, for each read
-                session=self._session,
-            ),
+            http_client=self._http,
         )
         self._retry_seconds = settings.stripe_retry_seconds
         rate = calls_per_second(settings)
@@ -140,7 +137,7 @@ class StripeApi:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._http.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
