@@ -23,7 +23,7 @@ from billing_job.counts import Counts, Need, NotCovered
 from billing_job.due import DueCycle, due_cycles
 from billing_job.gate import explained, quantity_differences
 from billing_job.ledger import LedgerLog
-from billing_job.steps import Billing, InvoiceStopped, system_clock
+from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, system_clock
 from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown
 from billing_job.stripe_customers import ensure_stripe_customer
 from catalog.store import CatalogStore
@@ -268,11 +268,15 @@ class _Run:
 
     def _collect(self, invoice_ids: Sequence[str]) -> None:
         """Bring what is fixed and unfinished as far as it goes, from what the ledger says."""
-        unfinished = [
-            found.fixed
-            for invoice_id in invoice_ids
-            if (found := self.ledger.get(invoice_id)) is not None and found.fixed is not None and is_ours_to_do(found)
-        ]
+        unfinished: list[InvoiceFixed] = []
+        for invoice_id in invoice_ids:
+            invoice = self.ledger.get(invoice_id)
+            if invoice is None or invoice.fixed is None or not is_ours_to_do(invoice):
+                continue
+            if self.billing.scheduled and self.billing.clock() < invoice_rests_until(invoice):
+                self.problems[invoice_id] = f"tried again later: {invoice.reason}"
+            else:
+                unfinished.append(invoice.fixed)
         if not unfinished:
             return
         with self.timed("gate"):

@@ -24,6 +24,7 @@ from billing_job.stripe_api import (
 )
 from billing_job.stripe_objects import invoice_key, seen_invoice
 from schemas.ledger import Invoice, InvoiceFixed, InvoiceStep, Phase, StepKey, StepName
+from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +43,9 @@ Call = Callable[[str, bool], Outcome]
 """(idempotency key, whether an earlier call with it may have run) → what came of it."""
 
 _ATTEMPTS_MAX = 3  # in one run; only a kept 5xx lets the next one begin at once
-_BACKOFF_SECONDS = 60
-_BACKOFF_SECONDS_MAX = 6 * 3600
+_REST_SECONDS = 60
+_REST_SECONDS_MAX = 6 * 3600
+_MISMATCH_ATTEMPT = 3  # rests as long as after a third attempt: people have to look at it
 
 
 class InvoiceStopped(Exception):
@@ -56,7 +58,7 @@ def system_clock() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Billing:
-    """What every step needs. clock: µs since 1970. scheduled: failed steps wait longer from attempt to attempt."""
+    """What every step needs. clock: µs since 1970. scheduled: what failed rests, longer after each attempt."""
 
     log: LedgerLog
     api: StripeApi
@@ -109,9 +111,17 @@ class Begun:
     fresh: bool
 
 
-def waits_until(begun_at_us: int, attempt: int) -> int:
+def rests_until(begun_at_us: int, attempt: int) -> int:
     """When a scheduled run tries again what failed for certain: minutes first, hours later. µs."""
-    return begun_at_us + min(_BACKOFF_SECONDS * 2 ** min(attempt, 20), _BACKOFF_SECONDS_MAX) * 1_000_000
+    return begun_at_us + min(_REST_SECONDS * 2 ** min(attempt, 20), _REST_SECONDS_MAX) * SECOND_US
+
+
+def invoice_rests_until(invoice: Invoice) -> int:
+    """When a scheduled run looks again at an invoice that is held or has a step that failed. µs; 0: at once."""
+    rests = [rests_until(a.begun_at, a.number) for a in invoice.steps.values() if a.phase == "failed"]
+    if invoice.state == "mismatch":
+        rests.append(rests_until(invoice.updated_at, _MISMATCH_ATTEMPT))
+    return max(rests, default=0)
 
 
 def begin(billing: Billing, fixed: InvoiceFixed, keys: Iterable[StepKey]) -> dict[StepKey, Begun]:
@@ -124,13 +134,11 @@ def begin(billing: Billing, fixed: InvoiceFixed, keys: Iterable[StepKey]) -> dic
         if known is None:
             intents.append(billing.record(fixed, key[0], "intent", index=key[1]))
         elif known.may_advance:
-            if billing.scheduled and billing.clock() < waits_until(known.begun_at, known.number):
-                raise InvoiceStopped(f"{key[0]} failed ({known.reason}) and is tried again later")
             intents.append(billing.record(fixed, key[0], "intent", attempt=known.number + 1, index=key[1]))
-        elif known.phase in ("intent", "unknown"):
+        elif known.phase == "failed":
+            raise InvoiceStopped(f"{key[0]} can't be tried again: {known.reason}")
+        else:  # not known whether it was made, or made by another run a moment ago
             begun[key] = Begun(known.number, fresh=False)
-        else:
-            raise InvoiceStopped(f"{key[0]} is {known.phase}: {known.reason}")
     won = billing.log.append_all(intents)
     for intent, is_won in zip(intents, won, strict=True):
         begun[intent.step, intent.index] = Begun(intent.attempt, fresh=is_won)

@@ -138,6 +138,8 @@ class StripeApi:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        if self._limiter is not None:
+            self._limiter.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

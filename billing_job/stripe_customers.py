@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from billing_job.steps import Billing, InvoiceStopped, waits_until
+from billing_job.steps import Billing, InvoiceStopped, rests_until
 from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused, StripeReplayed
 from billing_job.stripe_objects import CUSTOMER_ID, ORGANIZATION_ID, customer_call_key, customer_params, metadata_of
 from schemas.customer import Customer
@@ -110,7 +110,7 @@ def _begin(billing: Billing, customer: Customer, account: str | None) -> tuple[i
             raise InvoiceStopped(f"the customer can't be made at Stripe: {known.reason}")
         return known.attempt.number, False, known.attempt.begun_at
     if known is not None and billing.scheduled:
-        later = waits_until(known.attempt.begun_at, known.attempt.number)
+        later = rests_until(known.attempt.begun_at, known.attempt.number)
         if billing.clock() < later:
             raise InvoiceStopped(f"the customer could not be made at Stripe ({known.reason}) and is tried again later")
     intent = _record(billing, customer, account, "intent", attempt=known.attempt.number + 1 if known else 1)

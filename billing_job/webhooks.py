@@ -31,6 +31,8 @@ PATH = "/webhooks/stripe"
 BODY_BYTES_MAX = 1024 * 1024
 TOLERANCE_SECONDS = 300
 """Age up to which a signature is taken: what was recorded can't be played back later. Stripe's own default."""
+RETRY_SECONDS = 2.0
+"""Stripe waits for the answer, and sends the event again if there is none."""
 
 # What changes an invoice without us. Other events, also of later versions, are answered and left alone.
 _OF_AN_INVOICE = frozenset(
@@ -104,7 +106,8 @@ class StripeWebhooks:
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.stripe_webhook_secret.get_secret_value()
-        self._billing = Billing(LedgerLog(settings), StripeApi(settings))
+        quick = {"stripe_retry_seconds": min(settings.stripe_retry_seconds, RETRY_SECONDS)}
+        self._billing = Billing(LedgerLog(settings), StripeApi(settings.model_copy(update=quick)))
         self.app = Starlette(routes=[Route(PATH, self._answer, methods=["POST"])])
         self.checks: dict[str, Check] = {"ledger": self._billing.log.check}
 
