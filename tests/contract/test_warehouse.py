@@ -17,6 +17,7 @@ from schemas.settings import Settings
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
 from schemas.watermark import Watermark
 from stream_processors.avro_splice import container, read_head
+from stream_processors.inserts import INSERT_SETTINGS
 from warehouse import migrate as migrating
 from warehouse.client import Client, WarehouseUnavailable, connect
 from warehouse.coverage import EXPIRED, coverage, lost_ranges
@@ -114,7 +115,8 @@ def insert(client: Client, log: dict[tuple[int, int, int], tuple[bool, list[Sent
     # Later messages first: the order of inserts must not matter.
     for some in ([*reversed(messages)], again):
         if some:
-            client.raw_insert("usage_batches_in", insert_block=b"".join(container(some, b"0" * 16)), fmt="Avro")
+            body = b"".join(container(some, b"0" * 16))
+            client.raw_insert("usage_batches_in", insert_block=body, fmt="Avro", settings=INSERT_SETTINGS)
 
 
 def batch(events: Sequence[Sent]) -> UsageBatch:

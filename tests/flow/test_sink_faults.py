@@ -95,10 +95,10 @@ def inserting(world: SinkWorld) -> bool:
 
 def test_killed_in_the_middle_of_inserts_nothing_is_lost_or_doubled(world: SinkWorld) -> None:
     truth = Truth(world)
-    truth.send(600)
+    truth.send(300)
     chance = random.Random(7)
     sink = world.sink()
-    for _ in range(4):
+    for _ in range(3):
         before = world.rows("SELECT count() FROM usage_accepted")[0][0]
         sink.start()
         # The moment after some rows appear is one between an insert and its commit, or in the next insert.
@@ -109,7 +109,7 @@ def test_killed_in_the_middle_of_inserts_nothing_is_lost_or_doubled(world: SinkW
     sink.start()
     world.settle(90)
     assert truth.holds()
-    expected = (600 + 4 * 30) * EVENTS_PER_MESSAGE
+    expected = (300 + 3 * 30) * EVENTS_PER_MESSAGE
     assert world.rows("SELECT count() FROM usage_accepted FINAL") == [(expected,)]
 
 
