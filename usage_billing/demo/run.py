@@ -36,6 +36,7 @@ from usage_billing.demo import data, plan
 
 _WAIT_SECONDS_MAX = 60.0
 _API_SECONDS_MAX = 30.0
+_LOOK_SECONDS = 2.0  # between two looks at live totals while events flow
 _MONTHS = 12
 
 
@@ -69,11 +70,12 @@ def run(settings: Settings, *, keep: bool) -> int:
         with watch.part("data read"):
             flights = data.load()
             usage = flights.expected()
+            events = list(flights.events())
         organization_id, secret = _organization(settings)
         address = f"http://{settings.http_host}:{settings.http_port}"
         headers = {"Authorization": f"Bearer {secret}"}
         with httpx.Client(base_url=address, headers=headers, timeout=_API_SECONDS_MAX) as http:
-            demo = Demo(settings, organization_id, address, secret, flights, usage, Api(http))
+            demo = Demo(settings, organization_id, address, secret, flights, events, usage, Api(http))
             demo.run(watch)
         _print_times(watch)
         if keep:
@@ -157,6 +159,7 @@ class Demo:
     address: str
     secret: str
     flights: data.FlightData
+    events: list[dict[str, Any]]
     usage: dict[tuple[str, int], data.MonthlyUsage]
     api: Api
     meters: dict[str, str] = field(default_factory=dict[str, str])  # name here → id
@@ -209,10 +212,10 @@ class Demo:
         )
         with UsageClient(self.address, self.secret) as client, bar:
             task = bar.add_task("posting", total=expected)
-            for receipt in client.send_all(self.flights.events()):
+            for receipt in client.send_all(self.events):
                 accepted += receipt.accepted
                 bar.update(task, completed=accepted)
-                if time.perf_counter() - looked > 1:
+                if time.perf_counter() - looked > _LOOK_SECONDS:
                     looked = time.perf_counter()
                     live, alerts_seen = self.live_miles(), len(self.alerts())
                     bar.update(task, description=f"posting; live: {live:,} miles, {alerts_seen} alerts")
