@@ -4,8 +4,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import uvloop
+
+_ANSWER_SECONDS_MAX = 30.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,7 @@ class _Connection(asyncio.Protocol):
         self.failures = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         self._send()
 
     def _send(self) -> None:
@@ -80,8 +82,9 @@ def run(port: int, body: bytes, key: str, connections: int, seconds: float) -> L
             connection = _Connection(head.encode() + body, started + seconds, done)
             await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
             made.append((connection, done))
-        for _, done in made:
-            await done.wait()
+        async with asyncio.timeout(seconds + _ANSWER_SECONDS_MAX):
+            for _, done in made:
+                await done.wait()
         elapsed = time.perf_counter() - started
         latencies = sorted(latency for connection, _ in made for latency in connection.latencies)
         return Load(len(latencies), sum(connection.failures for connection, _ in made), elapsed, latencies)
