@@ -98,7 +98,7 @@ class Gateway:
             answer, status = problem.body(), problem.status
             headers = [(b"content-type", MEDIA_TYPE.encode())]
             headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
-        metrics.REQUESTS.labels(status).inc()
+        (metrics.ACCEPTED if status == 202 else metrics.REQUESTS.labels(status)).inc()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ingest_gateway.decode import Events
 from schemas.event import NO_IDENTITY, client_identity, request_identity
@@ -74,7 +74,7 @@ def split(
     numbers = list(map(partition, events.customer_id))
     wanted = set(numbers)
     if len(wanted) == 1:
-        picked: dict[int, list[list[Any]]] = {numbers[0]: [list(column) for column in columns]}
+        picked: dict[int, list[list[Any]]] = {numbers[0]: [cast(list[Any], column) for column in columns]}
     else:
         # Which rows go where is worked out once; then each column is picked apart without a loop in Python.
         rows: dict[int, list[int]] = {number: [] for number in wanted}
