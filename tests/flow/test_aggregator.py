@@ -8,10 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from confluent_kafka import TopicPartition
 
 from deploy.local.kafka import KafkaBroker
+from runtime.topics import admin_client, create_topics
 from schemas.meter import Aggregation
+from schemas.topics import USAGE_EVENTS, topic_name
 from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld
+from tests.services import Service, environment
 from tests.waiting import until
 
 
@@ -112,6 +116,60 @@ def test_passes_over_what_it_cannot_read(world: MeteringWorld) -> None:
     until(lambda: [world.total(customer)[1] for customer in "abcd"] == [1] * 4)
     until(world.all_committed)
     assert "usage_aggregator_unreadable_total 3.0" in httpx.get(f"{worker.address}/metrics").text
+
+
+def test_a_topic_that_was_made_again_counts_on_from_offset_0(world: MeteringWorld) -> None:
+    worker = world.worker().start()
+    world.send(Event("a", value="2", event_id="x"), Event("b"))
+    until(world.all_committed)
+    assert worker.stop() == 0
+    admin, topic = admin_client(world.settings), topic_name(world.settings, USAGE_EVENTS)
+    admin.delete_topics([topic])[topic].result(15)
+    until(lambda: topic not in admin.list_topics(timeout=10).topics)
+    create_topics(world.settings)
+    worker.start()
+    world.send(Event("a", value="3"), Event("a", value="2", event_id="x"))
+    until(lambda: world.total("a") == ("5", 2, "3"))
+    record = world.totals()["a", "calls", MARCH]
+    assert (record.first_offset, record.last_offset) == (0, 0)
+    assert world.total("b") == ("1", 1, "1")
+
+
+def test_goes_on_behind_what_the_log_has_lost_and_says_so(world: MeteringWorld) -> None:
+    worker = world.worker().start()
+    world.send(Event("a"))
+    until(world.all_committed)
+    assert worker.stop() == 0
+    (partition,) = (p for p, end in world.ends().items() if end)
+    for _ in range(5):
+        world.send(Event("a"))
+    lost = TopicPartition(topic_name(world.settings, USAGE_EVENTS), partition, 4)
+    admin = admin_client(world.settings)  # held until the answer is there
+    for future in admin.delete_records([lost]).values():
+        future.result(15)
+    worker.start()
+    until(lambda: world.total("a")[1] == 3, seconds=60)
+    until(world.all_committed)
+    assert "usage_aggregator_offsets_lost_total 3.0" in httpx.get(f"{worker.address}/metrics").text
+    # All that is left expires before it is counted, and nothing comes after it.
+    assert worker.stop() == 0
+    world.send(Event("a"))
+    (end,) = filter(None, world.ends().values())
+    lost = TopicPartition(topic_name(world.settings, USAGE_EVENTS), partition, end)
+    for future in admin.delete_records([lost]).values():
+        future.result(15)
+    worker.start()
+    until(lambda: world.progress()[partition] == end, seconds=60)
+    assert world.total("a")[1] == 3
+
+
+def test_refuses_another_number_of_partitions(world: MeteringWorld, tmp_path: Path) -> None:
+    env = {**environment(world.settings), "USAGE_EVENT_PARTITIONS": "4"}
+    worker = Service("aggregator", env, tmp_path)
+    worker.launch()
+    until(lambda: not worker.running, seconds=60)
+    assert worker.stop() == 1
+    assert "USAGE_EVENT_PARTITIONS is 4" in worker.log_path.read_text()
 
 
 def test_is_prompt_when_idle(world: MeteringWorld) -> None:
