@@ -504,6 +504,7 @@ async def test_every_error_of_a_request_is_named(api: httpx.AsyncClient) -> None
         (f"Bearer {KEYS[Scope.INGEST]}",    403, "missing_scope"),
         (f"bearer  {KEYS[Scope.ADMIN]} ",   200, ""),
     ],
+    ids=["none", "empty", "no key", "basic", "unknown", "revoked", "read key", "ingest key", "loosely written"],
 )  # fmt: skip
 async def test_a_key_in_force_with_the_scope_is_needed(
     settings: Settings, store: CatalogStore, authorization: str | None, status: int, code: str

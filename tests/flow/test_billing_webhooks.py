@@ -161,6 +161,17 @@ PAYLOAD = json.dumps({"type": "invoice.paid", "data": {"object": {"id": "in_1"}}
         ("{", signature("{")),
         ("x" * 1_100_000, "t=1,v1=0"),
     ],
+    ids=[
+        "unsigned",
+        "wrong",
+        "not a signature",
+        "another's",
+        "changed",
+        "old",
+        "not an object",
+        "not JSON",
+        "too long",
+    ],
 )
 def test_what_stripe_did_not_sign_is_refused(client: Client, payload: str, header: str) -> None:
     answer = client.request("POST", payload, **{"Stripe-Signature": header})

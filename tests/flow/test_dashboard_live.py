@@ -320,7 +320,9 @@ def test_signing_in_sets_a_strict_cookie_and_leads_nowhere_else(running: Running
         assert KEY.lower() not in cookie
 
 
-@pytest.mark.parametrize(("key", "status"), [("wrong", 401), ("", 401), (READ_KEY, 403)])
+@pytest.mark.parametrize(
+    ("key", "status"), [("wrong", 401), ("", 401), (READ_KEY, 403)], ids=["unknown", "none", "read key"]
+)
 def test_signing_in_needs_an_admin_key(running: Running, key: str, status: int) -> None:
     answer = httpx.post(f"{running.address}/sign-in", data={"key": key})
     assert answer.status_code == status
