@@ -23,13 +23,14 @@ class UnreadableTotal(ValueError):
     """Bytes in usage.totals that are no record of it."""
 
 
-class UsageTotal(msgspec.Struct, frozen=True):
+class UsageTotal(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything that counts once of one customer, event_name and cycle, up to and with last_offset.
 
     sum, max: plain decimal strings; max None: no event had a value. cycle_start, cycle_end: µs since 1970, half-open.
     topic_id: Kafka's id of the usage.events that the offsets are of; the numbers include what earlier ones held.
-    partition: of both topics. first_offset, last_offset: of messages with an event in this total. updated_at: µs, the
-    aggregator's clock.
+    partition: of both topics. first_offset, last_offset: of messages with an event in this total, −1 before the first.
+    updated_at: µs, the aggregator's clock. repairs: how many were applied (schemas/repair.py); repaired_sum,
+    repaired_count: what they added, contained in sum and count.
     """
 
     organization_id: str
@@ -45,6 +46,9 @@ class UsageTotal(msgspec.Struct, frozen=True):
     first_offset: int
     last_offset: int
     updated_at: int
+    repairs: int = 0
+    repaired_sum: str = "0"
+    repaired_count: int = 0
 
     def quantity(self, aggregation: Aggregation) -> Decimal:
         """What a meter with that aggregation reads; max without any value is 0. May be negative."""
@@ -66,7 +70,7 @@ class UsageTotal(msgspec.Struct, frozen=True):
         if other is None:
             return True
         if self.topic_id == other.topic_id:
-            return self.last_offset >= other.last_offset
+            return (self.last_offset, self.repairs) >= (other.last_offset, other.repairs)
         return self.updated_at >= other.updated_at
 
 
