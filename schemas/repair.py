@@ -33,9 +33,9 @@ class RepairReason(StrEnum):
 class UsageRepair(msgspec.Struct, frozen=True):
     """A difference, exact total − live total, both at one place: (topic_id, partition, offset).
 
-    offset: the total's last_offset, or −1 where there was no live total. repairs: the total's, 0 where there was none.
-    count, sum: to be added; sum is a plain decimal string. max: the exact one at the place; max_was: the live one seen
-    there; None: no value. cycle_start, cycle_end, made_at: µs since 1970.
+    offset: the last one that both contain, −1: none. repairs: those that the live total contains, 0 where there is no
+    such total. count, sum: to be added; sum is a plain decimal string. max: the exact one at the place; max_was: the
+    live one seen there; None: no value. cycle_start, cycle_end, made_at: µs since 1970.
     """
 
     repair_id: str
@@ -44,6 +44,7 @@ class UsageRepair(msgspec.Struct, frozen=True):
     event_name: str
     cycle_start: int
     cycle_end: int
+    repairs: int
     count: int
     sum: Number
     max: Number | None
@@ -53,7 +54,6 @@ class UsageRepair(msgspec.Struct, frozen=True):
     offset: int
     reason: RepairReason
     made_at: int
-    repairs: int = 0
 
     @property
     def key(self) -> bytes:
