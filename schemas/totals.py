@@ -77,7 +77,8 @@ class UsageTotal(msgspec.Struct, frozen=True, omit_defaults=True):
 class Progress(msgspec.Struct, frozen=True):
     """How far the aggregator is in one partition: everything below next_offset is in the totals.
 
-    log_time: greatest received_at up to there; updated_at: the aggregator's clock; both µs.
+    log_time: greatest received_at up to there; updated_at: the aggregator's clock; both µs. repairs_next: the same of
+    usage.repairs; None: not begun.
     """
 
     topic_id: str
@@ -85,6 +86,7 @@ class Progress(msgspec.Struct, frozen=True):
     next_offset: int
     log_time: int
     updated_at: int
+    repairs_next: int | None = None
 
 
 PROGRESS_KEY = INTERNAL + b"progress"

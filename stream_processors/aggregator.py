@@ -1,4 +1,4 @@
-"""usage.events → usage.totals, usage.alerts: live totals, exact whenever a worker dies, and alerts when they are due.
+"""usage.events, usage.repairs → usage.totals, usage.alerts: exact whenever a worker dies, and alerts when they are due.
 
 Rules, each proven by killing workers (docs/decisions/aggregator.md):
  1. Only messages of the current generation of the group count, by partition and in the order of their offsets.
@@ -38,10 +38,12 @@ from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
 from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic
 from schemas import alert as alert_codec
+from schemas import repair as repair_codec
 from schemas.alert_rule import AlertRule
 from schemas.meter import Meter
 from schemas.partition import partition_of
 from schemas.period import SECOND_US
+from schemas.repair import UnreadableRepair
 from schemas.settings import Settings
 from schemas.topics import CATALOG, USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import UnreadableBatch, UsageBatch, decode
@@ -64,6 +66,7 @@ from stream_processors.exact_table import (
     release,
     rewind,
 )
+from stream_processors.repairs import Raw, RepairReader
 from stream_processors.state import Fired, PartitionState
 from stream_processors.totals import Total
 
@@ -151,6 +154,7 @@ class Aggregator:
         self._catalog_topic = topic_name(settings, CATALOG)
         self._topic_id = topic.topic_id
         self._ends = LogEnds(settings)
+        self._repairs = RepairReader(settings)
         self._producer = DurableProducer(settings.kafka_properties)
         self._alerts = AlertBook(self._view)
         self._catalog_changes: deque[CatalogRecord] = deque()
@@ -355,7 +359,7 @@ class Aggregator:
             for partition, state in states.items():
                 await self._publish_alerts(state)
                 if state.has_changes:
-                    oldest = oldest or state.log_time
+                    oldest = oldest or (state.log_time if state.has_new_messages else 0)
                     self._producer.send(self._totals_topic, partition, state.changes(now_us()))
                     done[partition] = state.next_offset
                     await asyncio.sleep(0)
@@ -367,6 +371,7 @@ class Aggregator:
             self._to_check = {p: totals for p, totals in self._to_check.items() if p in self._known}
             if done:
                 metrics.FLUSH_SECONDS.observe(time.monotonic() - started)
+            if oldest:
                 metrics.VISIBLE_SECONDS.observe(max(0.0, (now_us() - oldest) / 1e6))
 
     async def _publish_alerts(self, state: PartitionState) -> None:
@@ -387,6 +392,42 @@ class Aggregator:
             metrics.ALERTS.inc(len(due))
             metrics.ALERT_SECONDS.observe(max(0.0, (now_us() - state.log_time) / 1e6))
             log.info("alerts_fired", partition=state.partition, count=len(due))
+
+    # -- repairs ---------------------------------------------------------------------------------------------------
+
+    async def repair_for_ever(self) -> None:
+        """Take in the repairs of the partitions that are loaded; the flusher writes them like all that changes."""
+        followed: dict[int, PartitionState] = {}
+        try:
+            while True:
+                try:
+                    states = self.table.states
+                    if states != followed:
+                        places = {partition: state.repairs_next for partition, state in states.items()}
+                        begun = await asyncio.to_thread(self._repairs.follow, places)
+                        followed = states
+                        for partition, state in states.items():
+                            state.begin_repairs(begun[partition])
+                    for raw in await asyncio.to_thread(self._repairs.read):
+                        self._repair(followed[raw.partition], raw)
+                except KafkaException as error:
+                    log.warning("repairs_not_read", error=str(error))
+                    followed = {}
+                    await asyncio.sleep(_WATCH_SECONDS)
+        except Exception as error:  # noqa: BLE001 - Faust would go on after it
+            die("repairs could not be applied", error)
+
+    def _repair(self, state: PartitionState, raw: Raw) -> None:
+        repair = None
+        try:
+            repair = repair_codec.decode(raw.value)
+        except UnreadableRepair as error:
+            log.error("repair_unreadable", partition=raw.partition, offset=raw.offset, error=str(error))
+        applied = state.repair(raw.offset, repair)
+        metrics.REPAIRS.labels("unreadable" if repair is None else "applied" if applied else "stale").inc()
+        if repair is not None:
+            log.info("repair", repair_id=repair.repair_id, applied=applied, partition=raw.partition, offset=raw.offset)
+        self._woken.set()
 
     # -- watching --------------------------------------------------------------------------------------------------
 
@@ -456,6 +497,7 @@ class Aggregator:
 
     def close(self) -> None:
         self._ends.close()
+        self._repairs.close()
 
 
 def _run_from(next_offset: int, by_offset: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
@@ -505,6 +547,7 @@ def make_app(
     )
     app.agent(source, concurrency=1, name="aggregate")(aggregator.consume)
     app.task(aggregator.flush_for_ever)
+    app.task(aggregator.repair_for_ever)
     app.task(aggregator.watch_for_ever)
     return app, aggregator
 

@@ -10,6 +10,11 @@ LAG = Gauge("usage_aggregator_lag", "Messages of usage.events that are not in th
 EVENTS_APPLIED = Counter("usage_aggregator_events_applied_total", "Events added to totals.")
 DUPLICATES = Counter("usage_aggregator_duplicates_total", "Events that were known by their identity and not added.")
 UNREADABLE = Counter("usage_aggregator_unreadable_total", "Messages that are no UsageBatch; the sink reports them.")
+REPAIRS = Counter(
+    "usage_aggregator_repairs_total",
+    "Repairs of totals: applied, stale (computed from another state of the total) or unreadable.",
+    ["outcome"],
+)
 GAPS = Counter("usage_aggregator_gaps_total", "Times that the consumer had to go back after a rebalance.")
 OFFSETS_LOST = Counter("usage_aggregator_offsets_lost_total", "Offsets gone from the log before they counted.")
 TOTALS = Gauge("usage_aggregator_totals", "Totals held in memory.", ["partition"])

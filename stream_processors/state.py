@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from schemas.totals import INTERNAL, PROGRESS_KEY, Progress, UsageTotal, decode, encode
+from schemas.repair import UsageRepair
+from schemas.totals import INTERNAL, PROGRESS_KEY, Progress, UsageTotal, decimal_text, decode, encode, unscaled_of
 from schemas.usage_batch import UsageBatch
 from stream_processors.dedupe import Dedupe, Hashes, as_hashes, identity_hash
 from stream_processors.totals import Series, TileAt, Totals
@@ -64,7 +65,8 @@ class PartitionState:
     """Everything that is derived from one partition of usage.events, up to next_offset.
 
     topic_id: of usage.events as it is now; what was kept of an earlier topic of that name counts on, with offsets from
-    0 again. log_time: greatest received_at so far, µs; 0 before the first.
+    0 again. log_time: greatest received_at so far, µs; 0 before the first. repairs_next: the next offset of
+    usage.repairs; None: nobody has begun to read it, and what lies in it already was not computed from these totals.
     """
 
     def __init__(self, partition: int, topic_id: str, tile_at: TileAt, *, horizon_us: int, ids_max: int) -> None:
@@ -72,11 +74,13 @@ class PartitionState:
         self.topic_id = topic_id
         self.next_offset = 0
         self.log_time = 0
+        self.repairs_next: int | None = None
         self.totals = Totals(tile_at)
         self.dedupe = Dedupe(horizon_us, ids_max)
         self.fired: set[FiredKey] = set()
         self._new_fired: list[tuple[str, Fired]] = []
         self._written_offset = 0
+        self._written_repairs: int | None = None
         self._fresh: list[Hashes] = []
         self._packs: deque[tuple[int, bytes]] = deque()  # log time and key of every pack in the changelog, oldest first
         self._small: list[_Pack] = []  # the last of them, while they are small
@@ -128,15 +132,35 @@ class PartitionState:
         """Go on at a later offset: what was before it is no longer in the log."""
         self.next_offset = max(self.next_offset, offset)
 
-    # -- writing ---------------------------------------------------------------------------------------------------
+    def repair(self, offset: int, repair: UsageRepair | None) -> bool:
+        """Take in the repair at an offset of usage.repairs; None: unreadable. False: it changes no total.
+
+        What has been taken in before changes nothing, nor does a repair that was computed from another state of its
+        total, be it one that these totals have not reached yet.
+        """
+        if self.repairs_next is not None and offset < self.repairs_next:
+            return False
+        self.repairs_next = offset + 1
+        return repair is not None and self.totals.repair(repair)
 
     def note_fired(self, alert_id: str, fired: Fired) -> None:
         self.fired.add(fired.key)
         self._new_fired.append((alert_id, fired))
 
+    def begin_repairs(self, offset: int) -> None:
+        """Read usage.repairs from there: what comes next, or what is left of it."""
+        self.repairs_next = offset
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_new_messages(self) -> bool:
+        return self.next_offset != self._written_offset
+
     @property
     def has_changes(self) -> bool:
-        return bool(self.next_offset != self._written_offset or self._new_fired)
+        at = (self.next_offset, self.repairs_next)
+        return bool(at != (self._written_offset, self._written_repairs) or self._new_fired)
 
     def changes(self, now: int) -> list[Record]:
         """What has changed since the last call, in the order in which it must be written. now: µs."""
@@ -147,9 +171,9 @@ class PartitionState:
         records += self._id_changes()
         records += [(_FIRED + alert_id.encode(), msgspec.json.encode(fired)) for alert_id, fired in self._new_fired]
         self._new_fired.clear()
-        progress = Progress(self.topic_id, self.partition, self.next_offset, self.log_time, now)
+        progress = Progress(self.topic_id, self.partition, self.next_offset, self.log_time, now, self.repairs_next)
         records.append((PROGRESS_KEY, encode(progress)))
-        self._written_offset = self.next_offset
+        self._written_offset, self._written_repairs = self.next_offset, self.repairs_next
         return records
 
     def _id_changes(self) -> list[Record]:
@@ -191,7 +215,7 @@ class PartitionState:
         """Take in a record of the changelog, in its order. Raises UnreadableTotal, UnreadableState.
 
         A worker that was frozen may have written late: of a total and of progress the greatest offset is kept, not the
-        last record.
+        last record, and of repairs, whose log is another, the greatest number.
         """
         assert self._read is not None, "restored already"
         self._read.take(key, value, self.topic_id)
@@ -202,10 +226,12 @@ class PartitionState:
         read, self._read = self._read, None
         if read.progress is not None:
             self.log_time = read.progress.log_time
+            self.repairs_next = self._written_repairs = read.repairs_next
             if read.progress.topic_id == self.topic_id:
                 self.next_offset = self._written_offset = read.progress.next_offset
-        for total in read.totals.values():
-            self.totals.restore(total, self.topic_id)
+        for key, total in read.totals.items():
+            # Compaction will leave the last record of a key alone, so what is newer must be written again after it.
+            self.totals.restore(total, self.topic_id, outdated=key in read.outdated)
         self.fired = {fired.key for fired in read.fired.values()}
         packs = sorted((_Pack.read(key, value) for key, value in read.ids.items()), key=lambda pack: pack.log_time)
         self._packs = deque((pack.log_time, pack.key) for pack in packs)
@@ -223,7 +249,9 @@ class _Restoring:
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
+        self.repairs_next: int | None = None
         self.totals: dict[bytes, UsageTotal] = {}
+        self.outdated: set[bytes] = set()  # keys of which the last record is not the newest
         self.ids: dict[bytes, bytes] = {}
         self.fired: dict[bytes, Fired] = {}
 
@@ -242,20 +270,51 @@ class _Restoring:
         else:
             match decode(key, value):
                 case UsageTotal() as total:
-                    if _is_newer(total, self.totals.get(key), topic_id):
-                        self.totals[key] = total
+                    newest = self.totals[key] = _newest(total, self.totals.get(key), topic_id)
+                    if newest is total:
+                        self.outdated.discard(key)
+                    else:
+                        self.outdated.add(key)
                 case Progress() as progress:
+                    if progress.repairs_next is not None:
+                        self.repairs_next = max(progress.repairs_next, self.repairs_next or 0)
                     if _is_further(progress, self.progress, topic_id):
                         self.progress = progress
                 case None:
                     raise UnreadableState(f"key {key!r}: written by a later version")
 
 
-def _is_newer(total: UsageTotal, other: UsageTotal | None, topic_id: str) -> bool:
-    """As any reader decides it, but that what is of the current topic is newer than all that is not."""
-    if other is None or (total.topic_id == topic_id) == (other.topic_id == topic_id):
-        return total.supersedes(other)
-    return total.topic_id == topic_id
+def _newest(total: UsageTotal, other: UsageTotal | None, topic_id: str) -> UsageTotal:
+    """The events of the one that is newer, the repairs of the one that has more of them.
+
+    Newer: as any reader decides it, but that what is of the current topic is newer than all that is not.
+    """
+    if other is None:
+        return total
+    if (total.topic_id == topic_id) == (other.topic_id == topic_id):
+        is_newer = total.supersedes(other)
+    else:
+        is_newer = total.topic_id == topic_id
+    newer, older = (total, other) if is_newer else (other, total)
+    return newer if older.repairs <= newer.repairs else _with_repairs_of(older, newer)
+
+
+def _with_repairs_of(repaired: UsageTotal, total: UsageTotal) -> UsageTotal:
+    """Of a worker that was frozen before these repairs came, and wrote what came after it had lost the partition.
+
+    The greater max: whether that repair had lowered it can't be told any more, the next `reconcile` can.
+    """
+    added = unscaled_of(repaired.repaired_sum) - unscaled_of(total.repaired_sum)
+    most = max((unscaled_of(each.max) for each in (total, repaired) if each.max is not None), default=None)
+    return msgspec.structs.replace(
+        total,
+        sum=decimal_text(unscaled_of(total.sum) + added),
+        count=total.count + repaired.repaired_count - total.repaired_count,
+        max=None if most is None else decimal_text(most),
+        repairs=repaired.repairs,
+        repaired_sum=repaired.repaired_sum,
+        repaired_count=repaired.repaired_count,
+    )
 
 
 def _is_further(progress: Progress, other: Progress | None, topic_id: str) -> bool:

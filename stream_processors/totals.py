@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from schemas.period import Cycle
+from schemas.repair import UsageRepair, repaired_max
 from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
 from schemas.usage_batch import UsageBatch
 from stream_processors.cycles import Affected, Tile
@@ -24,6 +26,17 @@ NO_OFFSET = -1
 _NEVER = 2**63 - 1
 
 
+class Repaired(NamedTuple):
+    """How many repairs a total contains, and what they added to it; sum × 10⁹."""
+
+    repairs: int
+    sum: int
+    count: int
+
+
+NOT_REPAIRED = Repaired(0, 0, 0)
+
+
 class Total:
     """One running total. Mutable: it is added to once an event.
 
@@ -31,7 +44,7 @@ class Total:
     contains, NO_OFFSET before the first. changed: since it was last written.
     """
 
-    __slots__ = ("changed", "count", "cycle", "first_offset", "last_offset", "max", "series", "sum")
+    __slots__ = ("changed", "count", "cycle", "first_offset", "last_offset", "max", "repaired", "series", "sum")
 
     def __init__(self, series: Series, cycle: Cycle) -> None:
         self.series = series
@@ -41,6 +54,7 @@ class Total:
         self.max: int | None = None
         self.first_offset = NO_OFFSET
         self.last_offset = NO_OFFSET
+        self.repaired = NOT_REPAIRED
         self.changed = False
 
     def key(self) -> bytes:
@@ -66,6 +80,9 @@ class Total:
             self.first_offset,
             self.last_offset,
             now,
+            self.repaired.repairs,
+            decimal_text(self.repaired.sum),
+            self.repaired.count,
         )
 
 
@@ -227,16 +244,45 @@ class Totals:
             total.changed = True
             self._changed.append(total)
 
-    def restore(self, record: UsageTotal, topic_id: str) -> None:
-        """Take over a written total. Of another topic: its numbers stay, its offsets mean nothing any more."""
+    def repair(self, repair: UsageRepair) -> bool:
+        """Apply it if it was computed from the total as it is; False: it was not, and nothing has changed."""
+        key = (repair.organization_id, repair.customer_id, repair.event_name)
+        cycle = Cycle(repair.cycle_start, repair.cycle_end)
+        series = self._series.get(key)
+        total = None if series is None else next((each for each in series.totals if each.cycle == cycle), None)
+        if repair.repairs != (NOT_REPAIRED if total is None else total.repaired).repairs:
+            return False
+        if total is None:
+            total = self.series(*key).total(cycle)
+        added = unscaled_of(repair.sum)
+        total.sum += added
+        total.count += repair.count
+        total.max = repaired_max(total.max, repair)
+        before = total.repaired
+        total.repaired = Repaired(before.repairs + 1, before.sum + added, before.count + repair.count)
+        if not total.changed:
+            total.changed = True
+            self._changed.append(total)
+        return True
+
+    def restore(self, record: UsageTotal, topic_id: str, *, outdated: bool = False) -> None:
+        """Take over a written total. Of another topic: its numbers stay, its offsets mean nothing any more.
+
+        outdated: the last one written was another, so it counts as changed.
+        """
         series = self.series(record.organization_id, record.customer_id, record.event_name)
         total = series.total(Cycle(record.cycle_start, record.cycle_end))
         total.sum = unscaled_of(record.sum)
         total.count = record.count
         total.max = None if record.max is None else unscaled_of(record.max)
+        if record.repairs:
+            total.repaired = Repaired(record.repairs, unscaled_of(record.repaired_sum), record.repaired_count)
         if record.topic_id == topic_id:
             total.first_offset, total.last_offset = record.first_offset, record.last_offset
             self._written_through = max(self._written_through, record.last_offset)
+        if outdated and not total.changed:
+            total.changed = True
+            self._changed.append(total)
 
     def forget_tiles(self, affected: Affected) -> None:
         """Assign later events by the catalog as it is now."""

@@ -16,6 +16,7 @@ from catalog.store import CatalogStore
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
 from schemas import alert as alert_codec
+from schemas import repair as repair_codec
 from schemas import totals as totals_codec
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, AlertRule
@@ -25,8 +26,9 @@ from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
 from schemas.period import parse_rfc3339
+from schemas.repair import RepairReason, UsageRepair
 from schemas.settings import Settings
-from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_REPAIRS, USAGE_TOTALS, topic_name
 from schemas.totals import Progress, UsageTotal
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
 from tests.services import Service, environment
@@ -124,6 +126,31 @@ class MeteringWorld:
         """Enqueue one message as it is."""
         self.producer.produce(topic_name(self.settings, USAGE_EVENTS), message, partition=partition)
 
+    def repair(self, customer: str, *, repairs: int, count: int = 0, value: str = "0", **given: str | None) -> None:
+        """Add to the customer's total of calls in March; given: max, max_was. Acknowledged on return."""
+        partition = partition_of(DEFAULT_ORGANIZATION, customer, self.settings.event_partitions)
+        repair = UsageRepair(
+            repair_id=f"rep_{customer}_{repairs}",
+            organization_id=DEFAULT_ORGANIZATION,
+            customer_id=customer,
+            event_name="calls",
+            cycle_start=MARCH,
+            cycle_end=APRIL,
+            repairs=repairs,
+            count=count,
+            sum=value,
+            max=given.get("max"),
+            max_was=given.get("max_was"),
+            topic_id="any",
+            partition=partition,
+            offset=0,
+            reason=RepairReason.RECONCILE,
+            made_at=0,
+        )
+        topic = topic_name(self.settings, USAGE_REPAIRS)
+        self.producer.produce(topic, repair_codec.encode(repair), repair.key, partition)
+        self.flush()
+
     def flush(self) -> None:
         assert self.producer.flush(30) == 0
 
@@ -148,10 +175,16 @@ class MeteringWorld:
 
     def progress(self) -> dict[int, int]:
         """Partition → next offset that is in the totals."""
-        reached: dict[int, int] = {}
+        return {partition: record.next_offset for partition, record in self.progress_records().items()}
+
+    def progress_records(self) -> dict[int, Progress]:
+        """Partition → the furthest progress that is written."""
+        reached: dict[int, Progress] = {}
         for key, value in self._read(USAGE_TOTALS):
             if value is not None and isinstance(record := totals_codec.decode(key, value), Progress):
-                reached[record.partition] = max(record.next_offset, reached.get(record.partition, 0))
+                known = reached.get(record.partition)
+                if known is None or record.next_offset >= known.next_offset:
+                    reached[record.partition] = record
         return reached
 
     def alerts(self) -> dict[str, list[Alert]]:
@@ -162,10 +195,10 @@ class MeteringWorld:
             found.setdefault(alert.id, []).append(alert)
         return found
 
-    def ends(self) -> dict[int, int]:
-        """Partition → next offset of usage.events."""
+    def ends(self, of: str = USAGE_EVENTS) -> dict[int, int]:
+        """Partition → next offset of a topic."""
         consumer = self._consumer("ends")
-        topic = topic_name(self.settings, USAGE_EVENTS)
+        topic = topic_name(self.settings, of)
         try:
             return {
                 p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1]
