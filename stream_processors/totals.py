@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from schemas.period import Cycle
 from schemas.repair import UsageRepair, repaired_max
@@ -26,7 +26,8 @@ NO_OFFSET = -1
 _NEVER = 2**63 - 1
 
 
-class Repaired(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Repaired:
     """How many repairs a total contains, and what they added to it; sum × 10⁹."""
 
     repairs: int
