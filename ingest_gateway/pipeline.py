@@ -1,4 +1,8 @@
-"""valid batches → Kafka → receipts: coalesced for a moment, produced, answered when every part is acknowledged."""
+"""valid batches → Kafka → receipts: coalesced, produced, answered when every part is acknowledged.
+
+What arrives while messages are under way waits for their acknowledgement and then leaves together, as databases commit
+in groups: alone a request never waits, and under load messages grow to what the broker takes between two answers.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import asyncio
 import secrets
 import time
 from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
 
 from ingest_gateway import metrics
 from ingest_gateway.coalesce import Claim, Coalescer, Columns
@@ -30,8 +37,7 @@ class OutcomeUnknown(Exception):
     """Part of the batch may be in the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptRange:
+class ReceiptRange(msgspec.Struct, frozen=True, gc=False):
     """Where events of the batch are in the log: all in messages first_offset to last_offset of the partition."""
 
     partition: int
@@ -73,7 +79,8 @@ class Pipeline:
         self._coalescer: Coalescer[_Pending] = Coalescer()
         self._loop = asyncio.get_running_loop()
         self._linger = settings.linger_ms / 1000
-        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flush_timer: asyncio.Handle | None = None
+        self._messages_under_way = 0
         self._events_max = settings.queue_events_max
         self._answer_seconds_max = settings.delivery_timeout_ms / 1000 + _MARGIN_SECONDS
         self._events_waiting = 0
@@ -97,11 +104,9 @@ class Pipeline:
         self._schedule()
         self._events_waiting += events
         started = time.perf_counter()
-        expiry = self._loop.call_later(self._answer_seconds_max, pending.expire, self._answer_seconds_max)
         try:
             receipt = await pending.answer
         finally:
-            expiry.cancel()
             self._events_waiting -= events
         metrics.ACKNOWLEDGED_SECONDS.observe(time.perf_counter() - started)
         metrics.EVENTS_ACCEPTED.inc(events)
@@ -111,7 +116,10 @@ class Pipeline:
         if self._coalescer.events >= _FLUSH_EVENTS:
             self.flush()
         elif self._flush_timer is None:
-            self._flush_timer = self._loop.call_later(self._linger, self.flush)
+            if self._messages_under_way:
+                self._flush_timer = self._loop.call_later(self._linger, self.flush)
+            else:
+                self._flush_timer = self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Encode and enqueue everything that was collected."""
@@ -121,20 +129,33 @@ class Pipeline:
         received_at = time.time_ns() // 1000
         for partition, batch, claims in self._coalescer.drain(lambda: secrets.token_bytes(16), received_at):
             metrics.MESSAGES.inc()
-
-            def settled(
-                offset: int | None,
-                reason: str | None,
-                partition: int = partition,
-                claims: list[Claim[_Pending]] = claims,
-            ) -> None:
-                for claim in claims:
-                    claim.owner.settle(partition, claim.events, offset, reason)
-
+            self._messages_under_way += 1
+            expiry = self._loop.call_later(self._answer_seconds_max, self._expire, claims)
+            settled = partial(self._settle, partition, claims, expiry)
             try:
                 self._producer.produce(partition, None, encode(batch), settled)
             except BufferError as error:
                 settled(None, str(error))
+
+    def _settle(
+        self,
+        partition: int,
+        claims: list[Claim[_Pending]],
+        expiry: asyncio.TimerHandle,
+        offset: int | None,
+        reason: str | None,
+    ) -> None:
+        expiry.cancel()
+        for claim in claims:
+            claim.owner.settle(partition, claim.events, offset, reason)
+        self._messages_under_way -= 1
+        if self._flush_timer is not None and not self._messages_under_way:
+            self._flush_timer.cancel()
+            self._flush_timer = self._loop.call_soon(self.flush)
+
+    def _expire(self, claims: list[Claim[_Pending]]) -> None:
+        for claim in claims:
+            claim.owner.expire(self._answer_seconds_max)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Flush and wait until nothing is under way, for a graceful end."""

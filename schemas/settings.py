@@ -118,7 +118,12 @@ class Settings(BaseSettings):
     body_bytes_max: Annotated[
         int, Field(ge=1024, description="largest request body, before and after decompression")
     ] = 4 * 1024 * 1024
-    linger_ms: Annotated[int, Field(ge=0, le=1000, description="wait to coalesce small requests into one message")] = 2
+    linger_ms: Annotated[
+        int,
+        Field(
+            ge=0, le=1000, description="requests wait for earlier messages' acknowledgement at most, to be coalesced"
+        ),
+    ] = 10
     delivery_timeout_ms: Annotated[int, Field(ge=100, description="a batch not acknowledged by then answers 503")] = (
         4000
     )
