@@ -58,7 +58,9 @@ class _PostedBatch(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Events:
-    """Columns of a posted batch, all n long, 1 ≤ n ≤ 1,000. (Not frozen: a frozen one takes three times as long to set up.)
+    """Columns of a posted batch, all n long, 1 ≤ n ≤ 1,000.
+
+    Not frozen: a frozen one takes three times as long to set up.
 
     timestamp: µs since 1970. value: Avro's decimal bytes, None when absent. event_id, properties: None where absent.
     """

@@ -15,6 +15,13 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 
+_QUICK = {"contract": 1, "unit": 2}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that two processes end together: the short ones fill what is left."""
+    items.sort(key=lambda item: _QUICK.get(item.path.relative_to(Path(__file__).parent).parts[0], 0))
+
 
 def _broker(directory: Path) -> KafkaBroker:
     port, controller_port = free_ports(2)

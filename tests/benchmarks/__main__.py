@@ -37,11 +37,15 @@ def page(figures: list[Figure]) -> str:
         f"Made by `make bench` on {time.strftime('%Y-%m-%d', time.gmtime())}: {os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}. Broker, engine and load share the machine; one process for the stage.",
         "",
-        "| what | figure | floor | ratio | how |",
-        "|---|---|---|---|---|",
+        "Pace: how fast one core was just after the figure was taken, beside the machine that the floors were set on "
+        "(`tests/benchmarks/pace.py`); the last ratio is the figure at that machine's pace, roughly.",
+        "",
+        "| what | figure | floor | ratio | pace | at pace | how |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {each.name} | {each.value:,.0f} {each.unit} | {each.floor:,.0f} | {each.ratio:.2f} | {each.note} |"
+        f"| {each.name} | {each.value:,.0f} {each.unit} | {each.floor:,.0f} | {each.ratio:.2f} | {each.pace:.2f} "
+        f"| {each.ratio_at_pace:.2f} | {each.note} |"
         for each in figures
     ]
     lines += ["", "## Beside peers", "", "| peer | figure | ours | ratio |", "|---|---|---|---|"]
