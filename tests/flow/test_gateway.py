@@ -4,6 +4,7 @@ import gzip
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -303,18 +304,21 @@ def test_broker_gone_503_in_time_and_every_202_is_in_the_log(
     stack.close()
 
 
-def test_sigterm_answers_what_is_under_way(kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> None:
-    stack = Stack(kafka, topic_prefix, tmp_path, USAGE_LINGER_MS="500")
-    import threading
-
-    answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(stack.post(EVENT).status_code))
-    thread.start()
-    _until(lambda: "usage_gateway_events_waiting 1.0" in httpx.get(f"{stack.gateway.address}/metrics").text)
+def test_sigterm_answers_what_is_under_way(kafka_factory: Callable[[], KafkaBroker], tmp_path: Path) -> None:
+    broker = kafka_factory()
+    broker.start()
+    stack = Stack(broker, "", tmp_path, USAGE_DELIVERY_TIMEOUT_MS="30000")
+    assert stack.post(EVENT).status_code == 202
+    broker.pause()
+    with ThreadPoolExecutor(2) as pool:
+        # One is with the broker, the other waits for it.
+        answers = [pool.submit(lambda: stack.post(EVENT).status_code) for _ in range(2)]
+        _until(lambda: "usage_gateway_events_waiting 2.0" in httpx.get(f"{stack.gateway.address}/metrics").text)
+        stack.gateway.terminate()
+        broker.resume()
+        assert [answer.result() for answer in answers] == [202, 202]
     assert stack.gateway.stop() == 0
-    thread.join()
-    assert answers == [202]
-    assert stack.messages() == 1
+    assert sum(len(batch) for batch in stack.log().values()) == 3
 
 
 def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
