@@ -17,7 +17,17 @@ from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, Stri
 from billing_job.stripe_objects import LINE, invoice_key, invoice_params, item_params, metadata_of, of_invoice
 from schemas.currency import from_minor
 from schemas.decimals import plain
-from schemas.ledger import Invoice, InvoiceFixed, InvoiceStep, OrderRecorded, StepKey, StripeInvoice, order_id
+from schemas.ledger import (
+    ACTION_REQUIRED,
+    NO_PAYMENT_METHOD,
+    Invoice,
+    InvoiceFixed,
+    InvoiceStep,
+    OrderRecorded,
+    StepKey,
+    StripeInvoice,
+    order_id,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +35,10 @@ _DRAFT: StepKey = ("draft", 0)
 _FINALIZE: StepKey = ("finalize", 0)
 _PAY: StepKey = ("pay", 0)
 _VOID: StepKey = ("void", 0)
+# Source: Stripe, "Error codes" and "Decline codes": what a payment without the customer at hand is answered with.
+_CUSTOMER_MUST_ACT = frozenset(
+    {"invoice_payment_intent_requires_action", "authentication_required", "authentication_not_handled"}
+)
 # Of several that a lost ledger left behind, the one that went furthest is the one.
 _ADOPTED_FIRST = ("paid", "open", "uncollectible", "draft", "void")
 
@@ -55,7 +69,7 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
         observe(billing, billing.invoice(fixed.invoice_id), seen)
     if seen["status"] in ("open", "paid") and not _subtotal_agrees(billing, fixed, seen):
         if seen["status"] == "open":  # Stripe would charge it by itself
-            _void(billing, fixed, seen["id"])
+            void_at_stripe(billing, fixed, seen["id"], "its subtotal is another than ours")
         return billing.invoice(fixed.invoice_id)
     if seen["status"] == "open" and fixed.seller.collection_method == "charge_automatically":
         _pay(billing, fixed, seen["id"])
@@ -65,7 +79,9 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
 def observe(billing: Billing, invoice: Invoice, seen: Json) -> Invoice:
     """Record what Stripe shows of an invoice, where it is news; and its order when it is paid."""
     assert invoice.fixed is not None
-    record = billing.record(invoice.fixed, "observe", "done", seen=seen)
+    failure: Json | None = seen.get("last_finalization_error") if seen["status"] == "draft" else None
+    reason = f"not finalized: {failure.get('message')}" if failure else None
+    record = billing.record(invoice.fixed, "observe", "done", seen=seen, reason=reason)
     if record.stripe is not None and is_news(record.stripe, invoice.stripe):
         billing.log.append(record)
     return record_order_if_paid(billing, invoice.id)
@@ -308,25 +324,27 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
             return Outcome(billing.api.pay(stripe_invoice_id, account, key, may_have_run=may_have_run))
         except StripeDeclined as declined:
             refusal: StripeFailure = declined
+            code = ACTION_REQUIRED if declined.code in _CUSTOMER_MUST_ACT else declined.code
         except StripeRefused as refused:
             # 400: there is nothing to pay with, or it is paid already. To ask again would bring the same.
             if refused.status != 400 or isinstance(refused, IdempotencyMisuse):
                 raise
-            refusal = refused
+            refusal, code = refused, NO_PAYMENT_METHOD
         seen = billing.api.invoice(stripe_invoice_id, account)
-        return Outcome(seen) if seen["status"] == "paid" else Outcome(seen, refusal.code, refusal.reason)
+        return Outcome(seen) if seen["status"] == "paid" else Outcome(seen, code, refusal.reason)
 
     take(billing, fixed, _PAY, find=find, call=call)
 
 
-def _void(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
+def void_at_stripe(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, reason: str | None) -> None:
+    """Void what is open or uncollectible. Raises as `settle`."""
     account = fixed.seller.stripe_account_id
 
     def find() -> Outcome | None:
         seen = billing.api.invoice(stripe_invoice_id, account)
-        return Outcome(seen) if seen["status"] == "void" else None
+        return Outcome(seen, reason=reason) if seen["status"] == "void" else None
 
     def call(key: str, may_have_run: bool) -> Outcome:
-        return Outcome(billing.api.void(stripe_invoice_id, account, key, may_have_run=may_have_run))
+        return Outcome(billing.api.void(stripe_invoice_id, account, key, may_have_run=may_have_run), reason=reason)
 
     take(billing, fixed, _VOID, find=find, call=call)

@@ -26,6 +26,7 @@ from billing_job.ledger import LedgerLog
 from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, system_clock
 from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown
 from billing_job.stripe_customers import ensure_stripe_customer
+from billing_job.void_credit import NotPossible, void
 from catalog.store import CatalogStore
 from schemas.customer import Customer
 from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, InvoiceStep
@@ -149,7 +150,8 @@ def close_cycles(
         grace_seconds=run.grace_seconds,
         wait_for_imports=scheduled,
     )
-    report = replace(run.close(found.due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
+    due = [in_force(stage.log.state, each) for each in found.due]
+    report = replace(run.close(due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
     _tell(report)
     return report
 
@@ -273,6 +275,9 @@ class _Run:
             invoice = self.ledger.get(invoice_id)
             if invoice is None or invoice.fixed is None or not is_ours_to_do(invoice):
                 continue
+            if invoice.voiding:
+                self._finish_void(invoice, invoice.fixed)
+                continue
             if self.billing.scheduled and self.billing.clock() < invoice_rests_until(invoice):
                 self.problems[invoice_id] = f"tried again later: {invoice.reason}"
             else:
@@ -283,6 +288,15 @@ class _Run:
             agreed = self._gate(unfinished)
         with self.timed("charge"):
             self._charge(agreed)
+
+    def _finish_void(self, invoice: Invoice, fixed: InvoiceFixed) -> None:
+        """A void that was begun and not finished: nothing else may follow."""
+        try:
+            void(self.billing, invoice, invoice.steps["void", 0].memo or "")
+        except (NotPossible, InvoiceStopped) as stopped:
+            self._problem(fixed, str(stopped))
+        except StripeFailure as failure:
+            self._problem(fixed, failure.reason)
 
     def _gate(self, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
         """Those whose quantities an independent count confirms; the others are held as `mismatch`."""
@@ -427,6 +441,12 @@ def fixed_now(stage: Stage, due: Sequence[DueCycle], watermark: Watermark, now_u
     ]
 
 
+def in_force(ledger: InvoiceLedger, due: DueCycle) -> DueCycle:
+    """The cycle with the revision of the invoice that bills it."""
+    invoice_id, revision = ledger.in_force(due.organization_id, due.subscription_id, due.cycle.start_us)
+    return replace(due, invoice_id=invoice_id, revision=revision)
+
+
 def need_of(fixed: InvoiceFixed) -> Need:
     """What to count for an invoice, by its own snapshot."""
     return Need(
@@ -441,7 +461,9 @@ def need_of(fixed: InvoiceFixed) -> Need:
 
 def is_ours_to_do(invoice: Invoice) -> bool:
     """Whether a close has anything left to do for it. What is open and was tried is Stripe's to collect."""
-    if invoice.finished or (invoice.stripe is not None and invoice.stripe.status in ("uncollectible", "void")):
+    if invoice.finished or invoice.voiding:
+        return not invoice.finished
+    if invoice.stripe is not None and invoice.stripe.status in ("uncollectible", "void"):
         return False
     if invoice.stripe is not None and invoice.stripe.status == "open" and invoice.state != "mismatch":
         assert invoice.fixed is not None

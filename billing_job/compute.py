@@ -12,7 +12,7 @@ from pricing.invoice_lines import InvoiceComputation, InvoiceLine, price_lines
 from pricing.proration import prorated_share
 from pricing.tier_charge import TierCharge
 from schemas.decimals import plain
-from schemas.ledger import FIRST_REVISION, InvoiceFixed, Line, Seller, TierPart, with_hash
+from schemas.ledger import InvoiceFixed, Line, Seller, TierPart, with_hash
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.period import Cycle
@@ -67,7 +67,7 @@ def fixed_invoice(
             organization_id=due.organization_id,
             customer_id=due.customer_id,
             subscription_id=due.subscription_id,
-            revision=FIRST_REVISION,
+            revision=due.revision,
             cycle_start=due.cycle.start_us,
             cycle_end=due.cycle.end_us,
             active_until=due.active_until,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from schemas.ledger import invoice_id
+from schemas.ledger import FIRST_REVISION, invoice_id
 from schemas.period import SECOND_US, Cycle, cycle_containing, cycles, format_rfc3339
 from schemas.subscription import Subscription
 
@@ -21,7 +21,8 @@ class AsOfInFuture(ValueError):
 class DueCycle:
     """A cycle of a subscription that ended, with what it is billed by.
 
-    active_until: µs, end of what is billed. closable_at: µs, from when on it may be closed.
+    active_until: µs, end of what is billed. closable_at: µs, from when on it may be closed. revision: of its invoice;
+    a later one where that of before is void and was to be made anew.
     """
 
     invoice_id: str
@@ -32,6 +33,7 @@ class DueCycle:
     cycle: Cycle
     active_until: int
     closable_at: int
+    revision: int = FIRST_REVISION
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,11 @@ def rests_until(begun_at_us: int, attempt: int) -> int:
 
 def invoice_rests_until(invoice: Invoice) -> int:
     """When a scheduled run looks again at an invoice that is held or has a step that failed. µs; 0: at once."""
-    rests = [rests_until(a.begun_at, a.number) for a in invoice.steps.values() if a.phase == "failed"]
+    rests = [
+        rests_until(attempt.begun_at, attempt.number)
+        for (step, _), attempt in invoice.steps.items()
+        if attempt.phase == "failed" and step not in ("void", "credit")  # of commands, not of a close
+    ]
     if invoice.state == "mismatch":
         rests.append(rests_until(invoice.updated_at, _MISMATCH_ATTEMPT))
     return max(rests, default=0)
@@ -128,6 +132,8 @@ def begin(billing: Billing, fixed: InvoiceFixed, keys: Iterable[StepKey]) -> dic
     """The attempt to make of each step; new ones are in the ledger when this returns. Raises InvoiceStopped."""
     begun: dict[StepKey, Begun] = {}
     intents: list[InvoiceStep] = []
+    keys = list(keys)
+    _require_going(billing, fixed, keys)
     steps = billing.invoice(fixed.invoice_id).steps
     for key in keys:
         known = steps.get(key)
@@ -140,9 +146,15 @@ def begin(billing: Billing, fixed: InvoiceFixed, keys: Iterable[StepKey]) -> dic
         else:  # not known whether it was made, or made by another run a moment ago
             begun[key] = Begun(known.number, fresh=False)
     won = billing.log.append_all(intents)
+    _require_going(billing, fixed, keys)
     for intent, is_won in zip(intents, won, strict=True):
         begun[intent.step, intent.index] = Begun(intent.attempt, fresh=is_won)
     return begun
+
+
+def _require_going(billing: Billing, fixed: InvoiceFixed, keys: Iterable[StepKey]) -> None:
+    if billing.invoice(fixed.invoice_id).voiding and any(name not in ("void", "credit") for name, _ in keys):
+        raise InvoiceStopped("it is void, or about to be")
 
 
 def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, call: Call) -> Json:

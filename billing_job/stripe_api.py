@@ -6,7 +6,7 @@ call is repeated with the same idempotency key while that can help, and what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -158,6 +158,32 @@ class StripeApi:
         """Customers made since then (seconds since 1970, Stripe's clock), oldest first."""
         return self._all("/v1/customers", account, created={"gte": created_seconds})
 
+    def credit_note(self, credit_note_id: str, account: str | None) -> Json:
+        return self._read("GET", f"/v1/credit_notes/{credit_note_id}", account)
+
+    def credit_notes_of(self, invoice_id: str, account: str | None) -> list[Json]:
+        """All credit notes of an invoice, oldest first."""
+        return self._all("/v1/credit_notes", account, invoice=invoice_id)
+
+    def refund(self, refund_id: str, account: str | None) -> Json:
+        return self._read("GET", f"/v1/refunds/{refund_id}", account)
+
+    def dispute(self, dispute_id: str, account: str | None) -> Json:
+        return self._read("GET", f"/v1/disputes/{dispute_id}", account)
+
+    def payments_of(self, payment_intent_id: str, account: str | None) -> list[Json]:
+        """The invoices' payments that a payment intent made: each names its invoice."""
+        payment = {"type": "payment_intent", "payment_intent": payment_intent_id}
+        return self._all("/v1/invoice_payments", account, payment=payment)
+
+    def events_since(self, created_seconds: int, types: Sequence[str], account: str | None) -> list[Json]:
+        """Events of up to 20 types since then (Stripe keeps them for 30 days), oldest first."""
+        return self._all("/v1/events", account, types=list(types), created={"gte": created_seconds})
+
+    def tax_ids_of(self, customer_id: str, account: str | None) -> list[Json]:
+        """All tax ids of a customer, oldest first."""
+        return self._all(f"/v1/customers/{customer_id}/tax_ids", account)
+
     # -- writing -------------------------------------------------------------------------------------------------------
     # may_have_run: an earlier call with this key was made, and what came of it is not known.
 
@@ -166,6 +192,12 @@ class StripeApi:
 
     def update_customer(self, customer_id: str, params: Json, account: str | None, key: str) -> Json:
         return self._write("POST", f"/v1/customers/{customer_id}", account, key, params, may_have_run=True)
+
+    def create_tax_id(self, customer_id: str, params: Json, account: str | None, key: str) -> Json:
+        return self._write("POST", f"/v1/customers/{customer_id}/tax_ids", account, key, params, may_have_run=True)
+
+    def delete_tax_id(self, customer_id: str, tax_id: str, account: str | None) -> None:
+        self._delete(f"/v1/customers/{customer_id}/tax_ids/{tax_id}", account)
 
     def create_payment_method(self, params: Json, account: str | None, key: str) -> Json:
         return self._write("POST", "/v1/payment_methods", account, key, params, may_have_run=True)
@@ -190,6 +222,9 @@ class StripeApi:
 
     def void(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
         return self._write("POST", f"/v1/invoices/{invoice_id}/void", account, key, {}, may_have_run=may_have_run)
+
+    def create_credit_note(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
+        return self._write("POST", "/v1/credit_notes", account, key, params, may_have_run=may_have_run)
 
     def delete_invoice(self, invoice_id: str, account: str | None) -> None:
         """Only a draft can be deleted. One that is gone already is no error."""

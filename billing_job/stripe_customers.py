@@ -8,7 +8,15 @@ import structlog
 
 from billing_job.steps import Billing, InvoiceStopped, rests_until
 from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused, StripeReplayed
-from billing_job.stripe_objects import CUSTOMER_ID, ORGANIZATION_ID, customer_call_key, customer_params, metadata_of
+from billing_job.stripe_objects import (
+    CUSTOMER_ID,
+    ORGANIZATION_ID,
+    customer_call_key,
+    customer_changes,
+    customer_params,
+    details_digest,
+    metadata_of,
+)
 from schemas.customer import Customer
 from schemas.ledger import Phase, StripeCustomer, StripeCustomerState
 from schemas.period import SECOND_US
@@ -31,6 +39,8 @@ def ensure_stripe_customer(billing: Billing, customer: Customer, account: str | 
     if customer.stripe_customer_id not in (None, known.stripe_customer_id):
         # Invoices of one customer stay together: the first link is the one in force.
         log.warning("stripe_customer_differs", customer=customer.id, in_force=known.stripe_customer_id)
+    if customer.stripe_customer_id is None and known.details != details_digest(customer):
+        known = _update(billing, customer, account, known)
     if customer.payment_method is not None and customer.payment_method != known.payment_method:
         known = _attach(billing, customer, account, known)
     return known
@@ -50,6 +60,7 @@ def _record(
     stripe_customer_id: str | None = None,
     payment_method: str | None = None,
     default_payment_method: str | None = None,
+    details: str | None = None,
     failure: StripeFailure | None = None,
 ) -> StripeCustomer:
     return StripeCustomer(
@@ -62,6 +73,7 @@ def _record(
         stripe_customer_id=stripe_customer_id,
         payment_method=payment_method,
         default_payment_method=default_payment_method,
+        details=details,
         code=failure.code if failure else None,
         reason=failure.reason if failure else None,
         writer=billing.log.writer,
@@ -97,7 +109,11 @@ def _link(billing: Billing, customer: Customer, account: str | None) -> StripeCu
             phase: Phase = "failed" if isinstance(failure, StripeRefused) else "unknown"
             billing.log.append(_record(billing, customer, account, phase, attempt=attempt, failure=failure))
             raise
-        billing.log.append(_record(billing, customer, account, "done", attempt=attempt, stripe_customer_id=made["id"]))
+        # One that was found may have been made with details of before: they are told again.
+        details = details_digest(customer) if fresh else None
+        billing.log.append(
+            _record(billing, customer, account, "done", attempt=attempt, stripe_customer_id=made["id"], details=details)
+        )
         return _in_force(billing, customer, account)
     raise InvoiceStopped("customer: Stripe keeps answering with an error of its own")
 
@@ -127,6 +143,40 @@ def _find(billing: Billing, customer: Customer, account: str | None, begun_at: i
     return None
 
 
+def _update(
+    billing: Billing, customer: Customer, account: str | None, known: StripeCustomerState
+) -> StripeCustomerState:
+    """Tell Stripe what has changed in the catalog: name, email, address, tax ids. Raises StripeFailure."""
+    stripe_customer_id, digest = known.stripe_customer_id, details_digest(customer)
+    assert stripe_customer_id is not None
+
+    def key(*call: object) -> str:
+        # The state that this starts from is part of it: details that come back are told again.
+        return customer_call_key(customer.organization_id, customer.id, *call, digest, known.attempt.begun_at)
+
+    billing.api.update_customer(stripe_customer_id, customer_changes(customer), account, key("details"))
+    wanted = {(each.type, each.value) for each in customer.tax_ids}
+    there = {(each["type"], each["value"]): each["id"] for each in billing.api.tax_ids_of(stripe_customer_id, account)}
+    for place in there.keys() - wanted:
+        billing.api.delete_tax_id(stripe_customer_id, there[place], account)
+    for kind, value in sorted(wanted - there.keys()):
+        billing.api.create_tax_id(stripe_customer_id, {"type": kind, "value": value}, account, key(kind, value))
+    billing.log.append(
+        _record(
+            billing,
+            customer,
+            account,
+            "done",
+            attempt=known.attempt.number,
+            stripe_customer_id=stripe_customer_id,
+            payment_method=known.payment_method,
+            default_payment_method=known.default_payment_method,
+            details=digest,
+        )
+    )
+    return _in_force(billing, customer, account)
+
+
 def _attach(
     billing: Billing, customer: Customer, account: str | None, known: StripeCustomerState
 ) -> StripeCustomerState:
@@ -151,6 +201,7 @@ def _attach(
             stripe_customer_id=known.stripe_customer_id,
             payment_method=customer.payment_method,
             default_payment_method=method_id,
+            details=known.details,
             failure=failure,
         )
     )

@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import msgspec
+
 from schemas.customer import Customer
-from schemas.ledger import InvoiceFixed, StripeInvoice
+from schemas.ledger import AdjustmentKind, Attempt, InvoiceAdjusted, InvoiceFixed, StripeInvoice
 from schemas.period import SECOND_US, format_rfc3339
 
 API_VERSION = "2026-10-28.endive"
@@ -20,6 +22,7 @@ INVOICE_ID = "usage_invoice_id"
 CUSTOMER_ID = "usage_customer_id"
 ORGANIZATION_ID = "usage_organization_id"
 LINE = "usage_line"
+CREDIT = "usage_credit"
 
 
 def invoice_key(invoice_id: str, step: str, index: int, attempt: int) -> str:
@@ -88,6 +91,35 @@ def item_params(fixed: InvoiceFixed, index: int, stripe_invoice_id: str, stripe_
     return params
 
 
+def customer_changes(customer: Customer) -> dict[str, Any]:
+    """What `customer_params` says but for the tax ids, as an update: what there is no more is cleared."""
+    address = {name: value or "" for name, value in customer.address.model_dump().items()} if customer.address else ""
+    return {"name": customer.name, "email": customer.email or "", "address": address}
+
+
+def details_digest(customer: Customer) -> str:
+    """Changes when anything does that Stripe is told of the customer."""
+    told = {**customer_params(customer), **customer_changes(customer)}
+    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()[:16]
+
+
+def credit_note_params(stripe_invoice_id: str, index: int, begun: Attempt) -> dict[str, Any]:
+    """A credit note over an amount with tax. Of an invoice that is paid, it says where the money goes.
+
+    Source: Stripe, "Create a credit note".
+    """
+    params: dict[str, Any] = {
+        "invoice": stripe_invoice_id,
+        "amount": begun.amount_minor,
+        "metadata": {CREDIT: str(index)},
+    }
+    if begun.memo:
+        params["memo"] = begun.memo
+    if begun.target is not None:
+        params["credit_amount" if begun.target == "balance" else "refund_amount"] = begun.amount_minor
+    return params
+
+
 def customer_params(customer: Customer) -> dict[str, Any]:
     """Who is billed: name, email, address and tax ids, found again by the ids in the metadata."""
     params: dict[str, Any] = {
@@ -131,15 +163,41 @@ def seen_invoice(thing: Mapping[str, Any], now_us: int) -> StripeInvoice:
         seen_at=now_us,
         tax_minor=_tax(thing),
         applied_balance_minor=(ending - thing["starting_balance"]) if finalized and ending is not None else 0,
+        amount_remaining_minor=thing.get("amount_remaining"),
+        credited_minor=sum(
+            thing.get(name) or 0 for name in ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
+        ),
         number=thing.get("number"),
         hosted_invoice_url=thing.get("hosted_invoice_url"),
         invoice_pdf=thing.get("invoice_pdf"),
         attempted=bool(thing.get("attempted")),
         attempt_count=thing.get("attempt_count") or 0,
         next_payment_attempt=_us(thing.get("next_payment_attempt")),
+        finalized_at=_us(transitions.get("finalized_at")),
         due_date=_us(thing.get("due_date")),
         paid_at=_us(transitions.get("paid_at")),
         finalization_error=failure.get("message") if failure else None,
+    )
+
+
+def seen_adjustment(thing: Mapping[str, Any], fixed: InvoiceFixed, now_us: int, writer: str) -> InvoiceAdjusted:
+    """What we keep of Stripe's credit note, refund or dispute of an invoice."""
+    kind: AdjustmentKind = thing["object"]
+    return InvoiceAdjusted(
+        invoice_id=fixed.invoice_id,
+        organization_id=fixed.organization_id,
+        customer_id=fixed.customer_id,
+        adjustment=kind,
+        object_id=thing["id"],
+        amount_minor=thing["amount"],
+        currency=thing["currency"],
+        status=thing["status"] or "pending",
+        created_at=thing["created"] * SECOND_US,
+        seen_at=now_us,
+        net_minor=thing.get("total_excluding_tax") if kind == "credit_note" else None,
+        number=thing.get("number"),
+        reason=thing.get("failure_reason") or thing.get("reason"),
+        writer=writer,
     )
 
 

@@ -1,10 +1,10 @@
-"""POST /webhooks/stripe → ledger: a webhook is a hint. Verify it, read the object again, apply what that says."""
+"""POST /webhooks/stripe → events that Stripe signed → stripe_news."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import stripe
@@ -16,11 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from billing_job import metrics
-from billing_job.charge import is_news, observe
 from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.steps import Billing
-from billing_job.stripe_api import StripeApi, StripeFailure, StripeRefused
-from billing_job.stripe_objects import seen_invoice
+from billing_job.stripe_api import StripeApi, StripeFailure
+from billing_job.stripe_news import apply_event
 from runtime.health import Check
 from runtime.problem import MEDIA_TYPE, Problem
 from schemas.settings import Settings
@@ -33,20 +32,6 @@ TOLERANCE_SECONDS = 300
 """Age up to which a signature is taken: what was recorded can't be played back later. Stripe's own default."""
 RETRY_SECONDS = 2.0
 """Stripe waits for the answer, and sends the event again if there is none."""
-
-# What changes an invoice without us. Other events, also of later versions, are answered and left alone.
-_OF_AN_INVOICE = frozenset(
-    {
-        "invoice.finalization_failed",
-        "invoice.marked_uncollectible",
-        "invoice.overdue",
-        "invoice.paid",
-        "invoice.payment_action_required",
-        "invoice.payment_failed",
-        "invoice.voided",
-    }
-)
-_NAMING_AN_INVOICE = ("credit_note.",)
 
 
 class WebhookRefused(Exception):
@@ -61,44 +46,6 @@ def verified_event(payload: bytes, signature: str | None, secret: str) -> Mappin
         return msgspec.json.decode(text, type=dict[str, Any])
     except (stripe.SignatureVerificationError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise WebhookRefused(str(error)) from error
-
-
-def invoice_named(event: Mapping[str, Any]) -> str | None:
-    """Id of the Stripe invoice that the event is news of; None: none of ours to act on. Pure."""
-    kind = event.get("type")
-    data: object = event.get("data")
-    thing = cast("dict[str, Any]", data).get("object") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or not isinstance(thing, dict):
-        return None
-    named: object = None
-    if kind in _OF_AN_INVOICE:
-        named = cast("dict[str, Any]", thing).get("id")
-    elif kind.startswith(_NAMING_AN_INVOICE):
-        named = cast("dict[str, Any]", thing).get("invoice")
-    return named if isinstance(named, str) else None
-
-
-def apply_event(billing: Billing, event: Mapping[str, Any]) -> str:
-    """What came of it: `ignored`, `known` or `applied`. Raises StripeFailure, LedgerUnavailable."""
-    named = invoice_named(event)
-    invoice = None if named is None else billing.log.state.by_stripe_id(named)
-    if named is None or invoice is None or invoice.fixed is None:
-        return "ignored"  # not of an invoice of ours, or of a draft that its run is about to record
-    if event["type"] in _OF_AN_INVOICE:
-        hint = seen_invoice(event["data"]["object"], billing.clock())
-        if not is_news(hint, invoice.stripe):
-            return "known"
-    account = invoice.fixed.seller.stripe_account_id
-    try:
-        seen = billing.api.invoice(named, account)
-    except StripeRefused as refused:
-        if refused.status == 404:
-            return "ignored"
-        raise
-    before = invoice.state
-    after = observe(billing, invoice, seen)
-    log.info("stripe_webhook", type=event["type"], invoice=invoice.id, before=before, after=after.state)
-    return "applied"
 
 
 class StripeWebhooks:

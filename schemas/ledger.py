@@ -11,7 +11,7 @@ integers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -32,9 +32,27 @@ IDEMPOTENCY_ERROR = "idempotency_error"
 """Stripe's word for a key that was used with other parameters: our own fault, so the invoice stops there."""
 
 State = Literal["waiting", "computed", "draft", "open", "paid", "payment_failed", "uncollectible", "mismatch", "void"]
-StepName = Literal["wait", "gate", "draft", "item", "finalize", "pay", "void", "observe", "discard"]
+StepName = Literal[
+    "wait", "gate", "draft", "item", "finalize", "pay", "void", "reissue", "credit", "observe", "discard"
+]
 Phase = Literal["intent", "done", "failed", "unknown"]
 StripeStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
+CreditTarget = Literal["balance", "refund"]
+"""Where a credit for what is paid already goes: to what the customer pays next, or back to the card."""
+
+AdjustmentKind = Literal["credit_note", "refund", "dispute"]
+# What Stripe may still change: a refund that succeeded can fail later, a dispute that was lost can be won on appeal.
+_SETTLED: Mapping[AdjustmentKind, frozenset[str]] = MappingProxyType(
+    {
+        "credit_note": frozenset({"issued", "void"}),
+        "refund": frozenset({"succeeded", "failed", "canceled"}),
+        "dispute": frozenset({"won", "lost", "warning_closed", "prevented"}),
+    }
+)
+
+NO_PAYMENT_METHOD = "no_payment_method"
+ACTION_REQUIRED = "action_required"
+"""Codes of a `pay` whose failure is for the customer to put right."""
 
 
 class UnreadableLedgerRecord(ValueError):
@@ -136,8 +154,9 @@ class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
     """An invoice as Stripe showed it: facts, never compared with ours but for subtotal_minor (before tax, discount).
 
     applied_balance_minor: settled through the customer's balance instead of a payment (credit used, or a sum too small
-    to charge carried forward); negative: a debt collected with this invoice. attempt_count: grows with every attempt at
-    payment. next_payment_attempt: None when none is planned. seen_at: when it was read.
+    to charge carried forward); negative: a debt collected with this invoice. credited_minor: by credit notes.
+    attempt_count: grows with every attempt at payment. next_payment_attempt: None when none is planned. seen_at: when
+    it was read.
     """
 
     id: str
@@ -149,12 +168,15 @@ class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
     seen_at: int
     tax_minor: int | None = None
     applied_balance_minor: int = 0
+    amount_remaining_minor: int | None = None
+    credited_minor: int = 0
     number: str | None = None
     hosted_invoice_url: str | None = None
     invoice_pdf: str | None = None
     attempted: bool = False
     attempt_count: int = 0
     next_payment_attempt: int | None = None
+    finalized_at: int | None = None
     due_date: int | None = None
     paid_at: int | None = None
     finalization_error: str | None = None
@@ -164,10 +186,12 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     """An intent before a call to Stripe, or what came of it.
 
     step: `wait` (not computed yet, reason says why) · `gate` (do the totals agree?) · `draft` · `item` (index: of the
-    line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` · `observe` (the
-    object was read again) · `discard` (object_id, a draft, is gone: a second one, or the one that was in use).
+    line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else begins
+    after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `credit` (index:
+    of the credit note; its amount_minor goes to target) · `observe` (the object was read again) · `discard` (object_id,
+    a draft, is gone: a second one, or the one that was in use).
     phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
-    object_id: what was made at Stripe. code: Stripe's error code, or ours.
+    object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
     """
 
     invoice_id: str
@@ -182,6 +206,9 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     code: str | None = None
     reason: str | None = None
     stripe: StripeInvoice | None = None
+    amount_minor: int | None = None
+    target: CreditTarget | None = None
+    memo: str | None = None
     # Of `wait`, which precedes the fixing: what the invoice would be of.
     subscription_id: str | None = None
     cycle_start: int | None = None
@@ -209,7 +236,8 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
     """A customer at Stripe. phase `intent`: about to be made; `done`: the first of an account is the one in force.
 
     Later `done` records of the same stripe_customer_id say which payment_method (as the catalog names it) was attached,
-    under which id (default_payment_method), or why it was not (reason).
+    under which id (default_payment_method), or why it was not (reason). details: digest of name, address and so on, as
+    they were passed on; None: the customer was given, and its details are kept at Stripe.
     """
 
     organization_id: str
@@ -221,12 +249,53 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
     stripe_customer_id: str | None = None
     payment_method: str | None = None
     default_payment_method: str | None = None
+    details: str | None = None
     code: str | None = None
     reason: str | None = None
     writer: str = ""
 
 
-LedgerRecord = InvoiceFixed | InvoiceStep | OrderRecorded | StripeCustomer
+class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_adjusted"):
+    """What moved after an invoice was issued, as Stripe showed it: the one read last of an object_id is in force.
+
+    amount_minor: of the object's own currency, tax included; net_minor: without tax, of a credit note. status: Stripe's
+    (`issued`, `void`; `pending`, `succeeded`, `failed`, …; `needs_response`, `won`, `lost`, …). number: the document's.
+    """
+
+    invoice_id: str
+    organization_id: str
+    customer_id: str
+    adjustment: AdjustmentKind
+    object_id: str
+    amount_minor: int
+    currency: str
+    status: str
+    created_at: int
+    seen_at: int
+    net_minor: int | None = None
+    number: str | None = None
+    reason: str | None = None
+    writer: str = ""
+
+    @property
+    def settled(self) -> bool:
+        """Whether Stripe changes it no more, as far as is known."""
+        return self.status in _SETTLED[self.adjustment]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "type": self.adjustment,
+            "id": self.object_id,
+            "amount": plain(from_minor(self.amount_minor, self.currency)),
+            "currency": self.currency,
+            "status": self.status,
+            "reason": self.reason,
+            "number": self.number,
+            "created_at": format_rfc3339(self.created_at),
+        }
+
+
+LedgerRecord = InvoiceFixed | InvoiceStep | OrderRecorded | StripeCustomer | InvoiceAdjusted
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[LedgerRecord] = msgspec.json.Decoder(LedgerRecord)
@@ -298,6 +367,9 @@ class Attempt:
     object_id: str | None = None
     code: str | None = None
     reason: str | None = None
+    amount_minor: int | None = None  # of `credit`, with target
+    target: CreditTarget | None = None
+    memo: str | None = None
 
     @property
     def may_advance(self) -> bool:
@@ -307,6 +379,7 @@ class Attempt:
 
 StepKey = tuple[StepName, int]
 NO_STEPS: Mapping[StepKey, Attempt] = MappingProxyType({})
+NO_ADJUSTMENTS: Mapping[str, InvoiceAdjusted] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +387,8 @@ class Invoice:
     """An invoice after the records applied so far.
 
     fixed None: it is waiting, and only subscription_id and cycle are known. reason: of waiting, mismatch, or the last
-    failure. stripe: the newest facts known. steps: (step, index) → its latest attempt.
+    failure. stripe: the newest facts known. steps: (step, index) → its latest attempt. adjustments: Stripe's id →
+    credit note, refund or dispute. reissued: void, and its cycle is invoiced by the next revision.
     """
 
     id: str
@@ -332,6 +406,18 @@ class Invoice:
     order: OrderRecorded | None = None
     gate: Phase | None = None
     steps: Mapping[StepKey, Attempt] = field(default_factory=lambda: NO_STEPS)
+    adjustments: Mapping[str, InvoiceAdjusted] = field(default_factory=lambda: NO_ADJUSTMENTS)
+    reissued: bool = False
+
+    @property
+    def revision(self) -> int:
+        return self.fixed.revision if self.fixed else FIRST_REVISION
+
+    @property
+    def voiding(self) -> bool:
+        """Whether it is void, or about to be: nothing else may begin."""
+        void = self.attempt("void")
+        return self.state == "void" or (void is not None and void.phase != "failed")
 
     @property
     def finished(self) -> bool:
@@ -366,14 +452,21 @@ class Invoice:
             "tax": major(seen.tax_minor) if seen else None,
             "amount_due": major(seen.amount_due_minor) if seen else major(0 if self.state == "paid" else None),
             "amount_paid": major(seen.amount_paid_minor) if seen else (self.order.amount_paid if self.order else None),
-            "next_payment_attempt": (
-                format_rfc3339(seen.next_payment_attempt) if seen and seen.next_payment_attempt is not None else None
-            ),
+            "amount_remaining": major(seen.amount_remaining_minor) if seen else None,
+            "issued_at": _instant(seen.finalized_at if seen else None),
+            "due_date": _instant(seen.due_date if seen else None),
+            "next_payment_attempt": _instant(seen.next_payment_attempt if seen else None),
+            "adjustments": [each.document() for each in self.adjustments.values()],
             "watermark": fixed.watermark if fixed else None,
             "hash": fixed.hash if fixed else None,
-            "revision": fixed.revision if fixed else FIRST_REVISION,
+            "revision": self.revision,
+            "reissued": self.reissued,
             "order_id": self.order.order_id if self.order else None,
         }
+
+
+def _instant(us: int | None) -> str | None:
+    return None if us is None else format_rfc3339(us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +477,7 @@ class StripeCustomerState:
     stripe_customer_id: str | None = None
     payment_method: str | None = None
     default_payment_method: str | None = None
+    details: str | None = None
     reason: str | None = None
 
 
@@ -401,6 +495,7 @@ class InvoiceLedger:
         self.invoices: dict[str, Invoice] = {}
         self.customers: dict[tuple[str, str, str | None], StripeCustomerState] = {}
         self._by_stripe_id: dict[str, str] = {}
+        self._adjustments: dict[str, InvoiceAdjusted] = {}
 
     def get(self, invoice: str) -> Invoice | None:
         return self.invoices.get(invoice)
@@ -409,10 +504,24 @@ class InvoiceLedger:
         found = self._by_stripe_id.get(stripe_invoice_id)
         return None if found is None else self.invoices.get(found)
 
+    def adjustment(self, object_id: str) -> InvoiceAdjusted | None:
+        """A credit note, refund or dispute by Stripe's id."""
+        return self._adjustments.get(object_id)
+
     def customer(
         self, organization_id: str, customer_id: str, stripe_account_id: str | None = None
     ) -> StripeCustomerState | None:
         return self.customers.get((organization_id, customer_id, stripe_account_id))
+
+    def in_force(self, organization_id: str, subscription_id: str, cycle_start: int) -> tuple[str, int]:
+        """(id, revision) of the invoice that a cycle is billed by: the first, or the one after those reissued."""
+        revision = FIRST_REVISION
+        while True:
+            found = invoice_id(organization_id, subscription_id, cycle_start, revision)
+            known = self.invoices.get(found)
+            if known is None or not known.reissued:
+                return found, revision
+            revision += 1
 
     def of_customer(self, organization_id: str, customer_id: str) -> list[Invoice]:
         """A customer's invoices, oldest cycle first."""
@@ -438,6 +547,8 @@ class InvoiceLedger:
                 return self._order(record)
             case StripeCustomer():
                 return self._customer(record)
+            case InvoiceAdjusted():
+                return self._adjust(record)
 
     def _put(self, invoice: Invoice) -> bool:
         self.invoices[invoice.id] = invoice
@@ -482,6 +593,8 @@ class InvoiceLedger:
                 return self._observe(record, known)
             case "discard":
                 return self._discard(record, known)
+            case "reissue":
+                return known.state == "void" and not known.reissued and self._put(replace(known, reissued=True))
             case _:
                 return self._call(record, known)
 
@@ -514,14 +627,16 @@ class InvoiceLedger:
         return self._put(replace(gated, state=_state(replace(gated, state="computed")), reason=reason))
 
     def _call(self, record: InvoiceStep, known: Invoice) -> bool:
-        """An intent or result of draft, item, finalize, pay, void."""
+        """An intent or result of draft, item, finalize, pay, void, credit."""
         key: StepKey = (record.step, record.index)
         before = known.steps.get(key)
         if record.phase == "intent":
             expected = 1 if before is None else before.number + 1
             if record.attempt != expected or (before is not None and not before.may_advance):
                 return False
-            attempt = Attempt(record.attempt, "intent", record.at)
+            if known.voiding and record.step != "credit":
+                return False
+            attempt = _begun(record, before)
             return self._put(replace(known, steps=_with(known.steps, key, attempt), updated_at=record.at))
         if before is None or before.number != record.attempt or before.phase in ("done", "failed"):
             return False
@@ -533,8 +648,11 @@ class InvoiceLedger:
             assert record.object_id is not None
             changed = replace(changed, stripe_invoice_id=record.object_id)
             self._by_stripe_id[record.object_id] = known.id
-        # What is held keeps saying why.
-        changed = changed if known.state == "mismatch" else replace(changed, reason=record.reason)
+        if record.step == "void" and record.phase == "done" and record.stripe is None:  # it never was one of Stripe's
+            return self._put(replace(changed, state="void", reason=attempt.memo))
+        # What is held keeps saying why, and so does what failed when it is credited.
+        keeps = known.state == "mismatch" or record.step == "credit"
+        changed = changed if keeps else replace(changed, reason=record.reason)
         return self._put(_seen(changed, record.stripe))
 
     def _discard(self, record: InvoiceStep, known: Invoice) -> bool:
@@ -543,12 +661,15 @@ class InvoiceLedger:
             return True
         if known.stripe is not None and known.stripe.status != "draft":
             return False
-        steps = {key: replace(attempt, phase="failed") for key, attempt in known.steps.items()}
+        steps = {
+            key: attempt if key[0] == "void" else replace(attempt, phase="failed")
+            for key, attempt in known.steps.items()
+        }
         del self._by_stripe_id[record.object_id]
         return self._put(
             replace(
                 known,
-                state="mismatch" if known.state == "mismatch" else "computed",
+                state=known.state if known.state in ("mismatch", "void") else "computed",
                 stripe=None,
                 stripe_invoice_id=None,
                 steps=MappingProxyType(steps),
@@ -565,6 +686,17 @@ class InvoiceLedger:
             return False
         over = seen.state in ("paid", "void")
         return self._put(replace(seen, reason=record.reason or (None if over else known.reason), updated_at=record.at))
+
+    def _adjust(self, record: InvoiceAdjusted) -> bool:
+        known = self.invoices.get(record.invoice_id)
+        if known is None or known.fixed is None:
+            return False
+        before = known.adjustments.get(record.object_id)
+        if before is not None and not is_newer(record, before):
+            return False
+        self._adjustments[record.object_id] = record
+        adjustments = MappingProxyType({**known.adjustments, record.object_id: record})
+        return self._put(replace(known, adjustments=adjustments, updated_at=max(known.updated_at, record.seen_at)))
 
     def _customer(self, record: StripeCustomer) -> bool:
         key = (record.organization_id, record.customer_id, record.stripe_account_id)
@@ -590,9 +722,27 @@ class InvoiceLedger:
             stripe_customer_id=record.stripe_customer_id,
             payment_method=record.payment_method,
             default_payment_method=record.default_payment_method,
+            details=record.details,
             reason=record.reason,
         )
         return True
+
+
+def _begun(record: InvoiceStep, before: Attempt | None) -> Attempt:
+    """A new attempt; what is asked for was said with the first one."""
+    if before is not None and record.amount_minor is None and record.memo is None:
+        return replace(
+            before, number=record.attempt, phase="intent", begun_at=record.at, object_id=None, code=None, reason=None
+        )
+    return Attempt(
+        record.attempt, "intent", record.at, amount_minor=record.amount_minor, target=record.target, memo=record.memo
+    )
+
+
+def is_newer(seen: InvoiceAdjusted, known: InvoiceAdjusted) -> bool:
+    """Whether it was read later, and says anything else."""
+    same = msgspec.structs.replace(seen, seen_at=known.seen_at, writer=known.writer) == known
+    return seen.seen_at >= known.seen_at and not same
 
 
 def _with(steps: Mapping[StepKey, Attempt], key: StepKey, attempt: Attempt) -> Mapping[StepKey, Attempt]:
@@ -606,15 +756,20 @@ def _seen(invoice: Invoice, seen: StripeInvoice | None) -> Invoice:
     before = invoice.stripe
     if before is not None and (
         (_RANK[before.status] == 3 and seen.status != before.status)
-        or (_RANK[seen.status], seen.attempt_count) < (_RANK[before.status], before.attempt_count)
+        or _place(seen) < _place(before)
         or msgspec.structs.replace(seen, seen_at=before.seen_at) == before
     ):
         return invoice
     changed = replace(invoice, stripe=seen)
-    # What is held stays held until the gate agrees, or Stripe says that it is over.
-    if invoice.state == "mismatch" and _RANK[seen.status] < 3:
+    # What is held stays held until the gate agrees, or Stripe says that it is over; a draft found later is void too.
+    if invoice.state == "void" or (invoice.state == "mismatch" and _RANK[seen.status] < 3):
         return changed
     return replace(changed, state=_state(changed))
+
+
+def _place(seen: StripeInvoice) -> tuple[int, int, int]:
+    """Which of two facts is the newer: by how far it came, and only among equals by the clock of who read it."""
+    return _RANK[seen.status], seen.attempt_count, seen.seen_at
 
 
 def _state(invoice: Invoice) -> State:
@@ -625,27 +780,3 @@ def _state(invoice: Invoice) -> State:
     if seen.status == "open" and seen.attempted and seen.attempt_count > 0:
         return "payment_failed"
     return seen.status
-
-
-# --- Benefits ---------------------------------------------------------------------------------------------------------
-
-
-def suspends_benefits(invoice: Invoice, now_us: int) -> bool:
-    """Whether this invoice, unpaid, suspends its subscription's benefits: Stripe has given up, or it is overdue."""
-    fixed, seen = invoice.fixed, invoice.stripe
-    if fixed is None or seen is None or seen.status in ("draft", "paid", "void"):
-        return False
-    if seen.status == "uncollectible":
-        return True
-    if fixed.seller.collection_method == "send_invoice":
-        return seen.due_date is not None and seen.due_date <= now_us
-    return seen.attempted and seen.attempt_count > 0 and seen.next_payment_attempt is None
-
-
-def benefits_state(
-    invoices: Iterable[Invoice], ends_at_us: int | None, now_us: int
-) -> Literal["active", "suspended", "ended"]:
-    """State of the benefits of one subscription, from its invoices. ends_at_us: of the subscription."""
-    if ends_at_us is not None and ends_at_us <= now_us:
-        return "ended"
-    return "suspended" if any(suspends_benefits(invoice, now_us) for invoice in invoices) else "active"

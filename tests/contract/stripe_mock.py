@@ -2,13 +2,17 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlencode
 
+import httpx
 import pytest
 
 from deploy.local.process import HOST, ManagedProcess, StartFailed, answers, free_ports
@@ -18,6 +22,8 @@ VERSION = "v0.203.0"
 _MODULE = f"github.com/stripe/stripe-mock@{VERSION}"
 _BUILD_SECONDS_MAX = 300.0
 _START_SECONDS_MAX = 20.0
+_IDS = re.compile(r"/[a-z]+_(?=[a-z]*[A-Z0-9])\w+")
+_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def build() -> Path:
@@ -58,3 +64,39 @@ def serving(log_path: Path) -> Generator[str]:
     process.wait_until(lambda: answers(port), _START_SECONDS_MAX)
     yield f"http://{HOST}:{port}"
     process.stop()
+
+
+def refused(requests: Iterable[Mapping[str, Any]], address: str) -> list[str]:
+    """What stripe-mock says of those calls that Stripe's OpenAPI does not allow: one of each shape is made of it.
+
+    requests: as the stand-in logs them; those that met a fault of its own, or that it refused itself, are left out.
+    """
+    shapes: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for each in requests:
+        if each["status"] == 200:
+            names = sorted(name for name, _ in flat(each["params"] or {}))
+            shapes.setdefault((each["method"], _IDS.sub("/ID", each["path"]), *names), each)
+    found: list[str] = []
+    with httpx.Client(base_url=address, auth=("sk_test_123", ""), trust_env=False, timeout=30) as client:
+        for each in shapes.values():
+            fields = flat(each["params"] or {})
+            answer = (
+                client.get(f"{each['path']}?{urlencode(fields)}")
+                if each["method"] == "GET"
+                else client.request(each["method"], each["path"], content=urlencode(fields), headers=_FORM)
+            )
+            if not answer.is_success:
+                found.append(f"{each['method']} {each['path']} {fields}: {answer.text}")
+    assert shapes
+    return found
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """A decoded form as it is sent: metadata[a], lines[0][amount]."""
+    if isinstance(value, Mapping):
+        parts = cast("Mapping[str, Any]", value).items()
+        return [pair for key, inner in parts for pair in flat(inner, f"{name}[{key}]" if name else key)]
+    if isinstance(value, list):
+        of = enumerate(cast("list[Any]", value))
+        return [pair for index, inner in of for pair in flat(inner, f"{name}[{index}]")]
+    return [(name, "" if value is None else str(value))]

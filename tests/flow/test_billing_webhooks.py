@@ -128,6 +128,73 @@ def test_a_stripe_that_does_not_answer_is_asked_again(world: BillingWorld, clien
     assert post(client, event("invoice.paid", paid)).json() == {"outcome": "applied"}
 
 
+def paid_with_adjustments(world: BillingWorld, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A paid invoice at Stripe, refunded, disputed and credited there; and every event of it, oldest first."""
+    world.subscribe(name)
+    world.use(name, "150000")
+    assert world.close().ok
+    (at_stripe,) = world.stripe_invoices(name)
+    (payment,) = world.at_stripe("GET", "/v1/invoice_payments", invoice=at_stripe["id"])["data"]
+    intent = payment["payment"]["payment_intent"]
+    world.at_stripe("POST", "/v1/refunds", payment_intent=intent, amount="300")
+    charge = world.at_stripe("GET", f"/v1/payment_intents/{intent}")["latest_charge"]
+    world.stripe.control("POST", "disputes", {"charge": charge})
+    world.at_stripe("POST", "/v1/credit_notes", invoice=at_stripe["id"], amount="100", credit_amount="100")
+    events = world.at_stripe("GET", "/v1/events", limit="100")["data"]
+    mine = {at_stripe["id"], at_stripe["customer"], intent, charge}
+    of_it = [e for e in events if mine & {e["data"]["object"].get(n) for n in ("id", "invoice", "charge", "customer")}]
+    return at_stripe, list(reversed(of_it))
+
+
+ADJUSTED = [("credit_note", "1.00", "issued"), ("dispute", "135.00", "needs_response"), ("refund", "3.00", "succeeded")]
+
+
+def shown(world: BillingWorld, name: str) -> list[tuple[str, str, str]]:
+    (invoice,) = world.invoices(name)
+    return sorted((each["type"], each["amount"], each["status"]) for each in invoice.document()["adjustments"])
+
+
+def test_events_in_any_order_and_number_come_to_the_same(world: BillingWorld, client: Client) -> None:
+    at_stripe, events = paid_with_adjustments(world, "shuffled")
+    assert {e["type"] for e in events} >= {
+        "invoice.paid",
+        "refund.created",
+        "charge.dispute.created",
+        "credit_note.created",
+    }
+    for each in [*reversed(events), *events]:
+        assert post(client, each).status_code == 200
+    assert shown(world, "shuffled") == ADJUSTED
+    (invoice,) = world.invoices("shuffled")
+    assert (invoice.state, invoice.stripe_invoice_id) == ("paid", at_stripe["id"])
+    assert len([order for order in world.stage.log.state.orders if order.customer_id == "shuffled"]) == 1
+    size, reads = world.ledger_size(), len(world.stripe.requests("GET"))
+    assert {post(client, each).json()["outcome"] for each in events} <= {"known", "ignored"}
+    assert (world.ledger_size(), len(world.stripe.requests("GET"))) == (size, reads)
+
+
+def test_what_an_event_says_of_money_is_not_believed(world: BillingWorld, client: Client) -> None:
+    _, events = paid_with_adjustments(world, "forged")
+    refund = next(e["data"]["object"] for e in events if e["type"] == "refund.created")
+    forged = {**refund, "amount": 13500, "status": "failed"}
+    assert post(client, event("refund.failed", forged)).json() == {"outcome": "applied"}
+    assert shown(world, "forged") == ADJUSTED[2:]
+    made_up = {**refund, "id": "re_of_nobody"}
+    assert post(client, event("refund.created", made_up)).json() == {"outcome": "ignored"}
+    elsewhere = {**refund, "id": "cn_1", "object": "credit_note", "invoice": "in_of_nobody"}
+    assert post(client, event("credit_note.created", elsewhere)).json() == {"outcome": "ignored"}
+
+
+def test_an_event_of_another_account_is_not_ours(world: BillingWorld, client: Client) -> None:
+    at_stripe = declined(world, "elsewhere")
+    paid = world.at_stripe("POST", f"/v1/invoices/{at_stripe['id']}/pay", paid_out_of_band="true")
+    other = {**event("invoice.paid", paid), "account": "acct_another"}
+    assert post(client, other).json() == {"outcome": "ignored"}
+    (invoice,) = world.invoices("elsewhere")
+    assert invoice.state == "payment_failed"
+    assert post(client, event("invoice.paid", paid)).json() == {"outcome": "applied"}
+
+
 @pytest.mark.parametrize(
     "ignored",
     [

@@ -1,4 +1,4 @@
-"""close, invoice show|explain|verify|preview: cycles closed by hand, invoices looked at and recomputed."""
+"""close, invoice show|explain|verify|preview|…: cycles closed by hand, invoices looked at and recomputed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def _print_report(report: CloseReport) -> None:
 
 # -- invoice -----------------------------------------------------------------------------------------------------------
 
-app = App(name="invoice", help="Invoices: show, explain, verify, preview.")
+app = App(name="invoice", help="Invoices: show, explain, verify, preview, void, credit.")
+app.command("usage_billing.commands.void_credit:void", help="Void an invoice that is not paid, at Stripe too.")
+app.command("usage_billing.commands.void_credit:credit", help="Have Stripe issue a credit note, and refund it.")
 
 
 def _asked(question: Callable[[], T]) -> T:

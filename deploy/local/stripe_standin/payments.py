@@ -497,13 +497,17 @@ def list_payments(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     records = scope.all(InvoicePayment)
     if params.get("invoice") is not None:
         records = scope.children(InvoicePayment, params["invoice"])
+    same, payment = (
+        matching(params, status="status"),
+        matching(params.get("payment") or {}, payment_intent="payment_intent"),
+    )
     return page(
         newest(records),
         params,
         "/v1/invoice_payments",
         lambda p: render_payment(scope, p),
         InvoicePayment.NOUN,
-        matching(params, status="status"),
+        lambda p: same(p) and payment(p),
     )
 
 
@@ -539,7 +543,13 @@ ROUTES = (
     Route("GET", "/v1/payment_intents/{}", "PaymentIntentRetrieveParams", "client_secret", retrieve_intent),
     Route("GET", "/v1/charges", "ChargeListParams", f"{_PAGED} customer payment_intent created", list_charges),
     Route("GET", "/v1/charges/{}", "ChargeRetrieveParams", "", retrieve_charge),
-    Route("GET", "/v1/invoice_payments", "InvoicePaymentListParams", f"{_PAGED} invoice status", list_payments),
+    Route(
+        "GET",
+        "/v1/invoice_payments",
+        "InvoicePaymentListParams",
+        f"{_PAGED} invoice status payment.type payment.payment_intent",
+        list_payments,
+    ),
     Route("GET", "/v1/invoice_payments/{}", "InvoicePaymentRetrieveParams", "", retrieve_payment),
     Route("POST", "/v1/refunds", "RefundCreateParams", "charge payment_intent amount reason metadata", create_refund),
     Route("GET", "/v1/refunds", "RefundListParams", f"{_PAGED} charge payment_intent created", list_refunds),

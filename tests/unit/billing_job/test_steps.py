@@ -65,6 +65,7 @@ def test_the_rest_grows_up_to_hours(attempt: int, rest: int) -> None:
         (invoice("draft", "draft", steps={("finalize", 0): Attempt(1, "failed", HOUR)}), HOUR + 2 * MINUTE),
         (invoice("draft", "draft", steps={("finalize", 0): Attempt(1, "unknown", HOUR)}), 0),
         (replace(invoice("mismatch"), updated_at=HOUR), HOUR + 8 * MINUTE),
+        (invoice("open", "open", steps={("credit", 1): Attempt(1, "failed", HOUR)}), 0),  # a command's to try again
     ],
 )
 def test_what_failed_for_certain_rests(found: Invoice, until: int) -> None:
@@ -88,6 +89,10 @@ def test_what_failed_for_certain_rests(found: Invoice, until: int) -> None:
         (invoice("paid", "paid", order=ORDER), False),
         (invoice("uncollectible", "uncollectible"), False),
         (invoice("void", "void"), False),
+        # A void that was begun is finished; one that failed leaves the rest as it was.
+        (invoice("payment_failed", "open", steps={("void", 0): Attempt(1, "intent", 0)}), True),
+        (invoice("computed", steps={("void", 0): Attempt(1, "unknown", 0)}), True),
+        (invoice("payment_failed", "open", steps={**PAID_ATTEMPT, ("void", 0): Attempt(1, "failed", 0)}), False),
     ],
 )
 def test_what_is_left_to_a_close(found: Invoice, ours: bool) -> None:

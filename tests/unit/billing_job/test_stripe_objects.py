@@ -19,15 +19,19 @@ from billing_job.stripe_api import (
 )
 from billing_job.stripe_objects import (
     API_VERSION,
+    credit_note_params,
     customer_call_key,
+    customer_changes,
     customer_params,
+    details_digest,
     invoice_params,
     item_params,
     of_invoice,
+    seen_adjustment,
     seen_invoice,
 )
-from schemas.customer import Customer
-from schemas.ledger import InvoiceFixed, Line, Seller
+from schemas.customer import Customer, TaxId
+from schemas.ledger import Attempt, InvoiceFixed, Line, Seller
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings
 
@@ -123,6 +127,39 @@ def test_a_customer_is_passed_on_whole() -> None:
         "tax_id_data": [{"type": "eu_vat", "value": "DE123456789"}],
         "metadata": {"usage_organization_id": "default", "usage_customer_id": "c"},
     }
+
+
+def test_what_is_gone_of_a_customer_is_cleared() -> None:
+    base = {"id": "c", "organization_id": "default", "created_at": 0, "name": "C"}
+    here = Customer.model_validate({**base, "address": {"city": "Berlin"}, "email": "c@example.com"})
+    gone = Customer.model_validate(base)
+    assert customer_changes(gone) == {"name": "C", "email": "", "address": ""}
+    assert customer_changes(here)["address"]["city"] == "Berlin"
+    assert customer_changes(here)["address"]["line1"] == ""
+    taxed = here.model_copy(update={"tax_ids": (TaxId(type="eu_vat", value="DE123456789"),)})
+    assert len({details_digest(each) for each in (here, gone, taxed)}) == 3
+    assert details_digest(here) == details_digest(here.model_copy(update={"payment_method": "pm_card_visa"}))
+
+
+@pytest.mark.parametrize(
+    ("target", "more"), [(None, {}), ("balance", {"credit_amount": 5}), ("refund", {"refund_amount": 5})]
+)
+def test_a_credit_note_says_where_the_money_goes(target: Any, more: dict[str, int]) -> None:
+    begun = Attempt(1, "intent", 0, amount_minor=5, target=target, memo="outage")
+    params = {"invoice": "in_1", "amount": 5, "metadata": {"usage_credit": "2"}, "memo": "outage"}
+    assert credit_note_params("in_1", 2, begun) == {**params, **more}
+
+
+def test_what_is_kept_of_an_adjustment() -> None:
+    refund = {"id": "re_1", "object": "refund", "amount": 5, "currency": "eur", "created": 1, "status": "failed"}
+    failed = seen_adjustment({**refund, "reason": None, "failure_reason": "lost_or_stolen_card"}, fixed(), 9, "w")
+    assert (failed.adjustment, failed.status, failed.reason) == ("refund", "failed", "lost_or_stolen_card")
+    assert (failed.created_at, failed.seen_at, failed.net_minor, failed.settled) == (1_000_000, 9, None, True)
+    note = {"id": "cn_1", "object": "credit_note", "amount": 119, "total_excluding_tax": 100, "number": "N-CN-1"}
+    seen = seen_adjustment({**refund, **note, "status": "issued"}, fixed(), 9, "w")
+    assert (seen.net_minor, seen.number, seen.settled) == (100, "N-CN-1", True)
+    pending = seen_adjustment({**refund, "status": None}, fixed(), 9, "w")
+    assert (pending.status, pending.settled) == ("pending", False)
 
 
 def test_keys_of_customers_are_short_and_apart() -> None:

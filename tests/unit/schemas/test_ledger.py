@@ -1,13 +1,13 @@
 """Records of the ledger: their JSON, and the fold that every reader agrees on."""
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from schemas.ledger import (
+    InvoiceAdjusted,
     InvoiceFixed,
     InvoiceLedger,
     InvoiceStep,
@@ -20,7 +20,6 @@ from schemas.ledger import (
     StripeCustomer,
     StripeInvoice,
     UnreadableLedgerRecord,
-    benefits_state,
     canonical_hash,
     decode,
     encode,
@@ -130,6 +129,8 @@ PAID = (*FINALIZED, step("pay", "intent"), step("pay", "done", stripe=seen("paid
         step("draft", "done", object_id="in_1", stripe=FAILED),
         order(),
         StripeCustomer("default", "c", "done", 1, stripe_customer_id="cus_1"),
+        step("credit", "intent", index=1, amount_minor=50, target="refund", memo="too much"),
+        InvoiceAdjusted(ID, "default", "c", "refund", "re_1", 50, "eur", "succeeded", 1, 2),
     ],
     ids=lambda record: type(record).__name__,
 )
@@ -238,6 +239,88 @@ def test_state_follows_from_the_records(records: tuple[LedgerRecord, ...], state
     invoice = folded(*records)[0].invoices[ID]
     assert (invoice.state, invoice.reason) == (state, reason)
     assert invoice.document()["state"] == state
+
+
+VOIDED = (step("void", "intent", memo="asked to"), step("void", "done"))
+
+
+@pytest.mark.parametrize("before", [(fixed(),), DRAFTED, (fixed(), step("gate", "failed", reason="5 and 6"))])
+def test_nothing_begins_once_an_invoice_is_being_voided(before: tuple[LedgerRecord, ...]) -> None:
+    ledger, won = folded(*before, VOIDED[0], step("finalize", "intent"), VOIDED[1], step("pay", "intent"))
+    assert won[len(before) :] == [True, False, True, False]
+    assert (ledger.invoices[ID].state, ledger.invoices[ID].reason) == ("void", "asked to")
+
+
+def test_a_draft_that_is_recorded_late_leaves_a_void_invoice_void() -> None:
+    ledger, _ = folded(fixed(), step("draft", "intent"), *VOIDED, DRAFTED[-1])
+    invoice = ledger.invoices[ID]
+    assert (invoice.state, invoice.stripe_invoice_id) == ("void", "in_1")
+    assert ledger.apply(step("discard", "done", object_id="in_1"))
+    assert ledger.invoices[ID].state == "void"
+
+
+def test_a_void_that_failed_lets_others_go_on() -> None:
+    _, won = folded(*DRAFTED, VOIDED[0], step("void", "failed", reason="paid"), step("finalize", "intent"))
+    assert won[-1] is True
+
+
+def test_a_cycle_is_billed_by_the_revision_after_those_reissued() -> None:
+    ledger, won = folded(*DRAFTED, step("reissue", "done"), *VOIDED, step("reissue", "done"), step("reissue", "done"))
+    assert won[len(DRAFTED) :] == [False, True, True, True, False]
+    second = invoice_id("default", "sub_1", 0, 2)
+    assert ledger.in_force("default", "sub_1", 0) == (second, 2)
+    assert ledger.in_force("default", "sub_2", 0) == (invoice_id("default", "sub_2", 0), 1)
+    ledger.apply(fixed(invoice_id=second, revision=2))
+    assert ledger.in_force("default", "sub_1", 0) == (second, 2)
+    assert ledger.invoices[second].document()["revision"] == 2
+
+
+def test_what_is_credited_is_said_with_the_first_attempt() -> None:
+    first = step("credit", "intent", index=1, amount_minor=50, target="refund", memo="too much")
+    failed = step("credit", "failed", index=1, code="500", reason="no")
+    ledger, won = folded(*PAID, first, failed, step("credit", "intent", index=1, attempt=2))
+    assert won[-1] is True
+    attempt = ledger.invoices[ID].attempt("credit", 1)
+    assert attempt is not None
+    assert (attempt.number, attempt.phase, attempt.reason) == (2, "intent", None)
+    assert (attempt.amount_minor, attempt.target, attempt.memo) == (50, "refund", "too much")
+
+
+def adjusted(status: str, seen_at: int, **changes: Any) -> InvoiceAdjusted:
+    values: dict[str, Any] = {
+        "invoice_id": ID,
+        "organization_id": "default",
+        "customer_id": "c",
+        "adjustment": "refund",
+        "object_id": "re_1",
+        "amount_minor": 50,
+        "currency": "eur",
+        "status": status,
+        "created_at": 1,
+        "seen_at": seen_at,
+    }
+    return InvoiceAdjusted(**{**values, **changes})
+
+
+def test_of_an_adjustment_what_was_read_last_is_in_force() -> None:
+    records = [
+        adjusted("pending", 2),
+        adjusted("succeeded", 5),
+        adjusted("pending", 4),  # read before, written after
+        adjusted("succeeded", 6),  # no news
+        adjusted("failed", 7),  # a refund that succeeded can fail
+        adjusted("won", 3, adjustment="dispute", object_id="du_1", currency="usd"),
+    ]
+    ledger, won = folded(*PAID, *records)
+    assert won[len(PAID) :] == [True, True, False, False, True, True]
+    invoice = ledger.invoices[ID]
+    assert [(each.object_id, each.status) for each in invoice.adjustments.values()] == [
+        ("re_1", "failed"),
+        ("du_1", "won"),
+    ]
+    assert [each["amount"] for each in invoice.document()["adjustments"]] == ["0.50", "0.50"]
+    assert invoice.state == "paid"
+    assert folded(adjusted("pending", 2))[1] == [False]
 
 
 def test_the_first_record_of_an_invoice_fixes_it() -> None:
@@ -349,28 +432,6 @@ def test_every_interleaving_of_two_runs_comes_to_one_verdict() -> None:
         first = next(r.object_id for r in records if isinstance(r, InvoiceStep) and r.phase == "done")
         assert ledger.invoices[ID].stripe_invoice_id == first
         assert len(ledger.orders) == 1
-
-
-@pytest.mark.parametrize(
-    ("facts", "collection", "ends_at", "state"),
-    [
-        (None, "charge_automatically", None, "active"),
-        (seen("open"), "charge_automatically", None, "active"),
-        (FAILED, "charge_automatically", None, "active"),  # Stripe tries again
-        (seen("open", attempted=True, attempt_count=4), "charge_automatically", None, "suspended"),
-        (seen("uncollectible"), "charge_automatically", None, "suspended"),
-        (seen("paid", attempted=True, attempt_count=4), "charge_automatically", None, "active"),
-        (seen("open", due_date=50 * DAY_US), "send_invoice", None, "suspended"),
-        (seen("open", due_date=51 * DAY_US), "send_invoice", None, "active"),
-        (seen("uncollectible"), "charge_automatically", 50 * DAY_US, "ended"),
-        (seen("open"), "charge_automatically", 51 * DAY_US, "active"),
-    ],
-)
-def test_benefits_are_suspended_when_stripe_has_given_up(
-    facts: StripeInvoice | None, collection: Any, ends_at: int | None, state: str
-) -> None:
-    invoice = folded(fixed(seller=Seller(collection)))[0].invoices[ID]
-    assert benefits_state([replace(invoice, stripe=facts)], ends_at, 50 * DAY_US) == state
 
 
 def test_the_document_has_the_shape_that_was_promised() -> None:

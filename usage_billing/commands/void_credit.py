@@ -1,0 +1,82 @@
+"""invoice void|credit: an invoice that was wrong is put right at Stripe and in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from billing_job.ledger import LedgerUnavailable
+from billing_job.steps import Billing, InvoiceStopped
+from billing_job.stripe_api import StripeFailure
+from billing_job.void_credit import NotPossible, credit_amount, opened, reissue
+from billing_job.void_credit import credit as credit_invoice
+from billing_job.void_credit import void as void_invoice
+from schemas.ledger import Invoice
+from usage_billing.console import DONE, fail, settings_for, wrong_usage
+
+InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID")]
+Reason = Annotated[str, Parameter(help="Why; kept in the ledger, and printed on a credit note.")]
+
+
+def void(
+    invoice_id: InvoiceId,
+    /,
+    *,
+    reason: Reason,
+    reissue_it: Annotated[
+        bool, Parameter(help="Have the next close invoice its cycle anew.", name="--reissue", negative="")
+    ] = False,
+) -> int:
+    """Void an invoice that is not paid, at Stripe too. With --reissue its cycle is invoiced anew, as a revision."""
+
+    def done(billing: Billing, invoice: Invoice) -> str:
+        voided = void_invoice(billing, invoice, reason)
+        again = f"; its cycle is invoiced anew as {reissue(billing, voided)}" if reissue_it else ""
+        return f"{invoice_id} is void{again}"
+
+    return _done(invoice_id, done)
+
+
+def credit(
+    invoice_id: InvoiceId,
+    /,
+    *,
+    amount: Annotated[str, Parameter(help="In major units (12.34), tax included.")],
+    reason: Reason,
+    refund: Annotated[
+        bool, Parameter(help="Of a paid invoice: back to the card, not to the balance.", negative="")
+    ] = False,
+) -> int:
+    """Have Stripe issue a credit note: less is to pay, now or with the next invoice, or it is refunded."""
+    try:
+        wanted = Decimal(amount)
+    except InvalidOperation:
+        wrong_usage(f"--amount: {amount!r} is no decimal number")
+
+    def done(billing: Billing, invoice: Invoice) -> str:
+        before = set(invoice.adjustments)
+        after = credit_invoice(billing, invoice, credit_amount(invoice, wanted), refund=refund, reason=reason)
+        notes = [each for id_, each in after.adjustments.items() if id_ not in before]
+        issued = ", ".join(f"{each.adjustment} {each.number or each.object_id}" for each in notes)
+        return f"{invoice_id} is credited: {issued}; it is {after.state}"
+
+    return _done(invoice_id, done)
+
+
+def _done(invoice_id: str, act: Callable[[Billing, Invoice], str]) -> int:
+    try:
+        with opened(settings_for("invoice")) as billing:
+            found = billing.log.state.get(invoice_id)
+            if found is None:
+                wrong_usage(f"there is no invoice {invoice_id!r}")
+            print(act(billing, found))
+    except NotPossible as error:
+        wrong_usage(str(error))
+    except StripeFailure as failure:
+        fail(f"{invoice_id}: {failure.reason}")
+    except (InvoiceStopped, LedgerUnavailable) as error:
+        fail(f"{invoice_id}: {error}")
+    return DONE
