@@ -52,7 +52,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     install_problem_handlers(app)
-    for router in (*control.routers(), *read.routers()):
+    # A customer's id may contain a slash: what is below a customer comes before the customer.
+    for router in (*read.routers(), *control.routers()):
         app.include_router(router)
     app.include_router(schema_registry.router)
     install_pages(app, services)

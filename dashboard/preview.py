@@ -42,16 +42,21 @@ def open_cycles(view: CatalogView, organization_id: str, customer_id: str, at: i
     ]
 
 
-def _active_until(subscription: Subscription, cycle: Cycle) -> int:
-    return cycle.end_us if subscription.ends_at is None else min(cycle.end_us, subscription.ends_at)
+def _active_until(subscription: Subscription, cycle: Cycle, until_us: int | None) -> int:
+    ends = (cycle.end_us, subscription.ends_at, until_us)
+    return min(end for end in ends if end is not None)
 
 
 def previews(
-    client: Client, view: CatalogView, cycles: Sequence[tuple[Subscription, Cycle]], watermark: Watermark | None
+    client: Client,
+    view: CatalogView,
+    cycles: Sequence[tuple[Subscription, Cycle]],
+    watermark: Watermark | None,
+    until_us: int | None = None,
 ) -> list[Preview]:
     """All previews by one query of totals below the watermark; none of a product that is gone.
 
-    Raises WarehouseUnavailable.
+    until_us: cycles that end later are priced as if they ended then. Raises WarehouseUnavailable.
     """
     planned = [
         (subscription, product, cycle, _meters(view, product))
@@ -65,7 +70,7 @@ def previews(
             subscription.customer_id,
             meter.event_name,
             cycle.start_us,
-            _active_until(subscription, cycle),
+            _active_until(subscription, cycle, until_us),
         )
 
     wanted = [request(subscription, cycle, meter) for subscription, _, cycle, meters in planned for meter in meters]
@@ -76,7 +81,7 @@ def previews(
         for meter in meters:
             total = totals[request(subscription, cycle, meter)]
             quantities[meter.id] = quantity(meter.aggregation, total.sum, total.count, total.max)
-        until = _active_until(subscription, cycle)
+        until = _active_until(subscription, cycle, until_us)
         share = prorated_share(cycle, cycle.start_us, until)
         computed = price_lines(product, quantities, meters={meter.id: meter for meter in meters}, proration=share)
         made.append(Preview(subscription, product, cycle, until, computed))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from schemas.benefits import Unpaid
 from schemas.decimals import plain
 from schemas.meter import Aggregation, Meter
 from schemas.period import Cycle, UsageWindow, window_containing
@@ -273,6 +274,21 @@ def invoice_documents(
         ORDER BY cycle_start DESC, id DESC LIMIT {limit:d}
     """
     return [json.loads(document) for (document,) in _query(client, query, parameters)]
+
+
+def unpaid_invoices(client: Client, organization_id: str, customer_id: str) -> dict[str, dict[str, Unpaid]]:
+    """Subscription id → invoice id → what a customer owes and nothing will collect by itself."""
+    query = """
+        SELECT subscription_id, id, unpaid_reason, toUnixTimestamp64Micro(assumeNotNull(unpaid_since)) FROM invoices
+        WHERE organization_id = {organization_id:String} AND customer_id = {customer_id:String} AND unpaid_reason != ''
+        ORDER BY cycle_start, id
+    """
+    owed: dict[str, dict[str, Unpaid]] = {}
+    for subscription, id_, reason, since in _query(
+        client, query, {"organization_id": organization_id, "customer_id": customer_id}
+    ):
+        owed.setdefault(subscription, {})[id_] = Unpaid(reason, int(since))
+    return owed
 
 
 def invoice_summary(client: Client, organization_id: str) -> list[tuple[str, str, int, Decimal]]:

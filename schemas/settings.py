@@ -101,13 +101,16 @@ class Settings(BaseSettings):
 
     billing_seconds: Annotated[float, Field(gt=0, description="`billing` looks for due cycles this often")] = 30.0
     sweep_seconds: Annotated[
-        float, Field(gt=0, description="`billing` looks this often at an open invoice that no webhook told of")
+        float, Field(gt=0, description="`billing` looks at least this often at an open invoice that no webhook told of")
     ] = 900.0
     billing_concurrency: Annotated[int, Field(ge=1, le=256, description="customers invoiced at the same time")] = 16
     coverage_timeout_seconds: Annotated[
         float, Field(gt=0, description="a close waits this long for ClickHouse to have what it is to count")
     ] = 120.0
     close_grace_seconds: Annotated[int, Field(ge=0, description="wait after a cycle's end before it is closed")] = 3600
+    benefits_grace_seconds: Annotated[
+        int, Field(ge=0, description="benefits stay active this long where a customer must bring a card or confirm")
+    ] = 7 * 86400
     admin_key: Annotated[SecretStr | None, Field(description="admin key accepted from the first start on")] = None
     local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")
     log_format: Annotated[str, Field(pattern="^(console|json)$", description="console or json")] = "console"

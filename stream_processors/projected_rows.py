@@ -6,17 +6,21 @@ A row is a mapping of column names; `version` decides which row of a key stays: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 
 from catalog.record import CatalogObject
+from pricing.allocation import allocated
 from schemas.alert import Alert
+from schemas.benefits import unpaid
+from schemas.currency import from_minor
 from schemas.customer import Customer
 from schemas.dead_letter import DeadLetter
-from schemas.ledger import Invoice
+from schemas.ledger import Invoice, InvoiceFixed
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.product import Product
@@ -95,52 +99,17 @@ def catalog_row(state: CatalogObject, version: int) -> TableRow | None:
 
 
 def invoice_rows(invoice: Invoice, version: int) -> Iterator[TableRow]:
-    """The invoice, its lines once they are fixed, and its order once it is paid. version: offset in the ledger."""
-    document, key = invoice.document(), {"organization_id": invoice.organization_id, "customer_id": invoice.customer_id}
-    cycle = {"cycle_start": instant(invoice.cycle_start), "cycle_end": instant(invoice.cycle_end)}
-    yield (
-        "stored_invoices",
-        {
-            **key,
-            **cycle,
-            "id": invoice.id,
-            "subscription_id": invoice.subscription_id,
-            "state": invoice.state,
-            "reason": invoice.reason or "",
-            "currency": document["currency"] or "",
-            **{name: _decimal(document[name]) for name in ("total", "tax", "amount_due", "amount_paid")},
-            "stripe_invoice_id": invoice.stripe_invoice_id or "",
-            "number": document["number"] or "",
-            "hosted_invoice_url": document["hosted_invoice_url"] or "",
-            "watermark": msgspec.json.encode(document["watermark"]).decode() if invoice.fixed else "",
-            "hash": document["hash"] or "",
-            "updated_at": instant(invoice.updated_at),
-            "version": version,
-            "document": msgspec.json.encode(document).decode(),
-        },
-    )
+    """The invoice, its lines once they are fixed, its order once it is paid, and its adjustments.
+
+    version: offset in the ledger.
+    """
+    key = {"organization_id": invoice.organization_id, "customer_id": invoice.customer_id}
+    yield "stored_invoices", {**key, **_invoice_row(invoice), "version": version}
     fixed = invoice.fixed
-    for number, line in enumerate(fixed.lines if fixed else ()):
-        yield (
-            "stored_invoice_lines",
-            {
-                **key,
-                **cycle,
-                "invoice_id": invoice.id,
-                "line": number,
-                "subscription_id": invoice.subscription_id,
-                "meter_id": line.meter_id or "",
-                "model": line.model,
-                "description": line.description,
-                "quantity": Decimal(line.quantity),
-                "included": Decimal(line.included),
-                "priced_quantity": Decimal(line.priced_quantity),
-                "currency": document["currency"],
-                "amount": Decimal(line.amount),
-                "tiers": msgspec.json.encode(line.tiers).decode(),
-                "version": version,
-            },
-        )
+    if fixed is None:
+        return
+    for row in _line_rows(invoice, fixed):
+        yield "stored_invoice_lines", {**key, **row, "version": version}
     if order := invoice.order:
         yield (
             "stored_orders",
@@ -156,6 +125,94 @@ def invoice_rows(invoice: Invoice, version: int) -> Iterator[TableRow]:
                 "version": version,
             },
         )
+    for each in invoice.adjustments.values():
+        yield (
+            "stored_adjustments",
+            {
+                **key,
+                "invoice_id": invoice.id,
+                "id": each.object_id,
+                "type": each.adjustment,
+                "amount": from_minor(each.amount_minor, each.currency),
+                "net": None if each.net_minor is None else from_minor(each.net_minor, each.currency),
+                "currency": each.currency,
+                "status": each.status,
+                "reason": each.reason or "",
+                "number": each.number or "",
+                "month": _month(fixed),
+                "created_at": instant(each.created_at),
+                "version": version,
+            },
+        )
+
+
+def _invoice_row(invoice: Invoice) -> Row:
+    document, seen, order, owed = invoice.document(), invoice.stripe, invoice.order, unpaid(invoice)
+    settled_at = order.paid_at if order else None
+    return {
+        "cycle_start": instant(invoice.cycle_start),
+        "cycle_end": instant(invoice.cycle_end),
+        "id": invoice.id,
+        "subscription_id": invoice.subscription_id,
+        "state": invoice.state,
+        "reason": invoice.reason or "",
+        "currency": document["currency"] or "",
+        **{
+            name: _decimal(document[name]) for name in ("total", "tax", "amount_due", "amount_paid", "amount_remaining")
+        },
+        "stripe_invoice_id": invoice.stripe_invoice_id or "",
+        "number": document["number"] or "",
+        "hosted_invoice_url": document["hosted_invoice_url"] or "",
+        "watermark": msgspec.json.encode(document["watermark"]).decode() if invoice.fixed else "",
+        "hash": document["hash"] or "",
+        "updated_at": instant(invoice.updated_at),
+        "document": msgspec.json.encode(document).decode(),
+        "revision": invoice.revision,
+        "reissued": invoice.reissued,
+        "product_id": _product(invoice.fixed, "id"),
+        "issued_at": _instant(seen.finalized_at if seen else settled_at),
+        "due_at": _instant(seen.due_date if seen else None),
+        "paid_at": _instant(settled_at),
+        "unpaid_reason": owed.reason if owed else "",
+        "unpaid_since": _instant(owed.since if owed else None),
+    }
+
+
+def _line_rows(invoice: Invoice, fixed: InvoiceFixed) -> Iterator[Row]:
+    tax = invoice.stripe.tax_minor if invoice.stripe else None
+    taxes = allocated(tax, [line.amount_minor for line in fixed.lines]) if tax is not None else None
+    names = {meter["id"]: meter["name"] for meter in fixed.meters}
+    for number, line in enumerate(fixed.lines):
+        yield {
+            "cycle_start": instant(invoice.cycle_start),
+            "cycle_end": instant(invoice.cycle_end),
+            "invoice_id": invoice.id,
+            "line": number,
+            "subscription_id": invoice.subscription_id,
+            "meter_id": line.meter_id or "",
+            "model": line.model,
+            "description": line.description,
+            "quantity": Decimal(line.quantity),
+            "included": Decimal(line.included),
+            "priced_quantity": Decimal(line.priced_quantity),
+            "currency": fixed.currency,
+            "amount": Decimal(line.amount),
+            "tiers": msgspec.json.encode(line.tiers).decode(),
+            "product_id": _product(fixed, "id"),
+            "product_name": _product(fixed, "name"),
+            "meter_name": names.get(line.meter_id, line.meter_id) if line.meter_id else line.model,
+            "month": _month(fixed),
+            "tax": None if taxes is None else from_minor(taxes[number], fixed.currency),
+        }
+
+
+def _product(fixed: InvoiceFixed | None, name: str) -> str:
+    return fixed.product.get(name, "") if fixed else ""
+
+
+def _month(fixed: InvoiceFixed) -> date:
+    """First day of the month in which the cycle began, where the subscription is."""
+    return instant(fixed.cycle_start).astimezone(ZoneInfo(fixed.time_zone)).date().replace(day=1)
 
 
 def alert_row(alert: Alert, offset: int) -> TableRow:
@@ -194,3 +251,7 @@ def dead_letter_row(letter: DeadLetter) -> TableRow:
 
 def _decimal(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
+
+
+def _instant(us: int | None) -> datetime | None:
+    return None if us is None else instant(us)

@@ -24,10 +24,15 @@ app.command(
     help="Usage events: look at them as they come, send some, import a file.",
 )
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
-app.command("usage_billing.commands.billing:app", name="invoice", help="Invoices: show, explain, verify, preview.")
+app.command(
+    "usage_billing.commands.billing:app", name="invoice", help="Invoices: show, explain, verify, preview, void, credit."
+)
 app.command(
     "usage_billing.commands.billing:close",
     help="Close every cycle due at a time: price it, fix its invoice, have Stripe charge it.",
+)
+app.command(
+    "usage_billing.commands.finance:app", name="finance", help="For finance: lines, revenue, open items, accruals."
 )
 app.command(
     "usage_billing.commands.local:up", help="Start the local stack and all services; returns when everything is ready."

@@ -54,14 +54,17 @@ def _topics() -> Iterator[str]:
 def _tables() -> Iterator[str]:
     yield "## ClickHouse\n"
     yield from _table("object", "kind")
-    made = re.compile(r"CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS (\w+)")
+    made = re.compile(r"CREATE (?:OR REPLACE )?(TABLE|VIEW|MATERIALIZED VIEW) (?:IF NOT EXISTS )?(\w+)")
+    shown: set[str] = set()  # a view that a later migration replaces is one
     migrations = sorted(
         (file for file in (files("schemas") / "clickhouse").iterdir() if file.name.endswith(".sql")),
         key=lambda file: file.name,
     )
     for file in migrations:
         for kind, name in made.findall(file.read_text()):
-            yield f"| `{name}` | {kind.lower()} |"
+            if name not in shown:
+                yield f"| `{name}` | {kind.lower()} |"
+            shown.add(name)
     yield ""
 
 

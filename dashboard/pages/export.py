@@ -11,9 +11,10 @@ from dashboard.pages.rendering import render
 from dashboard.pages.session import Visitor, organization_of
 from dashboard.pages.usage import local_period, newest_period
 from dashboard.read.invoices import invoice_place
-from dashboard.read.usage import csv_response, csv_rows, exported, safe_cell
+from dashboard.read.usage import csv_response, exported
 from dashboard.services import Services, services_of
 from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents
+from runtime.csv_text import csv_rows, safe_cell
 
 router = APIRouter(include_in_schema=False)
 INVOICES_A_BLOCK = 1000
@@ -49,7 +50,7 @@ async def export_usage(
 
 def _invoices(services: Services, organization_id: str, wanted: InvoiceFilter) -> Iterator[str]:
     """Every invoice, a block at a time."""
-    yield csv_rows(iter([list(_INVOICE_COLUMNS)]))
+    yield csv_rows([_INVOICE_COLUMNS])
     client, after = services.warehouse.client(), None
     for _ in itertools.count():
         block = invoice_documents(client, organization_id, wanted, INVOICES_A_BLOCK, after)

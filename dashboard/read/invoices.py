@@ -1,4 +1,4 @@
-"""/api/v1/invoices, /orders, /customers/{id}/benefits: what was billed, paid, and is owed to those who pay."""
+"""/api/v1/invoices, /orders: what was billed and paid."""
 
 from __future__ import annotations
 

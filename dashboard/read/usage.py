@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -30,6 +28,7 @@ from dashboard.usage_queries import (
     stored_events,
     usage_rows,
 )
+from runtime.csv_text import csv_rows, safe_cell
 from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import Cycle, UsageWindow, calendar_month_containing, format_rfc3339
@@ -231,19 +230,6 @@ _COLUMNS = (
     "customer_id", "event_name", "event_id", "timestamp", "value", "received_at",
     "epoch", "partition", "offset", "index", "properties",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def safe_cell(text: str) -> str:
-    """Text that a spreadsheet would run as a formula, made text for it too."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def csv_rows(rows: Iterator[list[Any]]) -> str:
-    """Rows as CSV (RFC 4180)."""
-    out = io.StringIO()
-    csv.writer(out).writerows(rows)
-    return out.getvalue()
 
 
 def _event_cells(event: StoredEvent) -> list[Any]:
@@ -258,7 +244,7 @@ def _event_cells(event: StoredEvent) -> list[Any]:
 
 def exported(services: Services, organization_id: str, wanted: EventFilter) -> Iterator[str]:
     """The CSV, block by block. An error on the way breaks the answer off: half a file must not look whole."""
-    yield csv_rows(iter([list(_COLUMNS)]))
+    yield csv_rows([_COLUMNS])
     for block in export_events(services.warehouse.client(), organization_id, wanted):
         yield csv_rows(_event_cells(event) for event in block)
 

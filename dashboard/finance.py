@@ -1,0 +1,298 @@
+"""issued invoices, what is open, what is used and not billed → the tables that finance closes its books with.
+
+Each is of one organization, has names of columns, and cells that are plain text: amounts with the decimals of their
+currency, instants in RFC 3339. The first three are views in ClickHouse too; an accrual is priced here, and kept in
+`finance_accrual` where it is asked to be. They block: run them in a thread. Each raises WarehouseUnavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from catalog.view import CatalogView
+from dashboard.preview import Preview, previews
+from dashboard.usage_queries import trimmed
+from runtime.csv_text import csv_rows, safe_cell
+from schemas.currency import currency_units
+from schemas.decimals import plain
+from schemas.meter import Meter
+from schemas.period import SECOND_US, Cycle, cycles, format_rfc3339, parse_rfc3339
+from schemas.subscription import Subscription
+from schemas.watermark import Watermark
+from warehouse.client import ClickHouseError, Client, unavailable
+
+Cells = list[str]
+Table = tuple[tuple[str, ...], Iterator[list[Cells]]]
+"""Names of the columns, and rows, block by block."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# --- Cells ------------------------------------------------------------------------------------------------------------
+
+
+def amount_text(amount: Decimal | None, currency: str) -> str:
+    """With the decimals of the currency; more where the amount has them."""
+    if amount is None:
+        return ""
+    least = Decimal(1).scaleb(-currency_units(currency).exponent)
+    short = trimmed(amount)
+    return plain(short.quantize(least)) if short == short.quantize(least) else plain(short)
+
+
+def _text(value: Any, currency: str) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case datetime():
+            moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+            return format_rfc3339((moment - _EPOCH) // timedelta(microseconds=1))
+        case date():
+            return value.strftime("%Y-%m")
+        case Decimal():
+            return amount_text(value, currency)
+        case _:
+            return str(value)
+
+
+def csv_cells(cells: Cells) -> list[str]:
+    """Safe to open in a spreadsheet; a negative number stays one."""
+    return [cell if cell[1:].replace(".", "", 1).isdecimal() else safe_cell(cell) for cell in cells]
+
+
+def csv_chunks(table: Table) -> Iterator[str]:
+    """The CSV, block by block. An error on the way breaks it off: half a file must not look whole."""
+    columns, blocks = table
+    yield csv_rows([columns])
+    for block in blocks:
+        yield csv_rows(csv_cells(row) for row in block)
+
+
+# --- Views ------------------------------------------------------------------------------------------------------------
+
+_LINES = (
+    "number", "invoice_id", "line", "customer_id", "subscription_id", "period_start", "period_end", "product", "meter",
+    "description", "quantity", "net", "tax", "currency", "state", "paid", "issued_at", "paid_at",
+)  # fmt: skip
+_REVENUE = ("month", "meter_id", "meter", "quantity", "net", "currency", "invoices")
+_OPEN_ITEMS = (
+    "number", "invoice_id", "customer_id", "subscription_id", "period_start", "period_end", "net", "tax", "amount_due",
+    "amount_paid", "amount_open", "currency", "state", "unpaid_reason", "issued_at", "due_at", "hosted_invoice_url",
+)  # fmt: skip
+
+
+# In µs, so that no year is beyond what the engine's types can hold.
+_ISSUED = "toUnixTimestamp64Micro(issued_at) >= {start:Int64} AND toUnixTimestamp64Micro(issued_at) < {end:Int64}"
+_BEGINS = "toInt64(toUnixTimestamp(toDateTime(month, 'UTC'))) * 1000000"
+
+
+def lines(client: Client, organization_id: str, period: Cycle) -> Table:
+    """Every line of the invoices issued in [from, to)."""
+    return _view(client, "finance_lines", _LINES, organization_id, _ISSUED, "issued_at, invoice_id, line", period)
+
+
+def revenue(client: Client, organization_id: str, period: Cycle) -> Table:
+    """Net amounts by meter and month; months that begin in [from, to)."""
+    condition = f"{_BEGINS} >= {{start:Int64}} AND {_BEGINS} < {{end:Int64}}"
+    return _view(client, "finance_revenue", _REVENUE, organization_id, condition, "month, currency, meter", period)
+
+
+def open_items(client: Client, organization_id: str, period: Cycle) -> Table:
+    """Invoices issued in [from, to) of which something is still to be paid."""
+    return _view(client, "finance_open_items", _OPEN_ITEMS, organization_id, _ISSUED, "issued_at, invoice_id", period)
+
+
+def _view(
+    client: Client,
+    view: str,
+    columns: tuple[str, ...],
+    organization_id: str,
+    condition: str,
+    order: str,
+    period: Cycle,
+) -> Table:
+    query = f"""
+        SELECT {", ".join(columns)} FROM {view}
+        WHERE organization_id = {{organization_id:String}} AND {condition} ORDER BY {order}
+    """
+    parameters = {"organization_id": organization_id, "start": period.start_us, "end": period.end_us}
+    currency, quantity = columns.index("currency"), columns.index("quantity") if "quantity" in columns else None
+
+    def rows() -> Iterator[list[Cells]]:
+        try:
+            with client.query_row_block_stream(query, parameters=parameters) as blocks:
+                for block in blocks:
+                    yield [
+                        [
+                            plain(trimmed(cell)) if place == quantity else _text(cell, row[currency])
+                            for place, cell in enumerate(row)
+                        ]
+                        for row in block
+                    ]
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+
+    return columns, rows()
+
+
+REPORTS: dict[str, Callable[[Client, str, Cycle], Table]] = {
+    "lines": lines,
+    "revenue": revenue,
+    "open-items": open_items,
+}
+
+
+# --- Accrual ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accrued:
+    """What one price of a cycle comes to by a date. period: what was used in it, up to the date at most."""
+
+    customer_id: str
+    subscription_id: str
+    product_id: str
+    line: int
+    meter_id: str
+    meter: str
+    period: Cycle
+    quantity: Decimal
+    net: Decimal
+    currency: str
+
+
+ACCRUAL_AHEAD_US_MAX = 366 * 86_400 * SECOND_US
+
+
+class TooFarAhead(ValueError):
+    """An accrual was asked for at a date of which nobody can know what it will cost."""
+
+
+def require_near(at_us: int, now_us: int) -> None:
+    """Raises TooFarAhead."""
+    if at_us > now_us + ACCRUAL_AHEAD_US_MAX:
+        raise TooFarAhead("at most a year ahead")
+
+
+ACCRUAL = (
+    "customer_id", "subscription_id", "product_id", "meter_id", "meter", "period_start", "period_end", "quantity",
+    "net", "currency",
+)  # fmt: skip
+
+
+def accrual(
+    client: Client, view: CatalogView, organization_id: str, at_us: int, watermark: Watermark | None
+) -> list[Accrued]:
+    """What was used before a date and was on no issued invoice then, priced as if each cycle ended there.
+
+    Flat fees and minimums are prorated up to the date. Events below the watermark count.
+    """
+    billed = _billed(client, organization_id, at_us)
+    wanted = [
+        (subscription, cycle)
+        for subscription in view.all(Subscription, organization_id)
+        for cycle in _begun(subscription, at_us)
+        if (subscription.id, cycle.start_us) not in billed
+    ]
+    made = previews(client, view, wanted, watermark, until_us=at_us)
+    return [each for preview in made for each in _accrued(view, preview)]
+
+
+def _begun(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
+    until = at_us if subscription.ends_at is None else min(at_us, subscription.ends_at)
+    return cycles(subscription.started_at, subscription.billing_interval, subscription.time_zone, until)
+
+
+def _billed(client: Client, organization_id: str, at_us: int) -> set[tuple[str, int]]:
+    """(subscription, start) of cycles that were invoiced by then, or whose invoice was voided for good."""
+    query = """
+        SELECT subscription_id, toUnixTimestamp64Micro(cycle_start) FROM invoices
+        WHERE organization_id = {organization_id:String}
+          AND if(state = 'void', NOT reissued, ifNull(toUnixTimestamp64Micro(issued_at) <= {at:Int64}, false))
+    """
+    try:
+        rows = client.query(query, parameters={"organization_id": organization_id, "at": at_us}).result_rows
+    except ClickHouseError as error:
+        raise unavailable(error) from error
+    return {(str(subscription), int(start)) for subscription, start in rows}
+
+
+def _accrued(view: CatalogView, preview: Preview) -> Iterator[Accrued]:
+    for number, line in enumerate(preview.computed.lines):
+        meter = view.get(Meter, preview.subscription.organization_id, line.meter_id) if line.meter_id else None
+        yield Accrued(
+            customer_id=preview.subscription.customer_id,
+            subscription_id=preview.subscription.id,
+            product_id=preview.product.id,
+            line=number,
+            meter_id=line.meter_id or "",
+            meter=meter.name if meter else line.model,
+            period=Cycle(preview.cycle.start_us, preview.active_until),
+            quantity=line.quantity,
+            net=line.amount,
+            currency=preview.computed.currency,
+        )
+
+
+def accrual_table(accrued: Sequence[Accrued]) -> Table:
+    rows = [
+        [
+            each.customer_id,
+            each.subscription_id,
+            each.product_id,
+            each.meter_id,
+            each.meter,
+            each.period.start,
+            each.period.end,
+            plain(trimmed(each.quantity)),
+            amount_text(each.net, each.currency),
+            each.currency,
+        ]
+        for each in accrued
+    ]
+    return ACCRUAL, iter([rows] if rows else [])
+
+
+def keep_accrual(
+    client: Client, organization_id: str, at_us: int, computed_at_us: int, accrued: Sequence[Accrued]
+) -> None:
+    """Into `finance_accrual`; an accrual of the same date that was kept before is replaced as a whole."""
+
+    def moment(us: int) -> datetime:
+        return _EPOCH + timedelta(microseconds=us)
+
+    rows = [
+        {
+            "organization_id": organization_id,
+            "at": moment(at_us),
+            "customer_id": each.customer_id,
+            "subscription_id": each.subscription_id,
+            "product_id": each.product_id,
+            "line": each.line,
+            "meter_id": each.meter_id,
+            "meter": each.meter,
+            "period_start": moment(each.period.start_us),
+            "period_end": moment(each.period.end_us),
+            "quantity": each.quantity,
+            "net": each.net,
+            "currency": each.currency,
+            "computed_at": moment(computed_at_us),
+        }
+        for each in accrued
+    ]
+    try:
+        if rows:
+            data = [list(row.values()) for row in rows]
+            client.insert("stored_accruals", data, column_names=list(rows[0]))
+    except ClickHouseError as error:
+        raise unavailable(error) from error
+
+
+def all_time(now_us: int) -> Cycle:
+    return Cycle(parse_rfc3339("1970-01-01T00:00:00Z"), now_us + 1)

@@ -1,0 +1,80 @@
+"""/api/v1/finance/…: issued lines, revenue, open items and accruals, as JSON or CSV."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query, Request, Response
+from pydantic import BaseModel
+
+from dashboard.auth import Caller
+from dashboard.finance import REPORTS, Table, TooFarAhead, accrual, accrual_table, all_time, csv_chunks, require_near
+from dashboard.problems import field_problem
+from dashboard.read.parameters import From, To, instant, period
+from dashboard.read.usage import csv_response
+from dashboard.routing import ReadRoute, api_router
+from dashboard.services import now_us, services_of
+from runtime.problem import Problem
+
+router = api_router(ReadRoute, "Finance")
+
+JSON_ROWS_MAX = 10_000
+Format = Annotated[Literal["json", "csv"], Query(description="csv is streamed, json is limited in length")]
+_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+
+
+class FinanceRows(BaseModel):
+    """Rows by name of the column; cells as in the CSV: amounts in major units."""
+
+    data: list[dict[str, str]]
+
+
+def _answer(table: Table, name: str, wanted: str) -> Response | FinanceRows:
+    if wanted == "csv":
+        return csv_response(csv_chunks(table), f"{name}.csv")
+    columns, blocks = table
+    rows: list[dict[str, str]] = []
+    for block in blocks:
+        rows += [dict(zip(columns, row, strict=True)) for row in block]
+        if len(rows) > JSON_ROWS_MAX:
+            raise Problem(422, "too_many_rows", f"more than {JSON_ROWS_MAX} rows: narrow the period, or take csv")
+    return FinanceRows(data=rows)
+
+
+@router.get("/finance/accrual", response_model=FinanceRows, responses=_CSV)
+async def get_accrual(
+    request: Request,
+    caller: Caller,
+    at: Annotated[str, Query(description="RFC 3339; what was used before it and not invoiced by then", max_length=64)],
+    format: Format = "json",
+) -> Any:
+    """Usage priced as if every open cycle ended at a date, flat fees and minimums prorated up to it."""
+    services, when = services_of(request), instant("at", at)
+    try:
+        require_near(when, now_us())
+    except TooFarAhead as error:
+        raise field_problem("at", "at_range", str(error)) from None
+    watermark = await services.warehouse.stored()
+    rows = await services.warehouse.run(accrual, services.catalog.view, caller.organization_id, when, watermark)
+    return _answer(accrual_table(rows), "accrual", format)
+
+
+@router.get("/finance/{report}", response_model=FinanceRows, responses=_CSV)
+async def get_report(
+    request: Request,
+    caller: Caller,
+    report: Literal["lines", "revenue", "open-items"],
+    from_: From = None,
+    to: To = None,
+    format: Format = "json",
+) -> Any:
+    """Lines of issued invoices, net revenue by meter and month, or what is still to be paid.
+
+    from, to: when an invoice was issued; of revenue, the months.
+    """
+    services = services_of(request)
+    wanted = period(from_, to, all_time(now_us()))
+    await services.warehouse.run(lambda client: client.command("SELECT 1"))  # 503 before the answer has begun
+    return await services.warehouse.run(
+        lambda client: _answer(REPORTS[report](client, caller.organization_id, wanted), report, format)
+    )

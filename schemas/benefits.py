@@ -1,0 +1,64 @@
+"""unpaid invoices → whether what a subscription grants is active, suspended or ended. Pure.
+
+Stripe collects and Stripe gives up; what it says of one subscription's invoices touches no other subscription.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD, Invoice
+
+BenefitsState = Literal["active", "suspended", "ended"]
+UnpaidReason = Literal["retries_exhausted", "uncollectible", "overdue", "no_payment_method", "action_required"]
+
+# The customer has to do something that no retry of Stripe's can: a set grace first.
+_WITH_GRACE = frozenset({"no_payment_method", "action_required"})
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaid:
+    """Why nothing will be collected by itself. since: µs; may lie ahead, as the day that an invoice is due."""
+
+    reason: UnpaidReason
+    since: int
+
+    def suspends_from(self, grace_us: int) -> int:
+        """When it suspends benefits, µs."""
+        return self.since + (grace_us if self.reason in _WITH_GRACE else 0)
+
+
+def unpaid(invoice: Invoice) -> Unpaid | None:
+    """What the newest facts mean; None while Stripe still collects, and when nothing is owed."""
+    fixed, seen = invoice.fixed, invoice.stripe
+    if fixed is None or seen is None or seen.status not in ("open", "uncollectible"):
+        return None
+    if seen.status == "uncollectible":
+        return Unpaid("uncollectible", seen.seen_at)
+    if fixed.seller.collection_method == "send_invoice":
+        return None if seen.due_date is None else Unpaid("overdue", seen.due_date)
+    if seen.next_payment_attempt is not None:
+        return None
+    pay = invoice.attempt("pay")
+    asked_since = fixed.fixed_at if seen.finalized_at is None else seen.finalized_at
+    if pay is not None and pay.phase == "done" and seen.attempt_count <= 1:
+        if pay.code == NO_PAYMENT_METHOD:
+            return Unpaid("no_payment_method", asked_since)
+        if pay.code == ACTION_REQUIRED:
+            return Unpaid("action_required", asked_since)
+    return Unpaid("retries_exhausted", seen.seen_at) if seen.attempted and seen.attempt_count > 0 else None
+
+
+def suspending(owed: Iterable[Unpaid], now_us: int, grace_us: int) -> Unpaid | None:
+    """The oldest that suspends benefits now."""
+    found = [each for each in owed if each.suspends_from(grace_us) <= now_us]
+    return min(found, key=lambda each: each.suspends_from(grace_us), default=None)
+
+
+def benefits_state(owed: Iterable[Unpaid], ends_at_us: int | None, now_us: int, grace_us: int) -> BenefitsState:
+    """State of one subscription's benefits. owed: of its invoices. ends_at_us: of the subscription."""
+    if ends_at_us is not None and ends_at_us <= now_us:
+        return "ended"
+    return "suspended" if suspending(owed, now_us, grace_us) else "active"

@@ -1,0 +1,131 @@
+"""finance lines|revenue|open-items|accrual: what a finance team exports, as CSV or JSON on standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from catalog.store import CatalogStore, CatalogUnavailable
+from dashboard.finance import (
+    REPORTS,
+    Table,
+    TooFarAhead,
+    accrual_table,
+    all_time,
+    csv_chunks,
+    keep_accrual,
+    require_near,
+)
+from dashboard.finance import accrual as accrued_at
+from dashboard.warehouse_access import WarehouseAccess
+from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
+from usage_billing.console import DONE, fail, settings_for, wrong_usage
+from warehouse.client import WarehouseUnavailable, connect
+
+app = App(name="finance", help="For finance: lines, revenue, open items, accruals.")
+
+OrganizationId = Annotated[str, Parameter(name="--organization", help="Id of the organization.")]
+From = Annotated[str | None, Parameter(name="--from", help="RFC 3339, inclusive.")]
+To = Annotated[str | None, Parameter(name="--to", help="RFC 3339, exclusive.")]
+Format = Annotated[Literal["csv", "json"], Parameter(name="--format", help="csv, or json: one object a row.")]
+
+
+@app.command
+def lines(
+    *, from_: From = None, to: To = None, organization: OrganizationId = DEFAULT_ORGANIZATION, format_: Format = "csv"
+) -> int:
+    """Print every line of the invoices issued in a period: number, product, meter, quantity, net, tax, paid."""
+    return _report("lines", organization, from_, to, format_)
+
+
+@app.command
+def revenue(
+    *, from_: From = None, to: To = None, organization: OrganizationId = DEFAULT_ORGANIZATION, format_: Format = "csv"
+) -> int:
+    """Print the net revenue by meter and month; credit notes are subtracted."""
+    return _report("revenue", organization, from_, to, format_)
+
+
+@app.command
+def open_items(
+    *, from_: From = None, to: To = None, organization: OrganizationId = DEFAULT_ORGANIZATION, format_: Format = "csv"
+) -> int:
+    """Print the invoices issued in a period of which something is still to be paid."""
+    return _report("open-items", organization, from_, to, format_)
+
+
+@app.command
+def accrual(
+    *,
+    at: Annotated[str, Parameter(help="RFC 3339: what was used before it and not invoiced by then.")],
+    keep: Annotated[bool, Parameter(help="Keep it, for the view finance_accrual.", negative="")] = False,
+    organization: OrganizationId = DEFAULT_ORGANIZATION,
+    format_: Format = "csv",
+) -> int:
+    """Print what was used and not invoiced at a date, priced as if every open cycle ended there."""
+    settings, at_us = settings_for("finance"), _instant("--at", at)
+    try:
+        require_near(at_us, _now())
+    except TooFarAhead as error:
+        wrong_usage(f"--at: {error}")
+    try:
+        access = WarehouseAccess(settings)
+        with CatalogStore(settings) as catalog:
+            _require(catalog, organization)
+            watermark = asyncio.run(access.stored())
+            accrued = accrued_at(access.client(), catalog.view, organization, at_us, watermark)
+        if keep:
+            keep_accrual(access.client(), organization, at_us, _now(), accrued)
+        access.close()
+        _print(accrual_table(accrued), format_)
+    except (CatalogUnavailable, WarehouseUnavailable) as error:
+        fail(str(error))
+    return DONE
+
+
+def _report(name: str, organization: str, from_: str | None, to: str | None, format_: str) -> int:
+    settings, whole = settings_for("finance"), all_time(_now())
+    start = whole.start_us if from_ is None else _instant("--from", from_)
+    end = whole.end_us if to is None else _instant("--to", to)
+    if end <= start:
+        wrong_usage("--to must lie after --from")
+    try:
+        with CatalogStore(settings) as catalog:
+            _require(catalog, organization)
+        with connect(settings) as client:
+            _print(REPORTS[name](client, organization, Cycle(start, end)), format_)
+    except (CatalogUnavailable, WarehouseUnavailable) as error:
+        fail(str(error))
+    return DONE
+
+
+def _print(table: Table, format_: str) -> None:
+    if format_ == "csv":
+        sys.stdout.writelines(csv_chunks(table))
+        return
+    columns, blocks = table
+    for block in blocks:
+        for row in block:
+            print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False))
+
+
+def _require(catalog: CatalogStore, organization: str) -> None:
+    if catalog.view.organization(organization) is None:
+        wrong_usage(f"there is no organization {organization!r}")
+
+
+def _instant(name: str, text: str) -> int:
+    try:
+        return parse_rfc3339(text)
+    except InvalidTimestamp as error:
+        wrong_usage(f"{name}: {error}")
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
