@@ -61,9 +61,17 @@ METERS = (
 class BillingWorld:
     """All of it. A context manager; every customer, product and subscription made through it is of one organization."""
 
-    def __init__(self, kafka: KafkaBroker, clickhouse: ClickHouseLocal, directory: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        kafka: KafkaBroker,
+        clickhouse: ClickHouseLocal,
+        directory: Path,
+        *,
+        stripe: StripeStandin | None = None,
+        **settings: Any,
+    ) -> None:
         self.name = f"b{secrets.token_hex(6)}"
-        self.stripe = StripeStandin(directory / "stripe", log_path=directory / "stripe.log")
+        self.stripe = stripe or StripeStandin(directory / "stripe", log_path=directory / "stripe.log")
         self._clickhouse = clickhouse
         self._admin = clickhouse_connect.get_client(dsn=clickhouse.dsn(), autogenerate_session_id=False)
         self._admin.command(f"CREATE DATABASE {self.name}")

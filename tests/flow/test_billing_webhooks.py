@@ -168,9 +168,14 @@ def test_events_in_any_order_and_number_come_to_the_same(world: BillingWorld, cl
     (invoice,) = world.invoices("shuffled")
     assert (invoice.state, invoice.stripe_invoice_id) == ("paid", at_stripe["id"])
     assert len([order for order in world.stage.log.state.orders if order.customer_id == "shuffled"]) == 1
-    size, reads = world.ledger_size(), len(world.stripe.requests("GET"))
-    assert {post(client, each).json()["outcome"] for each in events} <= {"known", "ignored"}
-    assert (world.ledger_size(), len(world.stripe.requests("GET"))) == (size, reads)
+    size = world.ledger_size()
+    for each in events:  # delayed: some tell of the invoice as it was before, and it is looked at once more
+        assert post(client, each).json()["outcome"] in ("known", "ignored", "applied")
+    assert world.ledger_size() == size
+    adjusting = [each for each in events if each["type"] not in ("invoice.paid", "invoice.payment_failed")]
+    reads = len(world.stripe.requests("GET"))
+    assert {post(client, each).json()["outcome"] for each in adjusting} == {"known", "ignored"}
+    assert len(world.stripe.requests("GET")) == reads
 
 
 def test_what_an_event_says_of_money_is_not_believed(world: BillingWorld, client: Client) -> None:

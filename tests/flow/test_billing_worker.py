@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ def world(
     kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BillingWorld]:
     directory = tmp_path_factory.mktemp("billing")
-    quick = {"billing_seconds": 0.3, "sweep_seconds": 0.3, "coverage_timeout_seconds": 1.0}
+    quick: dict[str, Any] = {"billing_seconds": 0.3, "sweep_seconds": 0.3, "coverage_timeout_seconds": 1.0}
     with BillingWorld(kafka, clickhouse, directory, **quick) as world:
         yield world
 
