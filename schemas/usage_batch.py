@@ -12,12 +12,15 @@ from typing import Any, cast
 
 import fastavro
 
+from schemas import avro_column_reader as reader
 from schemas import avro_columns as columns
 from schemas.event import decimal_value
 
 SCHEMA_ID = 1  # in our own read-only registry; a new version of the schema gets the next number
 EVENTS_PER_MESSAGE_MAX = 1024  # kafka_index has 10 bits of the version in ClickHouse
 _MAGIC = b"\x00"
+_BATCH_ID_BYTES = 16
+_NO_PROPERTIES = b"\x00"  # an empty array; the last column
 _HEADER = _MAGIC + SCHEMA_ID.to_bytes(4, "big")
 HEADER_LENGTH = len(_HEADER)
 SCHEMA_JSON: dict[str, Any] = json.loads((files("schemas") / "usage_batch.avsc").read_text())
@@ -94,15 +97,10 @@ def decode(message: bytes) -> UsageBatch:
     """The batch of a framed message. Raises UnreadableBatch, and nothing else, for anything that is not one."""
     if message[:HEADER_LENGTH] != _HEADER:
         raise UnreadableBatch(f"no Confluent framing with schema id {SCHEMA_ID}: {message[:HEADER_LENGTH].hex()}")
-    source = io.BytesIO(message)
-    source.seek(HEADER_LENGTH)
     try:
-        record: Any = fastavro.schemaless_reader(source, _PLAIN, None)
-    except Exception as error:  # fastavro raises EOFError, IndexError, ValueError, UnicodeDecodeError, MemoryError…
-        raise UnreadableBatch(f"not a UsageBatch: {error!r}") from error
-    if source.tell() != len(message):
-        raise UnreadableBatch(f"{len(message) - source.tell()} bytes after the batch")
-    batch = UsageBatch(**record)
+        batch = _read_columns(message)
+    except (reader.Irregular, IndexError, UnicodeDecodeError):
+        batch = _read_by_fastavro(message)
     n = len(batch)
     if not 1 <= n <= EVENTS_PER_MESSAGE_MAX:
         raise UnreadableBatch(f"{n} events in one message")
@@ -111,6 +109,35 @@ def decode(message: bytes) -> UsageBatch:
         if length != n and not (length == 0 and name in ("identity", "properties")):
             raise UnreadableBatch(f"{length} of {name} for {n} events")
     return batch
+
+
+def _read_columns(message: bytes) -> UsageBatch:
+    """A message in the layout of `encode`, four times as fast as by fastavro. Raises as avro_column_reader does."""
+    latin = message.decode("latin-1")
+    at = HEADER_LENGTH + _BATCH_ID_BYTES
+    received_at, at = reader.varint(message, at)
+    organization_id, at = reader.texts(message, latin, at)
+    customer_id, at = reader.texts(message, latin, at)
+    event_name, at = reader.texts(message, latin, at)
+    timestamp, at = reader.longs(message, at)
+    value, at = reader.values(message, at)
+    identity, at = reader.texts(message, latin, at)
+    if message[at:] != _NO_PROPERTIES:
+        raise reader.Irregular("properties")
+    batch_id = message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES]
+    return UsageBatch(batch_id, received_at, organization_id, customer_id, event_name, timestamp, value, identity, [])
+
+
+def _read_by_fastavro(message: bytes) -> UsageBatch:
+    source = io.BytesIO(message)
+    source.seek(HEADER_LENGTH)
+    try:
+        record: Any = fastavro.schemaless_reader(source, _PLAIN, None)
+    except Exception as error:  # fastavro raises EOFError, IndexError, ValueError, UnicodeDecodeError, MemoryError…
+        raise UnreadableBatch(f"not a UsageBatch: {error!r}") from error
+    if source.tell() != len(message):
+        raise UnreadableBatch(f"{len(message) - source.tell()} bytes after the batch")
+    return UsageBatch(**record)
 
 
 def unscaled_bytes(unscaled: int) -> bytes:

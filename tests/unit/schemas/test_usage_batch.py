@@ -1,8 +1,10 @@
 """UsageBatch: our column-wise encoder writes what fastavro writes, and nothing but a batch is read as one."""
 
 import io
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
+from unittest.mock import Mock
 
 import fastavro
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import usage_batch
-from schemas.avro_columns import varint
+from schemas.avro_column_reader import Irregular
+from schemas.avro_columns import text_item, varint
 from schemas.usage_batch import (
     HEADER_LENGTH,
     SCHEMA_JSON,
@@ -66,6 +69,78 @@ def test_encodes_as_fastavro_does_and_reads_it_back(batch: UsageBatch) -> None:
     assert decode(message) == batch
 
 
+def verdict(read: Callable[[bytes], UsageBatch], message: bytes) -> UsageBatch | None:
+    try:
+        return read(message)
+    except UnreadableBatch:
+        return None
+
+
+def decode_by_fastavro(message: bytes) -> UsageBatch:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(usage_batch, "_read_columns", Mock(side_effect=Irregular))
+        return decode(message)
+
+
+@given(batches(), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=3), st.data())
+def test_both_readers_have_one_verdict_on_damaged_messages(
+    batch: UsageBatch, damage: list[tuple[float, int]], data: st.DataObject
+) -> None:
+    message = bytearray(encode(batch))
+    for where, byte in damage:
+        message[HEADER_LENGTH + int(where * (len(message) - HEADER_LENGTH))] = byte
+    cut = data.draw(st.integers(0, 3)) if damage else 0
+    damaged = bytes(message[: len(message) - cut])
+    assert verdict(decode, damaged) == verdict(decode_by_fastavro, damaged)
+
+
+def in_blocks(items: Sequence[bytes], sized: bool) -> bytes:
+    """An array with a block an item, each with its size in bytes or without, as other encoders may write it."""
+    blocks = (varint(-1) + varint(len(item)) + item if sized else varint(1) + item for item in items)
+    return b"".join(blocks) + b"\x00"
+
+
+@pytest.mark.parametrize("sized", [False, True], ids=["counted", "sized"])
+def test_arrays_in_several_blocks_are_read(sized: bool) -> None:
+    def of_texts(*column: str) -> bytes:
+        return in_blocks([text_item(text) for text in column], sized)
+
+    message = b"".join(
+        [
+            GOOD[:HEADER_LENGTH],
+            b"x" * 16,
+            varint(1),
+            of_texts("o", "o"),
+            of_texts("a", "b"),
+            of_texts("e", "e"),
+            in_blocks([varint(1), varint(2)], sized),
+            in_blocks([b"\x00", b"\x02\x02\x01"], sized),
+            of_texts("c:1", ""),
+            b"\x00",
+        ]
+    )
+    assert decode(message) == decode(GOOD)
+
+
+def test_what_encode_writes_needs_no_fastavro(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage_batch, "_read_by_fastavro", Mock(side_effect=AssertionError("the slow reader was asked")))
+    n = 1000
+    decode(
+        encode(
+            UsageBatch(
+                b"x" * 16,
+                1_774_872_000_000_000,
+                ["default"] * n,
+                [f"cus_{number % 80}" for number in range(n)],
+                ["ü" * 100] * n,
+                [1_774_872_000_000_000 + number for number in range(n)],
+                [None if number % 3 else unscaled_bytes(number * -(10**20)) for number in range(n)],
+                [f"c:{number:0100}" for number in range(n)],
+            )
+        )
+    )
+
+
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_varint_is_avros_long(number: int) -> None:
     out = io.BytesIO()
@@ -104,6 +179,9 @@ def test_a_truncated_message_is_unreadable(length: int) -> None:
         b"",
         b"\x00" * 40,
         GOOD + b"\x00",
+        GOOD.replace(b"\x02a", b"\x03a"),  # a length of -2
+        GOOD.replace(b"\x02\x02\x01", b"\x02\x03\x01"),
+        GOOD.replace(b"\x02\x02\x01", b"\x04\x02\x01"),  # a third branch
         GOOD[:4] + b"\x63" + GOOD[5:],  # another schema id
         b"\x01" + GOOD[1:],
         encode(UsageBatch(b"x" * 16, 1, ["o"], ["a", "b"], ["e", "e"], [1, 2], [None, None])),
