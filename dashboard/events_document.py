@@ -1,4 +1,4 @@
-"""OpenAPI's description of the events endpoint, which the gateway serves beside the dashboard. Pure data.
+"""OpenAPI's description of the events endpoints, which the gateway serves beside the dashboard. Pure data.
 
 The gateway decodes without models, for speed; this page of the contract is kept true by a test against the gateway.
 """
@@ -52,22 +52,43 @@ _EXAMPLE = {
         }
     ]
 }
+_RANGES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {name: {"type": "integer"} for name in ("partition", "first_offset", "last_offset", "events")},
+    },
+}
 _RECEIPT = {
     "type": "object",
     "required": ["accepted", "unmatched", "receipt"],
     "properties": {
         "accepted": {"type": "integer"},
         "unmatched": {"type": "integer", "description": "of an event_name or customer that is not known (yet)"},
-        "receipt": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    name: {"type": "integer"} for name in ("partition", "first_offset", "last_offset", "events")
-                },
-            },
-        },
+        "receipt": _RANGES,
     },
+}
+_VOID: dict[str, Any] = {
+    "type": "object",
+    "required": ["customer_id", "event_name", "event_id", "reason"],
+    "additionalProperties": False,
+    "properties": {
+        "customer_id": _TEXT,
+        "event_name": _TEXT,
+        "event_id": {**_TEXT, "description": "as the event's producer named it"},
+        "reason": {**_TEXT, "description": "kept with the tombstone, for people"},
+    },
+}
+_VOID_EXAMPLE = {
+    "customer_id": "cus_1",
+    "event_name": "api_request",
+    "event_id": "5f0c9b1e",
+    "reason": "sent by a load test",
+}
+_VOID_RECEIPT = {
+    "type": "object",
+    "required": ["accepted", "receipt"],
+    "properties": {"accepted": {"type": "integer"}, "receipt": _RANGES},
 }
 
 
@@ -118,5 +139,27 @@ PATHS: dict[str, Any] = {
                 **{str(status): _problem(status) for status in (400, 401, 403, 413, 415, 422, 429, 503)},
             },
         }
-    }
+    },
+    "/api/v1/usage/events/void": {
+        "post": {
+            "tags": ["Usage"],
+            "summary": "Void Event",
+            "description": (
+                "An event that is not to count: gone from totals, previews and invoices to come. Where it was invoiced "
+                "already, the difference is a late correction. 202 once the log has the tombstone; voiding the same "
+                "event again is safe and changes nothing. An event that comes with this event_id later does not count "
+                "either. Scope admin."
+            ),
+            "operationId": "void_event",
+            "security": [{"API key": []}],
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": _VOID, "example": _VOID_EXAMPLE}},
+            },
+            "responses": {
+                "202": {"description": "Accepted", "content": {"application/json": {"schema": _VOID_RECEIPT}}},
+                **{str(status): _problem(status) for status in (400, 401, 403, 413, 415, 422, 503)},
+            },
+        }
+    },
 }

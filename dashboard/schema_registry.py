@@ -1,25 +1,42 @@
-"""schemas/usage_batch.avsc → Confluent's Schema Registry API, read-only: any Kafka tool can read usage.events.
+"""schemas/*.avsc → Confluent's Schema Registry API, read-only: any Kafka tool can read usage.events.
 
-The addresses, media type and error codes are those of Confluent's registry, so that its clients understand them.
+The addresses, media type and error codes are those of Confluent's registry, so that its clients understand them. The
+topic holds two kinds of records. Events have the subject that tools look for under a topic's name; tombstones have
+that of the topic and the record (Confluent's TopicRecordNameStrategy). A message names its schema by id in any case.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from dashboard.services import services_of
+from schemas import usage_batch, usage_void
 from schemas.topics import USAGE_EVENTS, topic_name
-from schemas.usage_batch import SCHEMA_ID, SCHEMA_JSON
 
 router = APIRouter(prefix="/schema-registry", include_in_schema=False)
 MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 VERSION = 1
-SCHEMA_TEXT = json.dumps(SCHEMA_JSON)
 _MISSING = {40401: "Subject not found.", 40402: "Version not found.", 40403: "Schema not found"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """A schema, and what its subject's name ends with behind that of the topic."""
+
+    id: int
+    suffix: str
+    text: str
+
+
+_ALL = (
+    _Registered(usage_batch.SCHEMA_ID, "value", json.dumps(usage_batch.SCHEMA_JSON)),
+    _Registered(usage_void.SCHEMA_ID, "usage.UsageVoid", json.dumps(usage_void.SCHEMA_JSON)),
+)
 
 
 def _answer(content: Any, status: int = 200) -> JSONResponse:
@@ -30,9 +47,9 @@ def _missing(code: int) -> JSONResponse:
     return _answer({"error_code": code, "message": _MISSING[code]}, 404)
 
 
-def _subject(request: Request) -> str:
-    """The topic's name strategy: its values."""
-    return f"{topic_name(services_of(request).settings, USAGE_EVENTS)}-value"
+def _subjects(request: Request) -> dict[str, _Registered]:
+    topic = topic_name(services_of(request).settings, USAGE_EVENTS)
+    return {f"{topic}-{each.suffix}": each for each in _ALL}
 
 
 @router.get("/")
@@ -57,30 +74,31 @@ async def types() -> JSONResponse:
 
 @router.get("/schemas/ids/{id}")
 async def schema(id: str) -> JSONResponse:
-    return _answer({"schema": SCHEMA_TEXT}) if id == str(SCHEMA_ID) else _missing(40403)
+    found = next((each for each in _ALL if str(each.id) == id), None)
+    return _answer({"schema": found.text}) if found else _missing(40403)
 
 
 @router.get("/schemas/ids/{id}/versions")
 async def schema_versions(request: Request, id: str) -> JSONResponse:
-    if id != str(SCHEMA_ID):
-        return _missing(40403)
-    return _answer([{"subject": _subject(request), "version": VERSION}])
+    found = [subject for subject, each in _subjects(request).items() if str(each.id) == id]
+    return _answer([{"subject": subject, "version": VERSION} for subject in found]) if found else _missing(40403)
 
 
 @router.get("/subjects")
 async def subjects(request: Request) -> JSONResponse:
-    return _answer([_subject(request)])
+    return _answer(list(_subjects(request)))
 
 
 @router.get("/subjects/{subject}/versions")
 async def versions(request: Request, subject: str) -> JSONResponse:
-    return _answer([VERSION]) if subject == _subject(request) else _missing(40401)
+    return _answer([VERSION]) if subject in _subjects(request) else _missing(40401)
 
 
 @router.get("/subjects/{subject}/versions/{version}")
 async def version(request: Request, subject: str, version: str) -> JSONResponse:
-    if subject != _subject(request):
+    found = _subjects(request).get(subject)
+    if found is None:
         return _missing(40401)
     if version not in (str(VERSION), "latest", "-1"):
         return _missing(40402)
-    return _answer({"subject": subject, "version": VERSION, "id": SCHEMA_ID, "schema": SCHEMA_TEXT})
+    return _answer({"subject": subject, "version": VERSION, "id": found.id, "schema": found.text})

@@ -18,7 +18,7 @@ from schemas.meter import Aggregation, Meter
 from schemas.period import Cycle, UsageWindow, window_containing
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
-from warehouse.watermark_sql import below
+from warehouse.watermark_sql import below, not_voided
 
 # The window's start in the organization's zone, as seconds since 1970. A month's is a date without a zone: it gets one.
 _WINDOW_STARTS: dict[UsageWindow | Literal["all"], str] = {
@@ -106,6 +106,7 @@ def usage_rows(
             AND timestamp >= fromUnixTimestamp64Micro({{from_us:Int64}})
             AND timestamp < fromUnixTimestamp64Micro({{to_us:Int64}})
             AND {condition}
+            AND {not_voided(condition)}
         GROUP BY customer, event_name, start, value_of_property
         ORDER BY customer, start, event_name, value_of_property
         LIMIT {ROWS_MAX + 1}
@@ -184,6 +185,7 @@ def _event_conditions(organization_id: str, wanted: EventFilter) -> tuple[str, d
         "event_name": wanted.event_name,
         "event_id": wanted.event_id,
     }
+    conditions.append(not_voided("organization_id = {organization_id:String}"))
     return " AND ".join(conditions), parameters
 
 

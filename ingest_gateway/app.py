@@ -1,10 +1,11 @@
-"""HTTP → usage.events: POST /api/v1/usage/events, whole batches or nothing, 202 with a receipt."""
+"""HTTP → usage.events: POST /api/v1/usage/events, whole batches or nothing, and …/void; 202 with a receipt."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,18 +15,21 @@ from ingest_gateway import metrics
 from ingest_gateway.body import Receive, check_content_type, headers_of, read_body
 from ingest_gateway.check import check_batch, count_unmatched
 from ingest_gateway.coalesce import split
-from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_events
+from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_events, decode_void
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
 from runtime.auth import authorize
 from runtime.health import Check
 from runtime.problem import MEDIA_TYPE, Problem
-from schemas.event import TEXT_LENGTH_MAX
+from schemas.event import TEXT_LENGTH_MAX, client_identity
 from schemas.organization import Scope
 from schemas.partition import partition_of
 from schemas.settings import Settings
+from schemas.usage_void import UsageVoids, encode
 
 PATH = "/api/v1/usage/events"
+VOID_PATH = f"{PATH}/void"
+PATHS = (PATH, VOID_PATH)
 RETRY_AFTER_SECONDS = "1"
 _DRAIN_SECONDS = 10.0
 _PLACED_MAX = 200_000
@@ -49,7 +53,7 @@ class _Placed(dict[str, int]):
 
 
 class Gateway:
-    """A raw ASGI application: one route, no framework between the socket and the log.
+    """A raw ASGI application: two routes, no framework between the socket and the log.
 
     start() within the event loop, stop() when no request is under way any more.
     """
@@ -103,14 +107,20 @@ class Gateway:
         await send({"type": "http.response.body", "body": answer})
 
     async def _accept(self, scope: dict[str, Any], receive: Receive) -> bytes:
-        if scope["path"] != PATH:
-            raise Problem(404, "not_found", f"there is only {PATH} here")
+        path = scope["path"]
+        if path not in PATHS:
+            raise Problem(404, "not_found", f"there is only {' and '.join(PATHS)} here")
         if scope["method"] != "POST":
-            raise Problem(405, "method_not_allowed", "POST a batch of events", headers={"allow": "POST"})
+            raise Problem(405, "method_not_allowed", "only POST is taken here", headers={"allow": "POST"})
         headers = headers_of(scope)
         # Before the body is read: a stranger costs no memory.
-        key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), Scope.INGEST)
+        wanted = Scope.INGEST if path == PATH else Scope.ADMIN
+        key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), wanted)
         check_content_type(headers)
+        if path == VOID_PATH:
+            return await self._void(
+                key.organization_id, await read_body(receive, headers, self._settings.body_bytes_max)
+            )
         idempotency_key = _idempotency_key(headers.get(b"idempotency-key"))
         body = await read_body(receive, headers, self._settings.body_bytes_max)
         organization_id, view = key.organization_id, self._view
@@ -128,10 +138,8 @@ class Gateway:
         if errors:
             raise _invalid(errors)
         parts = split(events, organization_id, idempotency_key, self._partition_of(organization_id))
-        if self._pipeline is None:
-            raise _unavailable("the gateway is starting; nothing was enqueued")
         try:
-            receipt = await self._pipeline.accept(parts)
+            receipt = await self._running_pipeline.accept(parts)
         except (NotAccepted, OutcomeUnknown) as error:
             raise _unavailable(str(error)) from error
         unmatched = count_unmatched(
@@ -140,6 +148,38 @@ class Gateway:
             is_customer=lambda customer_id: view.has_customer(organization_id, customer_id),
         )
         return _encoder.encode({"accepted": len(events), "unmatched": unmatched, "receipt": receipt})
+
+    async def _void(self, organization_id: str, body: bytes) -> bytes:
+        try:
+            wanted = decode_void(body)
+        except NotJson as error:
+            raise Problem(400, "invalid_json", str(error)) from error
+        except InvalidBatch as error:
+            raise Problem(422, "invalid_void", "nothing was voided", _named(error.errors)) from error
+        partition = self._partition_of(organization_id)(wanted.customer_id)
+        tombstone = UsageVoids(
+            batch_id=secrets.token_bytes(16),
+            received_at=time.time_ns() // 1000,
+            organization_id=[organization_id],
+            customer_id=[wanted.customer_id],
+            event_name=[wanted.event_name],
+            identity=[client_identity(wanted.event_id)],
+            reason=[wanted.reason],
+        )
+        try:
+            receipt = await self._running_pipeline.accept_message(partition, encode(tombstone))
+        except NotAccepted as error:
+            raise _unavailable(str(error)) from error
+        except OutcomeUnknown as error:
+            raise _unavailable("the outcome is unknown; to void the same event again is safe") from error
+        metrics.VOIDS_ACCEPTED.inc()
+        return _encoder.encode({"accepted": 1, "receipt": receipt})
+
+    @property
+    def _running_pipeline(self) -> Pipeline:
+        if self._pipeline is None:
+            raise _unavailable("the gateway is starting; nothing was enqueued")
+        return self._pipeline
 
 
 def _idempotency_key(header: bytes | None) -> str | None:
@@ -155,9 +195,12 @@ def _idempotency_key(header: bytes | None) -> str | None:
     return key
 
 
-def _invalid(errors: tuple[EventError, ...] | list[EventError]) -> Problem:
-    named = [msgspec.to_builtins(error) for error in errors]
-    return Problem(422, "invalid_batch", "the batch is refused whole; nothing was enqueued", named)
+def _invalid(errors: Sequence[EventError]) -> Problem:
+    return Problem(422, "invalid_batch", "the batch is refused whole; nothing was enqueued", _named(errors))
+
+
+def _named(errors: Sequence[EventError]) -> list[dict[str, Any]]:
+    return [msgspec.to_builtins(error) for error in errors]
 
 
 def _unavailable(detail: str) -> Problem:

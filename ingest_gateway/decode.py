@@ -30,6 +30,7 @@ from schemas.event import (
     unscaled_value,
 )
 from schemas.usage_batch import unscaled_bytes
+from schemas.usage_void import VoidRequest
 
 ERRORS_MAX = 1000
 _VALUES_CACHED_MAX = 100_000
@@ -105,6 +106,18 @@ _values: dict[bytes, bytes | None] = {b"null": None}  # spelled value → Avro's
 
 class _Unfit(Exception):
     """The fast reader gives up; the other one has the word."""
+
+
+def decode_void(body: bytes) -> VoidRequest:
+    """The tombstone in a request's decoded body. Raises NotJson or InvalidBatch, whose errors have no index."""
+    try:
+        posted: Any = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise NotJson(f"the body is not JSON: {error}") from error
+    try:
+        return VoidRequest.model_validate(posted)
+    except ValidationError as error:
+        raise InvalidBatch(_errors_of(None, error)) from None
 
 
 def decode_events(body: bytes) -> Events:
@@ -195,17 +208,17 @@ def _decode_naming_errors(body: bytes) -> Events:
 _WORDS = {
     "missing": ("missing", "is required"),
     "extra_forbidden": (None, "there is no such field"),
-    "model_type": ("type", "an event must be an object"),
+    "model_type": ("type", "must be an object"),
     "dict_type": ("type", "must be an object of strings"),
     "too_long": ("too_many", f"at most {PROPERTIES_MAX} properties are allowed"),
 }
 
 
-def _errors_of(index: int, error: ValidationError) -> list[EventError]:
+def _errors_of(index: int | None, error: ValidationError) -> list[EventError]:
     named: list[EventError] = []
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         path = [str(part) for part in detail["loc"] if part != "[key]"]
-        top = path[0] if path else "event"
+        top = path[0] if path else "event" if index is not None else "body"
         kind, message = _WORDS.get(detail["type"], (detail["type"].removeprefix("string_"), detail["msg"]))
         code = "unknown_field" if kind is None else kind if kind.startswith(top) else f"{top}_{kind}"
         named.append(EventError(index, ".".join(path) or None, code, message))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-REQUESTS = Counter("usage_gateway_requests_total", "Answers to POST /api/v1/usage/events.", ["status"])
+REQUESTS = Counter("usage_gateway_requests_total", "Answers to POST /api/v1/usage/events and …/void.", ["status"])
 ACCEPTED = REQUESTS.labels(202)  # looked up once: it is counted most
 EVENTS_ACCEPTED = Counter("usage_gateway_events_accepted_total", "Events acknowledged by Kafka and answered 202.")
+VOIDS_ACCEPTED = Counter("usage_gateway_voids_accepted_total", "Tombstones acknowledged by Kafka and answered 202.")
 EVENTS_WAITING = Gauge("usage_gateway_events_waiting", "Events taken whose acknowledgement is awaited.")
 MESSAGES = Counter("usage_gateway_messages_total", "Messages produced to usage.events.")
 ACKNOWLEDGED_SECONDS = Histogram(

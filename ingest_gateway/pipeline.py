@@ -92,16 +92,37 @@ class Pipeline:
         Raises NotAccepted (queue full, brokers away: nothing enqueued) or OutcomeUnknown (failed or late after that).
         """
         events = sum(map(len, parts.values()))
+        self._check_room(events)
+        pending = _Pending(len(parts), self._loop.create_future())
+        for partition, columns in parts.items():
+            self._coalescer.add(pending, partition, columns)
+        self._schedule()
+        receipt = await self._acknowledged(pending, events)
+        metrics.EVENTS_ACCEPTED.inc(events)
+        return receipt
+
+    async def accept_message(self, partition: int, message: bytes) -> list[ReceiptRange]:
+        """Produce one message that is no batch of events, and wait for its acknowledgement. Raises as accept does."""
+        self._check_room(1)
+        pending = _Pending(1, self._loop.create_future())
+        try:
+            self._producer.produce(
+                partition, None, message, lambda offset, reason: pending.settle(partition, 1, offset, reason)
+            )
+        except BufferError as error:
+            raise NotAccepted(f"{error}; nothing was enqueued") from error
+        metrics.MESSAGES.inc()
+        return await self._acknowledged(pending, 1)
+
+    def _check_room(self, events: int) -> None:
         if self._producer.fatal:
             raise NotAccepted(f"the producer has failed: {self._producer.fatal}")
         if self._producer.unreachable:
             raise NotAccepted("no Kafka broker answers; nothing was enqueued")
         if self._events_waiting + events > self._events_max:
             raise NotAccepted("too many events await acknowledgement; nothing was enqueued")
-        pending = _Pending(len(parts), self._loop.create_future())
-        for partition, columns in parts.items():
-            self._coalescer.add(pending, partition, columns)
-        self._schedule()
+
+    async def _acknowledged(self, pending: _Pending, events: int) -> list[ReceiptRange]:
         self._events_waiting += events
         started = time.perf_counter()
         try:
@@ -109,7 +130,6 @@ class Pipeline:
         finally:
             self._events_waiting -= events
         metrics.ACKNOWLEDGED_SECONDS.observe(time.perf_counter() - started)
-        metrics.EVENTS_ACCEPTED.inc(events)
         return sorted(receipt, key=lambda part: part.partition)
 
     def _schedule(self) -> None:

@@ -52,19 +52,19 @@ class UsageBatch:
         return len(self.customer_id)
 
 
-def _without_logical_types(schema: Any) -> Any:
+def plain_schema(schema: Any) -> Any:
+    """The schema without logical types: the bytes are the same, and nothing is converted per event."""
     if isinstance(schema, dict):
         named = cast("dict[str, Any]", schema)
         if named.get("logicalType"):
             return named["type"]
-        return {key: _without_logical_types(value) for key, value in named.items() if key != "doc"}
+        return {key: plain_schema(value) for key, value in named.items() if key != "doc"}
     if isinstance(schema, list):
-        return [_without_logical_types(item) for item in cast("list[Any]", schema)]
+        return [plain_schema(item) for item in cast("list[Any]", schema)]
     return schema
 
 
-# The bytes are the same with and without logical types; without them nothing is converted per event.
-_PLAIN: Any = fastavro.parse_schema(_without_logical_types(SCHEMA_JSON))
+_PLAIN: Any = fastavro.parse_schema(plain_schema(SCHEMA_JSON))
 _PROPERTIES: Any = {"type": "array", "items": {"type": "map", "values": "string"}}
 _COLUMNS = ("organization_id", "customer_id", "event_name", "timestamp", "value", "identity", "properties")
 

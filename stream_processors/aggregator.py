@@ -47,6 +47,8 @@ from schemas.repair import UnreadableRepair
 from schemas.settings import Settings
 from schemas.topics import CATALOG, USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import UnreadableBatch, UsageBatch, decode
+from schemas.usage_void import decode as decode_voids
+from schemas.usage_void import is_void
 from stream_processors import metrics
 from stream_processors.alerts import AlertBook
 from stream_processors.cycles import affected_by, tile_at
@@ -509,9 +511,16 @@ def _run_from(next_offset: int, by_offset: Mapping[int, Any]) -> Iterator[tuple[
 
 
 def _decoded(message: Any) -> UsageBatch | None:
-    """None: unreadable. The sink reports such a message to usage.dead_letters; here it counts as applied."""
+    """None: unreadable. The sink reports such a message to usage.dead_letters; here it counts as applied.
+
+    Tombstones bring no events: what they take away comes as a repair of the total.
+    """
     try:
-        return decode(message.value or b"")
+        payload = message.value or b""
+        if is_void(payload):
+            voids = decode_voids(payload)
+            return UsageBatch(voids.batch_id, voids.received_at, (), (), (), (), ())
+        return decode(payload)
     except UnreadableBatch as error:
         log.warning("message_unreadable", partition=message.partition, offset=message.offset, error=str(error))
         return None

@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import fastavro
 
-from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH, SCHEMA_ID, SCHEMA_JSON
+from schemas import usage_batch, usage_void
+from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH
 
 SYNC_LENGTH = 16
 _MAGIC = b"Obj\x01"
@@ -38,8 +39,8 @@ class Unreadable(ValueError):
 class Message:
     """A message of usage.events and where it is in the log.
 
-    schema_id, received_at (µs since 1970) and events (how many; a lower bound where a writer splits its arrays into
-    blocks) are read from its head; payload is the whole value, framing included.
+    schema_id, received_at (µs since 1970) and events (how many, or how many tombstones; a lower bound where a writer
+    splits its arrays into blocks) are read from its head; payload is the whole value, framing included.
     """
 
     epoch: int
@@ -109,7 +110,11 @@ def _container_head(writer: Mapping[str, Any]) -> bytes:
 
 
 # Schema id → the head of a container of that schema. A later version of UsageBatch is added here beside the first.
-WRITERS: dict[int, bytes] = {SCHEMA_ID: _container_head(SCHEMA_JSON)}
+# Whatever their columns, all begin with batch_id, received_at and an array, which is what read_head reads.
+WRITERS: dict[int, bytes] = {
+    usage_batch.SCHEMA_ID: _container_head(usage_batch.SCHEMA_JSON),
+    usage_void.SCHEMA_ID: _container_head(usage_void.SCHEMA_JSON),
+}
 
 
 def by_schema(messages: Iterable[Message]) -> dict[int, list[Message]]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Protocol
 
-from schemas import usage_batch
+from schemas import usage_batch, usage_void
 from schemas.dead_letter import DeadLetter
 from stream_processors import avro_splice
 from stream_processors.avro_splice import Message
@@ -38,6 +38,9 @@ _DATA_CODES = frozenset(
 _STD_EXCEPTION = 1001
 _AVRO_READER = "avro::Exception"  # a full disk may come as 1001 too
 _MEMORY_LIMIT_EXCEEDED = 241
+
+# Schema id → the door that its messages are inserted through.
+DOORS = {usage_batch.SCHEMA_ID: "usage_batches_in", usage_void.SCHEMA_ID: "usage_voids_in"}
 
 INSERT_SETTINGS = {
     # What this connection is answered must be in the tables, whatever the user's profile says.
@@ -104,7 +107,7 @@ def _insert(messages: Sequence[Message], engine: Engine) -> Iterator[Refused]:
         yield body
 
     def insert_all(client: Client) -> None:
-        client.raw_insert("usage_batches_in", insert_block=block(), fmt="Avro", settings=INSERT_SETTINGS)
+        client.raw_insert(DOORS[messages[0].schema_id], insert_block=block(), fmt="Avro", settings=INSERT_SETTINGS)
 
     while (error := engine.attempt(insert_all)) is not None:
         fault = fault_of(error)
@@ -122,9 +125,9 @@ def _insert(messages: Sequence[Message], engine: Engine) -> Iterator[Refused]:
 
 
 def readable(message: Message) -> bool:
-    """Whether it is a batch for Python's reader too, which takes a millisecond."""
+    """Whether it is what its schema says for Python's reader too, which takes a millisecond."""
     try:
-        usage_batch.decode(message.payload)
+        (usage_void if usage_void.is_void(message.payload) else usage_batch).decode(message.payload)
     except usage_batch.UnreadableBatch:
         return False
     return True

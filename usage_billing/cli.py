@@ -21,7 +21,7 @@ app = cyclopts.App(
 app.command(
     "usage_billing.commands.events:app",
     name="events",
-    help="Usage events: look at them as they come, send some, import a file.",
+    help="Usage events: look at them as they come, send some, void one, import a file.",
 )
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(

@@ -73,6 +73,12 @@ class UsageClient:
         """
         return self._post(_encoder.encode({"events": events}), idempotency_key or uuid.uuid4().hex)
 
+    def void(self, customer_id: str, event_name: str, event_id: str, reason: str) -> tuple[int, int]:
+        """Void an event; (partition, offset) of the tombstone. Needs a key with scope admin. Raises as send does."""
+        fields = {"customer_id": customer_id, "event_name": event_name, "event_id": event_id, "reason": reason}
+        (place,) = self._repeat("/api/v1/usage/events/void", _encoder.encode(fields), {})["receipt"]
+        return place["partition"], place["first_offset"]
+
     def send_all(self, events: Iterable[Mapping[str, Any]], idempotency_prefix: str | None = None) -> Iterator[Receipt]:
         """Post any number of events in batches, several at once, in no set order; a receipt a batch, in order.
 
@@ -90,22 +96,23 @@ class UsageClient:
                 yield future.result()
 
     def _post(self, body: bytes, idempotency_key: str) -> Receipt:
+        fields = self._repeat("/api/v1/usage/events", body, {"Idempotency-Key": idempotency_key})
+        ranges = tuple(
+            (part["partition"], part["first_offset"], part["last_offset"], part["events"]) for part in fields["receipt"]
+        )
+        return Receipt(fields["accepted"], fields["unmatched"], ranges)
+
+    def _repeat(self, path: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+        """The answer to a request that counts once however often it is sent."""
         retried = (_Again, httpx.TransportError)
         for attempt in stamina.retry_context(on=retried, attempts=None, timeout=_RETRY_SECONDS_MAX, wait_max=2.0):
             with attempt:
-                answer = self._http.post(
-                    "/api/v1/usage/events", content=body, headers={"Idempotency-Key": idempotency_key}
-                )
+                answer = self._http.post(path, content=body, headers=dict(headers))
                 if answer.status_code in (429, 502, 503, 504):
                     raise _Again(f"{answer.status_code} {answer.text[:500]}")
                 if answer.status_code != 202:
                     raise EventsRefused(answer.status_code, _problem_of(answer))
-                fields = answer.json()
-                ranges = tuple(
-                    (part["partition"], part["first_offset"], part["last_offset"], part["events"])
-                    for part in fields["receipt"]
-                )
-                return Receipt(fields["accepted"], fields["unmatched"], ranges)
+                return answer.json()
         raise AssertionError("stamina raises or returns")
 
 

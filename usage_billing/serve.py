@@ -22,7 +22,7 @@ from billing_job.webhooks import PATH as WEBHOOKS_PATH
 from billing_job.webhooks import StripeWebhooks
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
-from ingest_gateway.app import PATH, Gateway
+from ingest_gateway.app import PATH, VOID_PATH, Gateway
 from runtime.health import Check, readiness
 from runtime.problem import MEDIA_TYPE, Problem
 from runtime.topics import check_partitions
@@ -61,7 +61,8 @@ class Composition:
 
     async def _route(self, scope: Scope, receive: Any, send: Any) -> None:
         path: str = scope["path"]
-        if self._gateway is not None and path == PATH and (scope["method"] == "POST" or self._rest is None):
+        to_gateway = path == VOID_PATH or (path == PATH and (scope["method"] == "POST" or self._rest is None))
+        if self._gateway is not None and to_gateway:
             await self._gateway(scope, receive, send)
         elif self._webhooks is not None and path == WEBHOOKS_PATH:
             await self._webhooks(scope, receive, send)

@@ -10,7 +10,7 @@ from typing import Any
 
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
-from warehouse.watermark_sql import below
+from warehouse.watermark_sql import below, not_voided
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,12 @@ NO_USAGE = UsageTotal(Decimal(0), 0, None)
 _STAGED = "(SELECT * FROM totals_requests WHERE request_id = {request_id:UUID})"
 
 # Each event that counts, by the engine's own collapsing: the version in the table makes the first in the log win. The
-# timestamp is looked at after that: a duplicate in the window must not stand in for a first outside of it.
+# timestamp is looked at after that: a duplicate in the window must not stand in for a first outside of it. Tombstones
+# below the watermark void an identity, not a row.
 _COUNTED = """
     SELECT organization_id, customer_id, event_name, timestamp, value
     FROM usage_events FINAL
-    WHERE BELOW AND CUSTOMERS AND SPAN
+    WHERE BELOW AND CUSTOMERS AND SPAN AND NOT_VOIDED
 """
 # The same from all rows that there are, merged or not, by the coordinates themselves: neither FINAL nor partitions nor
 # the columns version and position have a part in it. Identities are told apart by 128 bits of SipHash: groups of a
@@ -74,6 +75,9 @@ _FOLDED = """
             if(identity = '', order_in_log, 0),
             if(identity = '', kafka_partition, 0)
         )
+        HAVING any(sipHash128(
+            usage_events.organization_id, usage_events.customer_id, usage_events.event_name, identity
+        )) NOT IN (SELECT sipHash128(organization_id, customer_id, event_name, identity) FROM usage_voids WHERE BELOW)
     )
     WHERE SPAN
 """
@@ -143,7 +147,12 @@ def _totals(
         by_key, shares = _BY_KEY, min(shares, customers)
     else:
         by_key = "1"
-    query = _JOINED.replace("EVENTS", events).replace("BELOW", condition).replace("SPAN", _SPAN)
+    query = (
+        _JOINED.replace("EVENTS", events)
+        .replace("NOT_VOIDED", not_voided(condition))
+        .replace("BELOW", condition)
+        .replace("SPAN", _SPAN)
+    )
     query = query.replace("CUSTOMERS", by_key).replace("STAGED", _STAGED)
     try:
         _stage(client, request_id, distinct)

@@ -1,4 +1,4 @@
-"""Watermark → the condition that a stored event is below it. Pure."""
+"""Watermark → the conditions that a stored event is below it, and not voided below it. Pure."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def below(watermark: Watermark | None) -> tuple[str, dict[str, object]]:
         " AND kafka_offset < {below_offsets:Array(Int64)}[kafka_partition + 1]))"
     )
     return condition, {"below_epoch": watermark.epoch, "below_offsets": offsets}
+
+
+def not_voided(below_condition: str) -> str:
+    """SQL over the identity of a row of usage_events: no tombstone that meets the condition names it."""
+    identity = "organization_id, customer_id, event_name, identity"
+    return f"({identity}) NOT IN (SELECT {identity} FROM usage_voids WHERE {below_condition})"

@@ -124,6 +124,7 @@ EVENTS: list[list[tuple[str, str, str, str, str | None, str, dict[str, str]]]] =
     ],
     [
         ("default", "UA", "flight", "2026-03-05T12:00:00Z", "7",      "c:b", {}),  # a duplicate, of another day
+        ("default", "UA", "flight", "2026-03-02T13:00:00Z", "1000",   "c:v", {}),  # voided below
         ("default", "UA", "flight", "2026-03-31T12:00:00Z", "99.9",   "",    {}),
         ("default", "UA", "flight", "2026-03-31T12:00:00Z", None,     "",    {}),
         ("default", "=cmd|' /C calc'!A0", "flight", "2026-03-31T12:00:00Z", "1", "", {"note": "@x"}),
@@ -151,6 +152,14 @@ def stored(warehouse: Client) -> None:
                 "organization_id", "customer_id", "event_name", "timestamp", "value", "identity", "properties",
             ],
         )  # fmt: skip
+    warehouse.insert(
+        "usage_voids_in",
+        [[epoch, 0, len(EVENTS), datetime(2026, 3, 31, tzinfo=UTC), ["default"], ["UA"], ["flight"], ["c:v"], ["a test"]]],
+        column_names=[
+            "kafka_epoch", "kafka_partition", "kafka_offset", "received_at",
+            "organization_id", "customer_id", "event_name", "identity", "reason",
+        ],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +173,7 @@ async def api(settings: Settings, store: CatalogStore) -> AsyncIterator[httpx.As
 
 
 MARCH = {"from": "2026-03-01T00:00:00-05:00", "to": "2026-04-01T00:00:00-04:00"}
-AS_OF = {"epoch": 1, "offsets": {"0": 2, "1": 0}}
+AS_OF = {"epoch": 1, "offsets": {"0": 3, "1": 0}}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -14,10 +14,24 @@ from hypothesis import strategies as st
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from schemas.settings import Settings
-from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
 from schemas.watermark import Watermark
-from stream_processors.avro_splice import container, read_head
-from stream_processors.inserts import INSERT_SETTINGS
+from stream_processors.avro_splice import by_schema, container, read_head
+from stream_processors.inserts import DOORS, INSERT_SETTINGS
+from tests.history import (
+    CUSTOMERS,
+    NAMES,
+    Folded,
+    Log,
+    Sent,
+    Void,
+    Written,
+    encoded,
+    fold,
+    histories,
+    log_of,
+    of_organization,
+    total,
+)
 from warehouse import migrate as migrating
 from warehouse.client import Client, WarehouseUnavailable, connect
 from warehouse.coverage import EXPIRED, coverage, lost_ranges
@@ -26,9 +40,6 @@ from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, mi
 from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 PARTITIONS = 2
-CUSTOMERS = ("a", "b", "ü")
-NAMES = ("calls", "bytes")
-MAX_UNSCALED = 10**27 - 1
 
 
 @pytest.fixture(scope="module")
@@ -44,92 +55,32 @@ def client(clickhouse: ClickHouseLocal) -> Iterator[Client]:
 # -- totals ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """An event as it lies in the log. at: µs, small numbers. unscaled: value × 10⁹; None: without."""
-
-    organization: str
-    customer: str
-    name: str
-    identity: str
-    at: int
-    unscaled: int | None
-
-
-sent = st.builds(
-    Sent,
-    organization=st.just("o"),
-    customer=st.sampled_from(CUSTOMERS),
-    name=st.sampled_from(NAMES),
-    identity=st.sampled_from(("", "", "c:1", "c:2", "k:1:0", "c:é")),
-    at=st.integers(0, 30),
-    unscaled=st.one_of(st.none(), st.integers(-3, 3), st.sampled_from((MAX_UNSCALED, -MAX_UNSCALED))),
-)
-# (epoch, whether the insert of the message is repeated), events
-history = st.lists(
-    st.tuples(st.integers(1, 2), st.booleans(), st.lists(sent, min_size=1, max_size=8)), min_size=1, max_size=6
-)
 windows = st.lists(st.tuples(st.integers(0, 15), st.integers(1, 20)), min_size=1, max_size=3)
-Place = tuple[int, int, int, int]
 
 
-def log_of(messages: Sequence[tuple[int, bool, Sequence[Sent]]]) -> dict[tuple[int, int, int], tuple[bool, list[Sent]]]:
-    """(epoch, partition, offset) → repeated, events; a customer's in one partition."""
-    placed: dict[tuple[int, int, int], tuple[bool, list[Sent]]] = {}
-    ends: dict[tuple[int, int], int] = {}
-    for epoch, repeated, events in messages:
-        for partition in range(PARTITIONS):
-            mine = [event for event in events if CUSTOMERS.index(event.customer) % PARTITIONS == partition]
-            if mine:
-                offset = ends.get((epoch, partition), 0)
-                placed[epoch, partition, offset] = (repeated, mine)
-                ends[epoch, partition] = offset + 1
-    return placed
+def home(customer: str) -> int:
+    return CUSTOMERS.index(customer) % PARTITIONS
 
 
-def fold(
-    log: dict[tuple[int, int, int], tuple[bool, list[Sent]]], wanted: TotalsRequest, below: Watermark | None
-) -> UsageTotal:
-    """First per identity in log order, then the window: written from the rules, with nothing of the queries."""
-    known: set[object] = set()
-    values: list[int | None] = []
-    for (epoch, partition, offset), (_, events) in sorted(log.items(), key=lambda item: (item[0][0], item[0][2])):
-        for index, event in enumerate(events):
-            key = (event.customer, event.name, event.identity or (epoch, partition, offset, index))
-            if (below is not None and not below.covers(epoch, partition, offset)) or key in known:
-                continue
-            known.add(key)
-            mine = (event.customer, event.name) == (wanted.customer_id, wanted.event_name)
-            if mine and wanted.start_us <= event.at < wanted.end_us:
-                values.append(event.unscaled)
-    given = [value for value in values if value is not None]
+def log_of_events(*events: Sent) -> Log:
+    """Each a message of its own."""
+    return log_of([(1, Written((event,))) for event in events], PARTITIONS, home)
+
+
+def insert(client: Client, log: Log) -> None:
+    """Later messages first: the order of inserts must not matter. Those repeated once more."""
+    every = [(read_head(*place, encoded(message), None), message.repeated) for place, message in log.items()]
+    for some in ([head for head, _ in reversed(every)], [head for head, repeated in every if repeated]):
+        for schema_id, of_schema in by_schema(some).items():
+            body = b"".join(container(of_schema, b"0" * 16))
+            client.raw_insert(DOORS[schema_id], insert_block=body, fmt="Avro", settings=INSERT_SETTINGS)
+
+
+def expected_total(folded: Folded, request: TotalsRequest) -> UsageTotal:
+    name, span = request.event_name, (request.start_us, request.end_us)
+    unscaled, count, greatest = total(folded.counted, request.customer_id, name, *span)
     scale = Decimal("1e-9")
-    if not values:
-        return NO_USAGE
-    return UsageTotal(sum(given) * scale, len(values), max(given) * scale if given else None)
-
-
-def insert(client: Client, log: dict[tuple[int, int, int], tuple[bool, list[Sent]]]) -> None:
-    messages = [read_head(*place, encode(batch(events)), None) for place, (_, events) in log.items()]
-    again = [read_head(*place, encode(batch(events)), None) for place, (repeated, events) in log.items() if repeated]
-    # Later messages first: the order of inserts must not matter.
-    for some in ([*reversed(messages)], again):
-        if some:
-            body = b"".join(container(some, b"0" * 16))
-            client.raw_insert("usage_batches_in", insert_block=body, fmt="Avro", settings=INSERT_SETTINGS)
-
-
-def batch(events: Sequence[Sent]) -> UsageBatch:
-    return UsageBatch(
-        batch_id=b"b" * 16,
-        received_at=1,
-        organization_id=[event.organization for event in events],
-        customer_id=[event.customer for event in events],
-        event_name=[event.name for event in events],
-        timestamp=[event.at for event in events],
-        value=[None if event.unscaled is None else unscaled_bytes(event.unscaled) for event in events],
-        identity=[event.identity for event in events] if any(event.identity for event in events) else (),
-    )
+    return UsageTotal(unscaled * scale, count, None if greatest is None else greatest * scale)
 
 
 def equal(found: UsageTotal, expected: UsageTotal) -> bool:
@@ -139,16 +90,16 @@ def equal(found: UsageTotal, expected: UsageTotal) -> bool:
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-@given(history, windows, st.one_of(st.none(), st.tuples(st.integers(1, 2), st.integers(0, 4), st.integers(0, 4))))
+@given(histories(), windows, st.one_of(st.none(), st.tuples(st.integers(1, 2), st.integers(0, 4), st.integers(0, 4))))
 def test_totals_equal_a_fold_in_python(
     client: Client,
-    messages: Sequence[tuple[int, bool, Sequence[Sent]]],
+    messages: Sequence[tuple[int, Written]],
     spans: Sequence[tuple[int, int]],
     limit: tuple[int, int, int] | None,
 ) -> None:
     # An organization of its own keeps the examples apart: tables need not be emptied, and rows of others lie around.
     organization = secrets.token_hex(8)
-    log = log_of([(e, r, [replace(event, organization=organization) for event in events]) for e, r, events in messages])
+    log = log_of(of_organization(messages, organization), PARTITIONS, home)
     insert(client, log)
     below = None if limit is None else Watermark(limit[0], {0: limit[1], 1: limit[2]})
     wanted = [
@@ -157,15 +108,24 @@ def test_totals_equal_a_fold_in_python(
         for name in NAMES
         for start, length in spans
     ]
+    folded = fold(log, below)
     for totals in (exact_totals, independent_totals):
         found = totals(client, wanted, below)
         for request in wanted:
-            assert equal(found[request], fold(log, request, below)), (totals.__name__, request, below)
+            assert equal(found[request], expected_total(folded, request)), (totals.__name__, request, below)
+    if below is None:
+        counted = client.query(
+            "SELECT customer_id, event_name, kafka_epoch, kafka_offset, kafka_index FROM usage WHERE organization_id = {o:String}",
+            parameters={"o": organization},
+        ).result_rows
+        assert sorted(tuple(row) for row in counted) == sorted(
+            (each.event.customer, each.event.name, each.place[0], each.place[2], each.index) for each in folded.counted
+        )
 
 
 def test_a_duplicate_in_the_window_does_not_stand_in_for_a_first_outside_of_it(client: Client) -> None:
     first = Sent("months", "a", "calls", "c:1", 5, 7_000_000_000)
-    insert(client, log_of([(1, False, [first]), (1, False, [replace(first, at=25, unscaled=9_000_000_000)])]))
+    insert(client, log_of_events(first, replace(first, at=25, unscaled=9_000_000_000)))
     march, april = (TotalsRequest("months", "a", "calls", start, start + 20) for start in (0, 20))
     for totals in (exact_totals, independent_totals):
         found = totals(client, [march, april], None)
@@ -178,15 +138,28 @@ def test_a_duplicate_in_the_window_does_not_stand_in_for_a_first_outside_of_it(c
 
 
 def test_the_windows_of_one_tenant_hold_nothing_of_another(client: Client) -> None:
-    insert(
-        client,
-        log_of([(1, False, [Sent("mine", "a", "calls", "c:1", 5, 1), Sent("theirs", "a", "calls", "c:1", 5, 2)])]),
-    )
+    insert(client, log_of_events(Sent("mine", "a", "calls", "c:1", 5, 1), Sent("theirs", "a", "calls", "c:1", 5, 2)))
     for name, worth in (("mine", 1), ("theirs", 2), ("no one's", None)):
         request = TotalsRequest(name, "a", "calls", 0, 10)
         expected = NO_USAGE if worth is None else UsageTotal(worth * Decimal("1e-9"), 1, worth * Decimal("1e-9"))
         for totals in (exact_totals, independent_totals):
             assert equal(totals(client, [request], None)[request], expected)
+
+
+def test_a_watermark_decides_whether_a_tombstone_counts(client: Client) -> None:
+    """One voided after its invoice stays on it, and is gone from everything counted later."""
+    event = Sent("voids", "a", "calls", "c:1", 5, 7_000_000_000)
+    other = replace(event, identity="c:2")
+    void = Void("voids", "a", "calls", "c:1")
+    insert(
+        client, log_of([(1, Written((event, other))), (1, Written((void,))), (1, Written((event,)))], PARTITIONS, home)
+    )
+    request = TotalsRequest("voids", "a", "calls", 0, 10)
+    both, one = UsageTotal(Decimal(14), 2, Decimal(7)), UsageTotal(Decimal(7), 1, Decimal(7))
+    for totals in (exact_totals, independent_totals):
+        assert equal(totals(client, [request], Watermark(1, {0: 1}))[request], both)
+        assert equal(totals(client, [request], Watermark(1, {0: 2}))[request], one)
+        assert equal(totals(client, [request], None)[request], one), "sent again, it stays a duplicate"
 
 
 def test_no_windows_are_no_query(client: Client) -> None:

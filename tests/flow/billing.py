@@ -25,7 +25,7 @@ from deploy.local.kafka import KafkaBroker
 from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.customer import Customer
-from schemas.event import unscaled_value
+from schemas.event import client_identity, unscaled_value
 from schemas.ledger import Invoice
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
@@ -36,6 +36,8 @@ from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.topics import BILLING_LEDGER, USAGE_EVENTS, topic_name
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
+from schemas.usage_void import UsageVoids
+from schemas.usage_void import encode as encode_voids
 from tests.services import Service, environment
 from tests.waiting import until
 from warehouse.migrate import migrate
@@ -201,6 +203,22 @@ class BillingWorld:
         )
         partition = partition_of(DEFAULT_ORGANIZATION, customer, self.settings.event_partitions)
         self.producer.produce(topic_name(self.settings, USAGE_EVENTS), encode(batch), partition=partition)
+        assert self.producer.flush(10) == 0
+
+    def void(self, customer: str, *event_ids: str, event_name: str = "calls") -> None:
+        """Tombstones as the gateway writes them: acknowledged when this returns."""
+        n = len(event_ids)
+        voids = UsageVoids(
+            batch_id=secrets.token_bytes(16),
+            received_at=MARCH,
+            organization_id=[DEFAULT_ORGANIZATION] * n,
+            customer_id=[customer] * n,
+            event_name=[event_name] * n,
+            identity=[client_identity(event_id) for event_id in event_ids],
+            reason=["a test's"] * n,
+        )
+        partition = partition_of(DEFAULT_ORGANIZATION, customer, self.settings.event_partitions)
+        self.producer.produce(topic_name(self.settings, USAGE_EVENTS), encode_voids(voids), partition=partition)
         assert self.producer.flush(10) == 0
 
     # -- closing and looking -------------------------------------------------------------------------------------------

@@ -354,6 +354,23 @@ def test_nothing_is_finalized_while_the_counts_differ(world: BillingWorld) -> No
     assert invoices.verify(world.settings, invoice.id).ok
 
 
+def test_a_voided_event_is_on_no_invoice_that_is_fixed_after_it(world: BillingWorld) -> None:
+    world.subscribe("voided", TIERS, started_at=MARCH)
+    world.use("voided", "100", "20", "3", identities=["c:a", "c:b", "c:c"])
+    world.void("voided", "b")
+    assert world.close().ok
+    (invoice,) = world.invoices("voided")
+    assert invoice.fixed is not None
+    assert [line.quantity for line in invoice.fixed.lines] == ["103"]
+    # A tombstone above its watermark: what it says stays, and is recomputed to the same.
+    world.void("voided", "c")
+    world.use("voided", "5", at=APRIL)
+    assert world.close(MAY).ok
+    assert invoices.verify(world.settings, invoice.id).ok
+    (stored,) = world.query("SELECT count(), sum(value) FROM usage WHERE customer_id = 'voided'")
+    assert stored == (2, 105)
+
+
 def test_an_invoice_waits_until_clickhouse_has_what_it_counts(world: BillingWorld) -> None:
     world.subscribe("waits")
     world.sink.stop()

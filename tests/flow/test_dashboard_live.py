@@ -390,7 +390,7 @@ def test_the_registry_answers_as_kafkas_clients_ask(running: Running) -> None:
     latest = httpx.get(f"{registry}/subjects/{subject}/versions/latest").json()
     assert (latest["id"], latest["version"], latest["schema"]) == (1, 1, answer.json()["schema"])
     for path, code in (
-        ("schemas/ids/2", 40403),
+        ("schemas/ids/3", 40403),
         ("subjects/x/versions", 40401),
         (f"subjects/{subject}/versions/2", 40402),
     ):

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, TopicPartition
 from catalog.store import CatalogStore
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
+from schemas import usage_void
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Scope, secret_digest
 from schemas.partition import partition_of
@@ -54,12 +55,16 @@ class Stack:
         return self.client.post(EVENTS, json={"events": events}, headers=headers)
 
     def log(self) -> dict[tuple[int, int], UsageBatch]:
+        """Every batch of usage.events by (partition, offset)."""
+        return {place: decode(message) for place, message in self.raw_log().items() if not usage_void.is_void(message)}
+
+    def raw_log(self) -> dict[tuple[int, int], bytes]:
         """Every message of usage.events by (partition, offset)."""
         topic = topic_name(self.settings, USAGE_EVENTS)
         consumer = Consumer({**self.settings.kafka_properties, "group.id": "test", "enable.partition.eof": True})
         partitions = range(self.settings.event_partitions)
         consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
-        found: dict[tuple[int, int], UsageBatch] = {}
+        found: dict[tuple[int, int], bytes] = {}
         ended: set[int] = set()
         while len(ended) < len(partitions):
             message = consumer.poll(10)
@@ -68,12 +73,12 @@ class Stack:
             if message.error():
                 ended.add(place[0])
             else:
-                found[place] = decode(message.value() or b"")
+                found[place] = message.value() or b""
         consumer.close()
         return found
 
     def messages(self) -> int:
-        return len(self.log())
+        return len(self.raw_log())
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +255,9 @@ def test_keys_scopes_and_revocation(shared: Stack) -> None:
 
         _until(lambda: status("ingest") == 202)
         assert status("read") == 403
+        void = {"customer_id": "a", "event_name": "b", "event_id": "c", "reason": "d"}
+        answer = shared.client.post(f"{EVENTS}/void", json=void, headers={"Authorization": "Bearer ubk_ingest"})
+        assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope")
         catalog.write(key("ingest", Scope.INGEST, archived=True), 1)
         revoked = time.monotonic()
         _until(lambda: status("ingest") == 401)
@@ -277,6 +285,30 @@ def test_value_is_required_once_a_meter_reads_it(shared: Stack) -> None:
     _until(lambda: shared.post(event).status_code == 422)
     (error,) = shared.post(EVENT, event).json()["errors"]
     assert (error["index"], error["field"], error["code"]) == (1, "value", "value_missing")
+
+
+def test_a_void_is_a_tombstone_where_its_event_is(shared: Stack) -> None:
+    (event,) = shared.post({**EVENT, "customer_id": "voided", "event_id": "e1"}).json()["receipt"]
+    void = {"customer_id": "voided", "event_name": "calls", "event_id": "e1", "reason": "sent by a load test"}
+    answer = shared.client.post(f"{EVENTS}/void", json=void)
+    assert answer.status_code == 202
+    (place,) = answer.json()["receipt"]
+    assert place["partition"] == event["partition"]
+    assert place["first_offset"] > event["first_offset"]
+    written = usage_void.decode(shared.raw_log()[place["partition"], place["first_offset"]])
+    assert list(written.identity) == ["c:e1"]
+    assert (*written.organization_id, *written.customer_id) == (DEFAULT_ORGANIZATION, "voided")
+    assert (*written.event_name, *written.reason) == ("calls", "sent by a load test")
+
+
+def test_a_void_with_errors_writes_nothing(shared: Stack) -> None:
+    before = shared.messages()
+    answer = shared.client.post(f"{EVENTS}/void", json={"customer_id": "voided", "event_id": 7})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_void")
+    assert {error["field"] for error in answer.json()["errors"]} == {"event_name", "event_id", "reason"}
+    assert shared.client.post(f"{EVENTS}/void", content=b"{").status_code == 400
+    assert shared.client.get(f"{EVENTS}/void").status_code == 405
+    assert shared.messages() == before
 
 
 def test_broker_gone_503_in_time_and_every_202_is_in_the_log(

@@ -15,11 +15,12 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from schemas import dead_letter
+from schemas import dead_letter, usage_void
 from schemas.event import unscaled_value
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
 from schemas.usage_batch import SCHEMA_JSON, encode, unscaled_bytes
+from schemas.usage_void import UsageVoids
 from tests.flow.metering import APRIL, MARCH, Event, batch_of
 from tests.flow.sinking import PARTITIONS, SinkWorld
 from tests.waiting import until
@@ -169,6 +170,30 @@ def test_a_message_that_cannot_be_read_is_set_aside_alone(world: SinkWorld) -> N
     assert found == expected
     reasons = world.rows("SELECT reason, events FROM ingest_batches FINAL WHERE reason != '' ORDER BY kafka_offset")
     assert reasons == [(reason, 0) for _, reason in POISON.values()]
+
+
+def test_tombstones_are_stored_with_their_places_and_void_what_they_name(world: SinkWorld) -> None:
+    """A damaged one is set aside alone."""
+
+    def void(*identities: str) -> bytes:
+        n = len(identities)
+        column = ["default"] * n, ["c1"] * n, ["calls"] * n
+        return usage_void.encode(UsageVoids(b"v" * 16, MARCH, *column, identities, ["wrong"] * n))
+
+    world.send(*[Event("c1", value="1", event_id=f"e{i}") for i in range(4)])
+    for message in (void("c:e1", "c:e9"), void("c:e2")[:-1], void(""), void("c:e3")):
+        world.send_bytes(home("c1"), message)
+    world.send(Event("c1", value="1", event_id="e9"), Event("c1", value="1", event_id="e1", at=APRIL))
+    world.sink().start()
+    world.settle()
+    assert world.count_and_sum("c1") == (2, Decimal(2)), "e0 and e2 are left"
+    query = (
+        "SELECT identity, kafka_offset, kafka_index, reason FROM usage_voids FINAL ORDER BY kafka_offset, kafka_index"
+    )
+    assert world.rows(query) == [("c:e1", 1, 0, "wrong"), ("c:e9", 1, 1, "wrong"), ("c:e3", 4, 0, "wrong")]
+    account = "SELECT kafka_offset, events, reason FROM ingest_batches FINAL WHERE reason != '' ORDER BY kafka_offset"
+    assert world.rows(account) == [(1, 0, "void"), (2, 0, "refused"), (3, 0, "refused"), (4, 0, "void")]
+    until(lambda: world.rows("SELECT kafka_offset FROM dead_letters ORDER BY kafka_offset") == [(2,), (3,)])
 
 
 def test_random_damage_never_writes_a_wrong_row(world: SinkWorld) -> None:

@@ -1,4 +1,4 @@
-"""events tail|send|import: usage events in and out by hand."""
+"""events tail|send|void|import: usage events in and out by hand."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from schemas.period import format_rfc3339
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import UnreadableBatch, UsageBatch, decimal_of, decode
+from schemas.usage_void import UsageVoids, is_void
+from schemas.usage_void import decode as decode_voids
 from usage_billing.client import EventsRefused, UsageClient, exact_value
 from usage_billing.console import DONE, errors, fail, settings_for, wrong_usage
 
-app = App(name="events", help="Usage events: look at them as they come, send some, import a file.")
+app = App(name="events", help="Usage events: look at them as they come, send some, void one, import a file.")
 
 Key = Annotated[
     str | None, Parameter(help="API key with the scope ingest; also USAGE_API_KEY, else USAGE_ADMIN_KEY.", name="--key")
@@ -63,11 +65,11 @@ def tail(
                 errors.print(f"[yellow]{message.error()}")
                 continue
             try:
-                batch = decode(message.value() or b"")
+                lines = rows(message.value() or b"", message.partition() or 0, message.offset() or 0)
             except UnreadableBatch as error:
                 errors.print(f"[yellow]partition {message.partition()} offset {message.offset()}: {error}")
                 continue
-            for line in rows(batch, message.partition() or 0, message.offset() or 0):
+            for line in lines:
                 wanted = (
                     organization in (None, line["organization_id"])
                     and customer in (None, line["customer_id"])
@@ -96,7 +98,29 @@ def _starts(settings: Settings, consumer: Consumer, from_beginning: bool) -> lis
     ]
 
 
-def rows(batch: UsageBatch, partition: int, offset: int) -> Iterator[dict[str, Any]]:
+def rows(message: bytes, partition: int, offset: int) -> Iterator[dict[str, Any]]:
+    """What a message of usage.events holds, events or tombstones, as people read it. Raises UnreadableBatch."""
+    if is_void(message):
+        return _void_rows(decode_voids(message), partition, offset)
+    return _event_rows(decode(message), partition, offset)
+
+
+def _void_rows(voids: UsageVoids, partition: int, offset: int) -> Iterator[dict[str, Any]]:
+    for index in range(len(voids)):
+        yield {
+            "organization_id": voids.organization_id[index],
+            "customer_id": voids.customer_id[index],
+            "event_name": voids.event_name[index],
+            "event_id": voids.identity[index].removeprefix("c:"),
+            "voided": voids.reason[index],
+            "received_at": format_rfc3339(voids.received_at),
+            "partition": partition,
+            "offset": offset,
+            "index": index,
+        }
+
+
+def _event_rows(batch: UsageBatch, partition: int, offset: int) -> Iterator[dict[str, Any]]:
     """A batch's events as people read them: decimals as strings, instants in RFC 3339, with coordinates."""
     for index in range(len(batch)):
         value = batch.value[index]
@@ -145,6 +169,29 @@ def send(
     except EventsRefused as error:
         fail(str(error))
     print(msgspec.json.encode(receipt).decode())
+    return DONE
+
+
+@app.command
+def void(
+    *,
+    customer: Annotated[str, Parameter(help="customer_id")],
+    event_name: Annotated[str, Parameter(help="event_name")],
+    event_id: Annotated[str, Parameter(help="As the event's producer named it.")],
+    reason: Annotated[str, Parameter(help="Why it is not to count; kept with the tombstone.")],
+    key: Annotated[
+        str | None, Parameter(help="API key with the scope admin; also USAGE_API_KEY, else USAGE_ADMIN_KEY.")
+    ] = None,
+    address: Address = None,
+) -> int:
+    """Void an event, so that it does not count, and print where its tombstone lies."""
+    settings = settings_for("events-void")
+    try:
+        with _client(settings, key, address) as client:
+            partition, offset = client.void(customer, event_name, event_id, reason)
+    except EventsRefused as error:
+        fail(str(error))
+    print(msgspec.json.encode({"partition": partition, "offset": offset}).decode())
     return DONE
 
 

@@ -220,3 +220,34 @@ def test_both_readers_agree(events: list[object]) -> None:
     except (InvalidBatch, NotJson):
         slow = None
     assert fast == slow
+
+
+VOID = {"customer_id": "cus_1", "event_name": "calls", "event_id": "e1", "reason": "a load test"}
+
+
+def test_a_void_names_its_event() -> None:
+    assert decode.decode_void(json.dumps(VOID).encode()).model_dump() == VOID
+
+
+@pytest.mark.parametrize(
+    ("posted", "expected"),
+    [
+        pytest.param({**VOID, "event_id": ""}, [("event_id", "event_id_empty")], id="empty"),
+        pytest.param(
+            {"event_id": "e1"}, [(n, f"{n}_missing") for n in ("customer_id", "event_name", "reason")], id="missing"
+        ),
+        pytest.param({**VOID, "more": 1}, [("more", "unknown_field")], id="unknown"),
+        pytest.param({**VOID, "reason": "x" * 257}, [("reason", "reason_too_long")], id="too long"),
+        pytest.param([VOID], [(None, "body_type")], id="a list"),
+    ],
+)
+def test_every_error_of_a_void_is_named(posted: object, expected: list[tuple[str | None, str]]) -> None:
+    with pytest.raises(InvalidBatch) as refused:
+        decode.decode_void(json.dumps(posted).encode())
+    assert [(error.field, error.code) for error in refused.value.errors] == expected
+    assert {error.index for error in refused.value.errors} == {None}
+
+
+def test_a_void_that_is_no_json_is_refused() -> None:
+    with pytest.raises(NotJson):
+        decode.decode_void(b"{")
