@@ -77,7 +77,7 @@ GOOD = payload()
         (b"\0\0\0", "framing"),
         (b"\1" + GOOD[1:], "framing"),
         (b"{}", "framing"),
-        (b"\0\0\0\0\2" + GOOD[5:], "unknown_schema"),
+        (b"\0\0\0\0\3" + GOOD[5:], "unknown_schema"),
         (b"\0\xff\xff\xff\xff" + GOOD[5:], "unknown_schema"),
         (GOOD[:5], "truncated"),
         (GOOD[:21], "truncated"),
