@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     )
     queue_events_max: Annotated[int, Field(ge=1000, description="events awaiting acknowledgement before 503")] = 500_000
 
+    reconcile_seconds: Annotated[
+        float, Field(gt=0, description="all live totals are held against ClickHouse this often")
+    ] = 3600.0
     dedupe_horizon_hours: Annotated[int, Field(ge=1, description="log time over which live totals know event ids")] = 48
     dedupe_ids_max: Annotated[
         int, Field(ge=1000, description="ids known a partition at most, whatever the horizon")

@@ -56,3 +56,10 @@ STORED_SECONDS = Histogram(
     "From received_at of an insert's newest message to its rows in ClickHouse.",
     buckets=(0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
 )
+REPAIRS_WRITTEN = Counter(
+    "usage_reconcile_repairs_total", "Differences of live totals written to usage.repairs.", ["reason"]
+)
+RECONCILED_TOTALS = Counter("usage_reconcile_totals_total", "Live totals held against ClickHouse.")
+RECONCILE_SECONDS = Histogram(
+    "usage_reconcile_seconds", "Time that a round of reconciling took.", buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
+)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -26,11 +26,14 @@ from runtime.topics import TopicMismatch, TopicState, admin_client, check_partit
 from schemas.dead_letter import DeadLetter
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
+from schemas.usage_void import decode as decode_voids
+from schemas.usage_void import is_void
 from stream_processors import avro_splice, inserts, metrics
 from stream_processors.avro_splice import Unreadable
 from stream_processors.dead_letters import DeadLetters, DeadLettersUnwritten, dead_letter
 from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.projections import Projections
+from stream_processors.reconcile_service import ReconcileService
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
 from warehouse.coverage import EXPIRED, NO_MESSAGE, coverage
 from warehouse.epochs import EpochsExhausted, register_epoch
@@ -71,11 +74,16 @@ class Batch:
     reached: dict[int, int] = field(default_factory=dict[int, int])
 
 
+OnVoids = Callable[[int, int, Iterable[tuple[str, str, str]]], None]
+"""partition, offset, and organization_id, customer_id and event_name of each tombstone of a stored message."""
+
+
 class Sink:
     """One consumer of the group. run() until told to stop; any exception ends the process, which is started again."""
 
     def __init__(self, settings: Settings, topic: TopicState, stopping: threading.Event) -> None:
         self._settings = settings
+        self.on_voids: OnVoids | None = None
         self._stopping = stopping
         self._topic = topic
         self._admin = admin_client(settings)
@@ -125,6 +133,10 @@ class Sink:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
             self._kafka_problem = str(error)
             log.warning("kafka_away", error=str(error))
+
+    def partitions(self) -> list[int]:
+        """Those that are read now. Any thread may ask."""
+        return list(self._next)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -358,6 +370,15 @@ class Sink:
         self._next.update(batch.reached)
         self._uncommitted.update(batch.reached)
         self._commit()
+        self._tell_of_voids(batch)
+
+    def _tell_of_voids(self, batch: Batch) -> None:
+        refused = {(letter.partition, letter.offset) for letter in batch.letters}
+        for message in batch.messages:
+            if self.on_voids and is_void(message.payload) and (message.partition, message.offset) not in refused:
+                voids = decode_voids(message.payload)
+                series = zip(voids.organization_id, voids.customer_id, voids.event_name, strict=True)
+                self.on_voids(message.partition, message.offset, series)
 
     def _commit(self) -> bool:
         """Commit what is left uncommitted; whether nothing is. Tried again when idle, since billing waits for it."""
@@ -453,13 +474,18 @@ def run(settings: Settings) -> int:
     stopping = stop_on_signals()
     try:
         sink = Sink(settings, _checked_topic(settings), stopping)
+        catalog = CatalogStore(settings)
+        catalog.start()
     except (TopicMismatch, KafkaException, CatalogUnavailable, TimeoutError) as error:
         log.error("sink_not_started", error=str(error))
         return 1
     projections = Projections(settings, lambda: connect(settings), on_failure=stopping.set)
     checks = {**sink.checks, "projections": projections.check}
     with HealthServer(settings.metrics_host, settings.sink_metrics_port, checks):
+        reconciling = ReconcileService(settings, catalog, sink.partitions)
+        sink.on_voids = reconciling.voided
         projections.start()
+        reconciling.start()
         try:
             sink.run()
         except (TopicReplaced, EpochsExhausted, DeadLettersUnwritten, KafkaException) as error:
@@ -467,5 +493,7 @@ def run(settings: Settings) -> int:
             return 1
         finally:
             stopping.set()
+            reconciling.stop()
             projections.stop()
+            catalog.stop()
     return 0 if projections.failure is None else 1

@@ -1,0 +1,104 @@
+"""usage.totals → what the aggregator has counted in one partition, all of it up to one place of usage.events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from schemas import totals
+from schemas.settings import Settings
+from schemas.topics import USAGE_TOTALS, topic_name
+from schemas.totals import Progress, UnreadableTotal, UsageTotal
+
+_REQUEST_SECONDS = 10.0
+_READ_SECONDS_MAX = 120.0
+_END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSnapshot:
+    """Totals by key as they were when progress was written: each contains its events below progress.next_offset, and
+    none at or after it. progress None: the aggregator has written nothing yet."""
+
+    partition: int
+    progress: Progress | None = None
+    totals: dict[bytes, UsageTotal] = field(default_factory=dict[bytes, UsageTotal])
+
+
+def snapshot_of(partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> LiveSnapshot:
+    """The partition's records, in their order → its state at the last progress. Pure. Raises UnreadableTotal.
+
+    Progress is written last in a flush. What comes after the last one belongs to a flush whose end is not here yet,
+    and is left out.
+    """
+    newest: dict[bytes, UsageTotal] = {}
+    flush: list[tuple[bytes, UsageTotal | None]] = []
+    progress: Progress | None = None
+    for key, value in records:
+        record = None if value is None else totals.decode(key, value)
+        if isinstance(record, Progress):
+            for changed, total in flush:
+                if total is None:
+                    newest.pop(changed, None)
+                elif total.supersedes(newest.get(changed)):
+                    newest[changed] = total
+            flush.clear()
+            # A worker that was frozen may write an old one late.
+            if progress is None or progress.topic_id != record.topic_id or record.next_offset >= progress.next_offset:
+                progress = record
+        elif isinstance(record, UsageTotal) or (value is None and not key.startswith(totals.INTERNAL)):
+            flush.append((key, record))
+    return LiveSnapshot(partition, progress, newest)
+
+
+class LiveTotalsReader:
+    """Reads partitions of usage.totals from their beginning, one at a time: memory holds one. Not thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._topic = topic_name(settings, USAGE_TOTALS)
+        self._consumer = Consumer(
+            {
+                **settings.kafka_properties,
+                "group.id": f"{self._topic}-snapshot",  # never joined, never committed
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+            }
+        )
+
+    def snapshot(self, partition: int) -> LiveSnapshot:
+        """The partition as it is now. Raises KafkaException, UnreadableTotal."""
+        return snapshot_of(partition, self._records(partition))
+
+    def _records(self, partition: int) -> Iterable[tuple[bytes, bytes | None]]:
+        self._consumer.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING)])
+        deadline = time.monotonic() + _READ_SECONDS_MAX
+        try:
+            while True:
+                for message in self._consumer.consume(10_000, 0.05):
+                    error = message.error()
+                    if error is None:
+                        yield _raw(message.key()) or b"", _raw(message.value())
+                    elif error.code() == _END:
+                        return
+                    else:
+                        raise KafkaException(error)
+                if time.monotonic() > deadline:
+                    raise KafkaException(
+                        KafkaError(KafkaError.REQUEST_TIMED_OUT, f"{self._topic} was not read in time")
+                    )
+        finally:
+            self._consumer.unassign()
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _raw(data: str | bytes | None) -> bytes | None:
+    return data.encode() if isinstance(data, str) else data
+
+
+__all__ = ["LiveSnapshot", "LiveTotalsReader", "UnreadableTotal", "snapshot_of"]

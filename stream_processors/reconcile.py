@@ -1,0 +1,321 @@
+"""usage.totals, ClickHouse → usage.repairs: what a live total lacks, or has too much of, at one place of the log.
+
+For a partition whose totals stand at offset o: wait until ClickHouse has everything below o, count exactly what is
+below o, write the difference. The aggregator adds it to whatever has come since, once: see schemas/repair.py. So events
+that its memory of ids did not know as duplicates, tombstones, and what was used before a subscription or a meter was
+made are put right while usage flows, and two of us at once change nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import structlog
+from confluent_kafka import KafkaException, Producer
+
+from catalog.view import CatalogView
+from schemas import repair as repairs
+from schemas.decimals import exact
+from schemas.period import Cycle
+from schemas.repair import RepairReason, UsageRepair, repair_id
+from schemas.settings import Settings
+from schemas.topics import USAGE_REPAIRS, topic_name
+from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
+from schemas.watermark import Watermark
+from stream_processors import metrics
+from stream_processors.cycles import Affected, tile_at
+from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
+from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.settled import settled
+from warehouse.totals import NO_USAGE, TotalsRequest, exact_totals
+from warehouse.totals import UsageTotal as ExactTotal
+from warehouse.used import UsedMonth, used_months
+
+log = structlog.get_logger(__name__)
+
+WINDOWS_AT_ONCE = 20_000
+_WAIT_SECONDS = 30.0
+_POLL_SECONDS = 0.2
+_FLUSH_SECONDS = 15.0
+_UNIT = Decimal(10) ** 9
+
+SeriesKey = tuple[str, str, str]
+"""organization_id, customer_id, event_name."""
+
+
+class RepairsUnwritten(Exception):
+    """Kafka did not acknowledge: what was written is applied once, what was not is found again next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReport:
+    """What came of a partition. offset: its place. totals: how many were held against ClickHouse. repairs: what they
+    differ by. skipped: why nothing was compared; None: it was."""
+
+    partition: int
+    offset: int = 0
+    totals: int = 0
+    repairs: tuple[UsageRepair, ...] = ()
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """Every partition that was asked for. seconds: what it took."""
+
+    partitions: tuple[PartitionReport, ...]
+    seconds: float = 0.0
+
+    @property
+    def repairs(self) -> list[UsageRepair]:
+        return [repair for partition in self.partitions for repair in partition.repairs]
+
+    @property
+    def totals(self) -> int:
+        return sum(partition.totals for partition in self.partitions)
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        return {each.partition: each.skipped for each in self.partitions if each.skipped is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A live total that there is, or should be: what it is of, and the windows whose events it counts."""
+
+    key: bytes
+    series: SeriesKey
+    cycle: Cycle
+    live: UsageTotal | None
+    windows: tuple[TotalsRequest, ...] = field(default=())
+
+
+def matches(scope: Sequence[Affected] | None, series: SeriesKey) -> bool:
+    """Whether a series is within a scope; None: everything is."""
+    organization_id, customer_id, event_name = series
+    return scope is None or any(
+        each.organization_id == organization_id
+        and each.customer_id in (None, customer_id)
+        and each.event_name in (None, event_name)
+        for each in scope
+    )
+
+
+def wanted_totals(
+    view: CatalogView, snapshot: LiveSnapshot, used: Iterable[UsedMonth], scope: Sequence[Affected] | None
+) -> list[_Wanted]:
+    """Every total that there is, and every one that there should be by the catalog as it is now. Pure."""
+    found: dict[bytes, tuple[SeriesKey, Cycle, UsageTotal | None]] = {}
+    for key, total in snapshot.totals.items():
+        series = (total.organization_id, total.customer_id, total.event_name)
+        if matches(scope, series):
+            found[key] = (series, Cycle(total.cycle_start, total.cycle_end), total)
+    for month in used:
+        for cycle in _cycles_in(view, month):
+            found.setdefault(total_key(*month.series, cycle.start_us, cycle.end_us), (month.series, cycle, None))
+    return [
+        _Wanted(key, series, cycle, live, tuple(_windows(view, series, cycle)))
+        for key, (series, cycle, live) in found.items()
+    ]
+
+
+def _cycles_in(view: CatalogView, month: UsedMonth) -> Iterator[Cycle]:
+    at = month.from_us
+    while at < month.until_us:
+        tile = tile_at(view, *month.series, at)
+        yield from tile.cycles
+        at = tile.until_us
+
+
+def _windows(view: CatalogView, series: SeriesKey, cycle: Cycle) -> Iterator[TotalsRequest]:
+    """The parts of a cycle in which an event of the series counts in it."""
+    at = cycle.start_us
+    while at < cycle.end_us:
+        tile = tile_at(view, *series, at)
+        if cycle in tile.cycles:
+            yield TotalsRequest(*series, at, min(tile.until_us, cycle.end_us))
+        at = tile.until_us
+
+
+@exact
+def added(totals: Iterable[ExactTotal]) -> ExactTotal:
+    """Totals of windows that do not overlap, as one."""
+    found = list(totals)
+    values = [each.max for each in found if each.max is not None]
+    total = sum((each.sum for each in found), Decimal(0))
+    return ExactTotal(total, sum(each.count for each in found), max(values, default=None)) if found else NO_USAGE
+
+
+def difference(
+    wanted: _Wanted, counted: ExactTotal, topic_id: str, partition: int, offset: int, reason: RepairReason, now_us: int
+) -> UsageRepair | None:
+    """What makes the live total exact; None: it is. offset: next one that neither contains. Pure."""
+    live = wanted.live
+    live_sum, live_count = (0, 0) if live is None else (unscaled_of(live.sum), live.count)
+    live_max = None if live is None else live.max
+    exact_max = None if counted.max is None else decimal_text(_unscaled(counted.max))
+    missing, events = _unscaled(counted.sum) - live_sum, counted.count - live_count
+    if not missing and not events and exact_max == live_max:
+        return None
+    number = 0 if live is None else live.repairs
+    return UsageRepair(
+        repair_id=repair_id(wanted.key, number, topic_id, offset - 1),
+        organization_id=wanted.series[0],
+        customer_id=wanted.series[1],
+        event_name=wanted.series[2],
+        cycle_start=wanted.cycle.start_us,
+        cycle_end=wanted.cycle.end_us,
+        repairs=number,
+        count=events,
+        sum=decimal_text(missing),
+        max=exact_max,
+        max_was=live_max,
+        topic_id=topic_id,
+        partition=partition,
+        offset=offset - 1,
+        reason=reason,
+        made_at=now_us,
+    )
+
+
+@exact
+def _unscaled(value: Decimal) -> int:
+    return int(value * _UNIT)
+
+
+class Reconciler:
+    """Holds live totals against ClickHouse, a partition at a time. Not thread-safe; close it after use."""
+
+    def __init__(self, settings: Settings, view: CatalogView, client: Callable[[], Client]) -> None:
+        self._settings = settings
+        self._view = view
+        self._client = client
+        self._reader = LiveTotalsReader(settings)
+        self._topic = topic_name(settings, USAGE_REPAIRS)
+        self._producer = Producer(
+            {
+                **settings.kafka_properties,
+                "acks": "all",
+                "enable.idempotence": True,
+                "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
+                "compression.type": "zstd",
+            }
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def run(
+        self,
+        partitions: Iterable[int],
+        *,
+        scope: Sequence[Affected] | None = None,
+        reason: RepairReason = RepairReason.RECONCILE,
+        dry_run: bool = False,
+        wait_seconds: float = _WAIT_SECONDS,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> ReconcileReport:
+        """Compare, and unless dry_run write the repairs. scope: only those series; None: all.
+
+        wait_seconds: until ClickHouse has what the totals contain; a partition that it has not by then is skipped, and
+        the report says so. Raises KafkaException, WarehouseUnavailable, UnreadableTotal, RepairsUnwritten.
+        """
+        started = time.monotonic()
+        reports: list[PartitionReport] = []
+        for partition in partitions:
+            if stopping():
+                break
+            report = self._partition(partition, scope, reason, wait_seconds, stopping)
+            if not dry_run:
+                self._write(report.repairs)
+            reports.append(report)
+        seconds = time.monotonic() - started
+        metrics.RECONCILE_SECONDS.observe(seconds)
+        return ReconcileReport(tuple(reports), seconds)
+
+    def _partition(
+        self,
+        partition: int,
+        scope: Sequence[Affected] | None,
+        reason: RepairReason,
+        wait_seconds: float,
+        stopping: Callable[[], bool],
+    ) -> PartitionReport:
+        snapshot = self._reader.snapshot(partition)
+        progress = snapshot.progress
+        if progress is None:
+            return PartitionReport(partition)
+        place = self._covered(partition, progress.topic_id, progress.next_offset, wait_seconds, stopping)
+        if isinstance(place, str):
+            return PartitionReport(partition, progress.next_offset, skipped=place)
+        client = self._client()
+        try:
+            used = used_months(client, partition, place, scope and [each_of(one) for one in scope])
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+        wanted = wanted_totals(self._view, snapshot, used, scope)
+        counted = self._exact(client, wanted, place)
+        now_us = time.time_ns() // 1000
+        differences = (
+            difference(each, added(counted[w] for w in each.windows), progress.topic_id, partition,
+                       progress.next_offset, reason, now_us)
+            for each in wanted
+        )  # fmt: skip
+        found = tuple(repair for repair in differences if repair is not None)
+        metrics.RECONCILED_TOTALS.inc(len(wanted))
+        return PartitionReport(partition, progress.next_offset, len(wanted), found)
+
+    def _covered(
+        self, partition: int, topic_id: str, offset: int, wait_seconds: float, stopping: Callable[[], bool]
+    ) -> Watermark | str:
+        """The partition's place once ClickHouse has everything below it; else why it has not."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            current, stored = settled(self._client(), self._settings)
+            if current != topic_id:
+                return "the aggregator has not begun with the topic as it is now"
+            if stored.offsets.get(partition, 0) >= offset:
+                return Watermark(stored.epoch, {partition: offset})
+            if time.monotonic() > deadline or stopping():
+                return f"ClickHouse has it up to {stored.offsets.get(partition, 0)}, the totals up to {offset}"
+            time.sleep(_POLL_SECONDS)
+
+    def _exact(self, client: Client, wanted: Sequence[_Wanted], place: Watermark) -> Mapping[TotalsRequest, ExactTotal]:
+        windows = sorted(
+            {window for each in wanted for window in each.windows},
+            key=lambda w: (w.organization_id, w.customer_id, w.event_name, w.start_us, w.end_us),
+        )
+        found: dict[TotalsRequest, ExactTotal] = {}
+        for first in range(0, len(windows), WINDOWS_AT_ONCE):
+            found |= exact_totals(client, windows[first : first + WINDOWS_AT_ONCE], place)
+        return found
+
+    def _write(self, found: Sequence[UsageRepair]) -> None:
+        failures: list[str] = []
+        for repair in found:
+            self._producer.produce(
+                self._topic,
+                repairs.encode(repair),
+                repair.key,
+                partition=repair.partition,
+                on_delivery=lambda error, _: failures.append(str(error)) if error else None,
+            )
+            metrics.REPAIRS_WRITTEN.labels(repair.reason).inc()
+            log.info(
+                "repair_written", repair_id=repair.repair_id, organization=repair.organization_id,
+                customer=repair.customer_id, event_name=repair.event_name, cycle_start=repair.cycle_start,
+                count=repair.count, sum=repair.sum, partition=repair.partition, offset=repair.offset,
+            )  # fmt: skip
+        left = self._producer.flush(_FLUSH_SECONDS + 1)
+        if left or failures:
+            raise RepairsUnwritten(f"{left} repairs unacknowledged; {'; '.join(failures[:3])}")
+
+
+def each_of(affected: Affected) -> tuple[str, str | None, str | None]:
+    return affected.organization_id, affected.customer_id, affected.event_name
+
+
+__all__ = ["KafkaException", "ReconcileReport", "Reconciler", "RepairsUnwritten"]

@@ -1,0 +1,63 @@
+"""usage.totals → a snapshot at one place of the log, whatever was written late or broke off."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from schemas.totals import PROGRESS_KEY, Progress, UnreadableTotal, UsageTotal, encode, total_key
+from stream_processors.live_totals import snapshot_of
+
+TOTAL = UsageTotal("default", "c", "calls", 0, 10, "1", 1, None, "topic", 2, 0, 0, 1)
+KEY = total_key("default", "c", "calls", 0, 10)
+OTHER = total_key("default", "d", "calls", 0, 10)
+
+
+def total(count: int, last_offset: int, repairs: int = 0, customer: str = "c") -> bytes:
+    changed = {"count": count, "last_offset": last_offset, "repairs": repairs, "customer_id": customer}
+    return encode(msgspec.structs.replace(TOTAL, **changed))
+
+
+def progress(next_offset: int, topic_id: str = "topic") -> bytes:
+    return encode(Progress(topic_id, 2, next_offset, 0, 0))
+
+
+def counts(*records: tuple[bytes, bytes | None]) -> tuple[int | None, dict[bytes, int]]:
+    found = snapshot_of(2, records)
+    return found.progress and found.progress.next_offset, {key: each.count for key, each in found.totals.items()}
+
+
+def test_a_snapshot_ends_with_the_last_flush_that_is_whole() -> None:
+    whole = [(KEY, total(1, 0)), (OTHER, total(1, 0, customer="d")), (PROGRESS_KEY, progress(1))]
+    assert counts(*whole) == (1, {KEY: 1, OTHER: 1})
+    assert counts(*whole, (KEY, total(2, 1))) == (1, {KEY: 1, OTHER: 1}), "the flush has no progress yet"
+    assert counts(*whole, (KEY, total(2, 1)), (PROGRESS_KEY, progress(2))) == (2, {KEY: 2, OTHER: 1})
+
+
+def test_what_a_frozen_worker_writes_late_changes_nothing() -> None:
+    records = [
+        (KEY, total(5, 4, repairs=1)),
+        (PROGRESS_KEY, progress(5)),
+        (KEY, total(2, 1)),
+        (PROGRESS_KEY, progress(2)),
+    ]
+    assert counts(*records) == (5, {KEY: 5})
+
+
+def test_a_topic_made_again_begins_anew() -> None:
+    assert counts((PROGRESS_KEY, progress(5)), (PROGRESS_KEY, progress(1, "new"))) == (1, {})
+
+
+def test_nothing_written_is_no_progress() -> None:
+    assert counts() == (None, {})
+    assert counts((KEY, total(1, 0))) == (None, {})
+
+
+def test_other_book_keeping_and_tombstones_are_passed_over() -> None:
+    records = [(b"\0ids\0x", b"?"), (b"\0ids\0x", None), (KEY, total(1, 0)), (PROGRESS_KEY, progress(1))]
+    assert counts(*records, (KEY, None), (PROGRESS_KEY, progress(2))) == (2, {})
+
+
+def test_what_is_no_total_is_told() -> None:
+    with pytest.raises(UnreadableTotal):
+        counts((KEY, b"{}"))

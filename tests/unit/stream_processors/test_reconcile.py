@@ -1,0 +1,129 @@
+"""What there is and what there should be → the difference, as a repair that a total takes in."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from catalog.view import CatalogView
+from schemas.repair import RepairReason
+from schemas.totals import UsageTotal
+from stream_processors.cycles import Affected
+from stream_processors.live_totals import LiveSnapshot
+from stream_processors.reconcile import added, difference, matches, wanted_totals
+from stream_processors.reconcile_service import SCOPES_MAX, Noted, joined
+from stream_processors.totals import Totals
+from tests.unit.stream_processors.facts import ORG, customer, meter, product, subscription, us, view_of
+from warehouse.totals import NO_USAGE, TotalsRequest
+from warehouse.totals import UsageTotal as Exact
+from warehouse.used import UsedMonth, _month
+
+MARCH, APRIL, MAY = us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
+MID_MARCH, MID_APRIL = us("2026-03-15T00:00:00Z"), us("2026-04-15T00:00:00Z")
+SERIES = (ORG, "c", "calls")
+
+
+def live(start: int = MARCH, end: int = APRIL, **more: object) -> UsageTotal:
+    values = {"sum": "5", "count": 3, "max": "4", "repairs": 2} | more
+    return UsageTotal(
+        *SERIES, start, end, values["sum"], values["count"], values["max"], "topic", 1, 0, 9, 0, values["repairs"]
+    )  # pyright: ignore[reportArgumentType]
+
+
+def snapshot(*totals: UsageTotal) -> LiveSnapshot:
+    from schemas.totals import total_key
+
+    return LiveSnapshot(1, None, {total_key(*each.cycle_key): each for each in totals})
+
+
+def used(start: int, end: int) -> UsedMonth:
+    return UsedMonth(SERIES, start, end)
+
+
+def windows(
+    view: CatalogView, *totals: UsageTotal, months: list[UsedMonth]
+) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """cycle → spans whose events count in it."""
+    found = wanted_totals(view, snapshot(*totals), months, None)
+    return {
+        (each.cycle.start_us, each.cycle.end_us): [(window.start_us, window.end_us) for window in each.windows]
+        for each in found
+    }
+
+
+def test_without_a_subscription_a_total_is_of_a_month() -> None:
+    view = view_of(customer("c"), meter("calls"))
+    assert windows(view, months=[used(MARCH, APRIL)]) == {(MARCH, APRIL): [(MARCH, APRIL)]}
+
+
+def test_a_subscription_takes_its_cycles_out_of_the_months_that_there_were() -> None:
+    view = view_of(
+        customer("c"), meter("calls"), product("p", "calls"), subscription("s", "c", "p", "2026-03-15T00:00:00Z")
+    )
+    found = windows(view, live(), live(APRIL, MAY), months=[used(MARCH, APRIL), used(APRIL, MAY)])
+    assert found == {
+        (MARCH, APRIL): [(MARCH, MID_MARCH)],
+        (APRIL, MAY): [],
+        (MID_MARCH, MID_APRIL): [(MID_MARCH, MID_APRIL)],
+        (MID_APRIL, us("2026-05-15T00:00:00Z")): [(MID_APRIL, us("2026-05-15T00:00:00Z"))],
+    }
+
+
+def repair_for(total: UsageTotal | None, exact: Exact, offset: int = 10):
+    (wanted,) = wanted_totals(
+        view_of(), snapshot(*([total] if total else [])), [] if total else [used(MARCH, APRIL)], None
+    )
+    return difference(wanted, exact, "topic", 1, offset, RepairReason.VOID, 7)
+
+
+def test_a_total_that_is_exact_needs_nothing() -> None:
+    assert repair_for(live(), Exact(Decimal("5.000000000"), 3, Decimal("4.000000000"))) is None
+    assert repair_for(live(sum="0", count=0, max=None), NO_USAGE) is None
+    assert repair_for(None, NO_USAGE) is None
+
+
+def test_a_repair_makes_the_total_exact_and_is_taken_in_once() -> None:
+    for total, exact in (
+        (live(), Exact(Decimal("-2.5"), 7, Decimal("3.000000001"))),
+        (live(), Exact(Decimal(5), 3, None)),
+        (live(), NO_USAGE),
+        (None, Exact(Decimal("999999999999999999.999999999"), 1, Decimal("999999999999999999.999999999"))),
+    ):
+        repair = repair_for(total, exact)
+        assert repair is not None
+        assert (repair.offset, repair.repairs, repair.reason) == (9, total.repairs if total else 0, "void")
+        totals = Totals(lambda *_: None)  # pyright: ignore[reportArgumentType]
+        if total is not None:
+            totals.restore(total, "topic")
+        assert totals.repair(repair)
+        assert not totals.repair(repair)
+        (repaired,) = totals
+        assert (Decimal(repaired.sum), repaired.count) == (exact.sum * 10**9, exact.count)
+        assert repaired.max == (None if exact.max is None else int(exact.max * 10**9))
+
+
+def test_windows_of_a_cycle_are_one_total() -> None:
+    parts = [Exact(Decimal("1.5"), 2, Decimal(1)), Exact(Decimal(2), 1, None), Exact(Decimal(-9), 1, Decimal(3))]
+    assert added(parts) == Exact(Decimal("-5.5"), 4, Decimal(3))
+    assert added([]) == NO_USAGE
+
+
+def test_a_scope_is_an_organization_a_customer_or_a_name() -> None:
+    assert matches(None, SERIES)
+    assert matches([Affected(ORG)], SERIES)
+    assert matches([Affected("x"), Affected(ORG, event_name="calls")], SERIES)
+    assert matches([Affected(ORG, "c", "calls")], SERIES)
+    assert not matches([Affected(ORG, "d"), Affected(ORG, event_name="x"), Affected("x")], SERIES)
+    assert not matches([], SERIES)
+
+
+def test_too_many_scopes_are_whole_organizations() -> None:
+    few = [Noted(Affected(ORG, f"c{i % 3}"), RepairReason.VOID, 0.0) for i in range(9)]
+    assert joined(few) == [Affected(ORG, "c0"), Affected(ORG, "c1"), Affected(ORG, "c2")]
+    many = [Noted(Affected(ORG, f"c{i}"), RepairReason.VOID, 0.0) for i in range(SCOPES_MAX + 1)]
+    assert joined([*many, Noted(Affected("x", "c"), RepairReason.VOID, 0.0)]) == [Affected(ORG), Affected("x")]
+
+
+def test_months_end_where_the_next_begins() -> None:
+    assert _month(202603) == (MARCH, APRIL)
+    assert _month(202612) == (us("2026-12-01T00:00:00Z"), us("2027-01-01T00:00:00Z"))
+    assert TotalsRequest(*SERIES, *_month(202604)).end_us == MAY

@@ -1,0 +1,89 @@
+"""reconcile: live totals held against ClickHouse, and repaired."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from confluent_kafka import KafkaException
+from cyclopts import Parameter
+from rich.table import Table
+
+from catalog.store import CatalogStore, CatalogUnavailable
+from runtime.topics import check_partitions
+from schemas.organization import Organization
+from schemas.period import format_rfc3339
+from schemas.totals import UnreadableTotal
+from stream_processors.cycles import Affected
+from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten
+from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
+from warehouse.client import WarehouseUnavailable, connect
+from warehouse.epochs import UnknownTopic
+
+_APPLIED_SECONDS = 30.0
+_SHOWN_MAX = 50
+
+
+def reconcile(
+    *,
+    organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None,
+    dry_run: Annotated[bool, Parameter(help="Show the differences, repair nothing.", negative="")] = False,
+) -> int:
+    """Hold live totals against ClickHouse and repair what differs; 1 when not all could be compared or repaired."""
+    settings = settings_for("reconcile")
+    partitions = range(check_partitions(settings).partitions)
+    scope = None if organization is None else [Affected(organization)]
+    try:
+        with CatalogStore(settings) as catalog, connect(settings) as client:
+            if organization is not None and catalog.view.get(Organization, organization, organization) is None:
+                wrong_usage(f"there is no organization {organization!r}")
+            reconciler = Reconciler(settings, catalog.view, lambda: client)
+            try:
+                report = reconciler.run(partitions, scope=scope, dry_run=dry_run)
+                _show(report)
+                if dry_run or not report.repairs:
+                    return FAILED if report.skipped or report.repairs else DONE
+                return FAILED if report.skipped or not _applied(reconciler, report, scope) else DONE
+            finally:
+                reconciler.close()
+    except (
+        CatalogUnavailable, WarehouseUnavailable, UnknownTopic, UnreadableTotal, RepairsUnwritten, KafkaException,
+    ) as error:  # fmt: skip
+        fail(str(error))
+
+
+def _applied(reconciler: Reconciler, report: ReconcileReport, scope: list[Affected] | None) -> bool:
+    """Whether the aggregator has made all of it exact by now, or does so within a moment."""
+    repaired = sorted({repair.partition for repair in report.repairs})
+    deadline = time.monotonic() + _APPLIED_SECONDS
+    while True:
+        now = reconciler.run(repaired, scope=scope, dry_run=True)
+        if not now.repairs and not now.skipped:
+            out.print(f"  {len(report.repairs)} repairs are in the live totals")
+            return True
+        if time.monotonic() > deadline:
+            out.print("  the repairs are written, and not in the live totals yet: is the aggregator running?")
+            return False
+        time.sleep(0.5)
+
+
+def _show(report: ReconcileReport) -> None:
+    out.print(
+        f"  {report.totals} live totals held against ClickHouse in {report.seconds:.1f} s: "
+        f"{len(report.repairs)} differ",
+        soft_wrap=True,
+    )
+    for partition, reason in report.skipped.items():
+        out.print(f"  partition {partition} was not compared: {reason}", style="yellow", soft_wrap=True)
+    if not report.repairs:
+        return
+    table = Table("organization", "customer", "event_name", "cycle from", "count", "sum", "max", "at")
+    for repair in report.repairs[:_SHOWN_MAX]:
+        table.add_row(
+            repair.organization_id, repair.customer_id, repair.event_name, format_rfc3339(repair.cycle_start),
+            f"{repair.count:+d}", f"{'' if repair.sum.startswith('-') else '+'}{repair.sum}",
+            f"{repair.max_was or '-'} → {repair.max or '-'}", f"{repair.partition}/{repair.offset}",
+        )  # fmt: skip
+    out.print(table)
+    if len(report.repairs) > _SHOWN_MAX:
+        out.print(f"  and {len(report.repairs) - _SHOWN_MAX} more")
