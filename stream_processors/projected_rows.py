@@ -167,6 +167,10 @@ def _invoice_row(invoice: Invoice) -> Row:
         "hash": document["hash"] or "",
         "updated_at": instant(invoice.updated_at),
         "document": msgspec.json.encode(document).decode(),
+        "active_until": instant(invoice.fixed.active_until if invoice.fixed else invoice.cycle_end),
+        "event_names": sorted({meter["event_name"] for meter in invoice.fixed.meters} if invoice.fixed else ()),
+        # Only a ledger that knows of late usage says whether earlier cycles were held against its watermark too.
+        "trued_up": bool(getattr(invoice.fixed, "trued_up", False)),
         "revision": invoice.revision,
         "reissued": invoice.reissued,
         "product_id": _product(invoice.fixed, "id"),

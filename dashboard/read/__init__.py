@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from dashboard.read import alerts, benefits, finance, invoices, live_usage, stream, usage
+from dashboard.read import alerts, audit, benefits, finance, invoices, live_usage, stream, usage
 
 
 def routers() -> list[APIRouter]:
     """All routes of the read API."""
-    return [module.router for module in (live_usage, usage, invoices, benefits, finance, alerts, stream)]
+    return [module.router for module in (live_usage, usage, invoices, benefits, finance, alerts, audit, stream)]

@@ -1,0 +1,89 @@
+"""/api/v1/audit: what became of every event that was accepted, and whether it adds up."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaException
+from fastapi import Request
+from pydantic import BaseModel, Field
+
+from dashboard.auth import Caller
+from dashboard.read.usage import WatermarkOut
+from dashboard.routing import ReadRoute, api_router
+from dashboard.services import Services, services_of
+from warehouse.audit import Audit, audit, document
+from warehouse.client import Client, WarehouseUnavailable
+from warehouse.epochs import UnknownTopic
+from warehouse.settled import settled
+
+router = api_router(ReadRoute, "Usage")
+
+
+class TallyOut(BaseModel):
+    """value: Σ of the events that have one."""
+
+    events: int
+    value: str = Field(examples=["12000.5"])
+
+
+class PlaceOut(BaseModel):
+    """Where an event lies in the log."""
+
+    epoch: int
+    partition: int
+    offset: int
+    index: int
+
+
+class RepeatedOut(BaseModel):
+    """An identity that came more than once."""
+
+    first: PlaceOut
+    last: PlaceOut
+
+
+class FaultOut(TallyOut):
+    """What does not add up, by how much, and where the first of it lies."""
+
+    kind: str = Field(examples=["row lost"])
+    places: list[PlaceOut]
+
+
+class AuditOut(BaseModel):
+    """accepted: all that was accepted below as_of. classes: each accepted event in exactly one. balances: they sum up,
+    and no fault was found. conflicts: duplicates whose value is not their first's. Lists show the first few."""
+
+    as_of: WatermarkOut
+    balances: bool
+    accepted: TallyOut
+    classes: dict[str, TallyOut]
+    conflicts: int
+    duplicates_at: list[RepeatedOut]
+    conflicts_at: list[RepeatedOut]
+    faults: list[FaultOut]
+
+
+@router.get("/audit")
+async def get_audit(request: Request, caller: Caller) -> AuditOut:
+    """Every accepted event in exactly one class.
+
+    By precedence: dead letter, duplicate, voided, unmatched (no meter or no customer), unpriced (no subscription or
+    price at its time), ignored late, pending late, trued up, billed, held (waiting, mismatch or void invoice), not due.
+    """
+    services = services_of(request)
+    found = await services.warehouse.run(_audit, services, caller.organization_id)
+    whole = document(found)
+    mine = next(iter(whole["organizations"]), None)
+    if mine is None:
+        nothing = {"events": 0, "value": "0"}
+        mine = {"accepted": nothing, "classes": {}, "conflicts": 0, "duplicates_at": [], "conflicts_at": []}
+    return AuditOut.model_validate(
+        {**mine, "as_of": whole["as_of"], "balances": whole["balances"], "faults": whole["faults"]}
+    )
+
+
+def _audit(client: Client, services: Services, organization_id: str) -> Audit:
+    try:
+        _, watermark = settled(client, services.settings)
+    except (UnknownTopic, KafkaException) as error:
+        raise WarehouseUnavailable(str(error)) from error
+    return audit(client, watermark, services.settings.event_partitions, organization_id)

@@ -1,0 +1,131 @@
+"""audit: every accepted event in exactly one class, live totals equal to what is stored; or where they are not."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from confluent_kafka import KafkaException
+from cyclopts import Parameter
+from rich.table import Table
+
+from catalog.store import CatalogStore, CatalogUnavailable
+from runtime.topics import check_partitions
+from schemas.decimals import plain
+from schemas.organization import Organization
+from schemas.period import format_rfc3339
+from schemas.repair import UsageRepair
+from schemas.totals import UnreadableTotal
+from stream_processors.cycles import Affected
+from stream_processors.reconcile import Reconciler, ReconcileReport
+from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
+from warehouse.audit import Audit, Conservation, Tally, document
+from warehouse.audit import audit as audited
+from warehouse.client import WarehouseUnavailable, connect
+from warehouse.epochs import UnknownTopic
+from warehouse.settled import settled
+
+# A query of a partition of many millions of rows takes its time.
+_READ_SECONDS = 600
+_SHOWN_MAX = 20
+
+
+def audit(
+    *,
+    organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", help="Print it as JSON.", negative="")] = False,
+) -> int:
+    """Put every accepted event into one class and hold live totals against them; 1 when it does not balance.
+
+    What is found is named by its coordinates: epoch/partition/offset/index.
+    """
+    settings = settings_for("audit")
+    partitions = check_partitions(settings).partitions
+    try:
+        with CatalogStore(settings) as catalog, connect(settings, read_timeout_seconds=_READ_SECONDS) as client:
+            if organization is not None and catalog.view.get(Organization, organization, organization) is None:
+                wrong_usage(f"there is no organization {organization!r}")
+            reconciler = Reconciler(settings, catalog.view, lambda: client)
+            try:
+                scope = None if organization is None else [Affected(organization)]
+                live = reconciler.run(range(partitions), scope=scope, dry_run=True)
+            finally:
+                reconciler.close()
+            found = audited(client, settled(client, settings)[1], partitions, organization)
+    except (CatalogUnavailable, WarehouseUnavailable, UnknownTopic, UnreadableTotal, KafkaException) as error:
+        fail(str(error))
+    if as_json:
+        print(json.dumps({**document(found), "live_totals": _live_document(live)}, indent=2, ensure_ascii=False))
+    else:
+        _show(found, live)
+    return DONE if found.ok and not live.repairs and not live.skipped else FAILED
+
+
+def _live_document(live: ReconcileReport) -> dict[str, Any]:
+    return {
+        "compared": live.totals,
+        "differences": [_difference(repair) for repair in live.repairs[:_SHOWN_MAX]],
+        "differing": len(live.repairs),
+        "not_compared": live.skipped,
+    }
+
+
+def _difference(repair: UsageRepair) -> dict[str, Any]:
+    return {
+        "organization_id": repair.organization_id,
+        "customer_id": repair.customer_id,
+        "event_name": repair.event_name,
+        "cycle": {"start": format_rfc3339(repair.cycle_start), "end": format_rfc3339(repair.cycle_end)},
+        "count": repair.count,
+        "sum": repair.sum,
+        "max": repair.max,
+        "max_was": repair.max_was,
+        "at": {"partition": repair.partition, "offset": repair.offset},
+    }
+
+
+def _show(found: Audit, live: ReconcileReport) -> None:
+    for each in found.organizations:
+        _show_organization(each)
+    if found.unreadable:
+        out.print(f"  {found.unreadable} dead letters could not be read; whose they are is not known")
+    for fault in found.faults:
+        out.print(str(fault), style="red", markup=False, soft_wrap=True)
+    _show_live(live)
+    offsets = ", ".join(f"{p}: {o}" for p, o in sorted(found.watermark.offsets.items()))
+    out.print(f"  below epoch {found.watermark.epoch}, offsets {{{offsets}}}, in {found.seconds:.1f} s", soft_wrap=True)
+    verdict = "balances" if found.ok else "does not balance"
+    out.print(f"  every accepted event in one class: {verdict}", style="green" if found.ok else "red")
+
+
+def _show_organization(each: Conservation) -> None:
+    table = Table("class", "events", "value", title=each.organization_id, title_justify="left")
+
+    def row(name: str, tally: Tally) -> None:
+        table.add_row(name, f"{tally.events:,}", plain(tally.value))
+
+    for kind, tally in each.classes.items():
+        row(kind.label, tally)
+    table.add_section()
+    row("sum of the classes", each.accounted)
+    row("accepted", each.accepted)
+    out.print(table)
+    if each.conflicts:
+        out.print(f"  {each.conflicts} duplicates say something else than their first, such as", soft_wrap=True)
+        for first, last in each.conflicts_at:
+            out.print(f"    {'/'.join(map(str, last))}, first at {'/'.join(map(str, first))}")
+
+
+def _show_live(live: ReconcileReport) -> None:
+    for partition, reason in live.skipped.items():
+        out.print(f"live totals of partition {partition} were not compared: {reason}", style="red", soft_wrap=True)
+    for repair in live.repairs[:_SHOWN_MAX]:
+        out.print(
+            f"live total of {repair.organization_id}, {repair.customer_id}, {repair.event_name}, cycle from "
+            f"{format_rfc3339(repair.cycle_start)}: {repair.count:+d} events and {repair.sum} are missing, "
+            f"max {repair.max_was} should be {repair.max}, at {repair.partition}/{repair.offset}",
+            style="red", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if len(live.repairs) > _SHOWN_MAX:
+        out.print(f"and {len(live.repairs) - _SHOWN_MAX} more live totals", style="red")
+    out.print(f"  {live.totals} live totals compared, {len(live.repairs)} differ")
