@@ -23,6 +23,11 @@ app.command(
     name="events",
     help="Usage events: look at them as they come, send some, void one, import a file.",
 )
+app.command(
+    "usage_billing.commands.dead_letters:app",
+    name="dead-letters",
+    help="Messages of usage.events that could not be read: list them, replay them.",
+)
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(
     "usage_billing.commands.billing:app", name="invoice", help="Invoices: show, explain, verify, preview, void, credit."
@@ -33,6 +38,14 @@ app.command(
 )
 app.command(
     "usage_billing.commands.finance:app", name="finance", help="For finance: lines, revenue, open items, accruals."
+)
+app.command(
+    "usage_billing.commands.audit:audit",
+    help="Put every accepted event into one class, and hold live totals against them; 1 when it does not balance.",
+)
+app.command(
+    "usage_billing.commands.reconcile:reconcile",
+    help="Hold live totals against ClickHouse and repair what differs.",
 )
 app.command(
     "usage_billing.commands.local:up", help="Start the local stack and all services; returns when everything is ready."

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -19,10 +23,12 @@ from schemas import dead_letter, usage_void
 from schemas.event import unscaled_value
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
+from schemas.topics import USAGE_DEAD_LETTERS, topic_name
 from schemas.usage_batch import SCHEMA_JSON, encode, unscaled_bytes
 from schemas.usage_void import UsageVoids
 from tests.flow.metering import APRIL, MARCH, Event, batch_of
 from tests.flow.sinking import PARTITIONS, SinkWorld
+from tests.services import environment
 from tests.waiting import until
 from warehouse.totals import TotalsRequest, exact_totals, independent_totals
 
@@ -194,6 +200,50 @@ def test_tombstones_are_stored_with_their_places_and_void_what_they_name(world: 
     account = "SELECT kafka_offset, events, reason FROM ingest_batches FINAL WHERE reason != '' ORDER BY kafka_offset"
     assert world.rows(account) == [(1, 0, "void"), (2, 0, "refused"), (3, 0, "refused"), (4, 0, "void")]
     until(lambda: world.rows("SELECT kafka_offset FROM dead_letters ORDER BY kafka_offset") == [(2,), (3,)])
+
+
+def command(world: SinkWorld, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of `usage-billing dead-letters`."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("usage-billing")), "dead-letters", *arguments],
+        env=os.environ | environment(world.settings), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_dead_letters_are_listed_and_replayed_once(world: SinkWorld) -> None:
+    """Set aside by a sink that could not read them, as one of an earlier version may be."""
+    partition = home("c1")
+    batch = replace(batch_of([Event("c1", value="3"), Event("c1", value="4")]), batch_id=b"replayed letter!")
+    world.send(Event("c1", value="1"))
+    world.send_bytes(partition, b"\0\0\0\0\x07" + encode(batch)[5:])
+    world.send_bytes(partition, b"garbage")
+    world.send(Event("c1", value="2"))
+    world.sink().start()
+    world.settle()
+    until(lambda: world.rows("SELECT count() FROM dead_letters") == [(2,)])
+    letter = dead_letter.DeadLetter(
+        world.topic, 1, partition, 1, "unknown_schema", "found by an older sink", "", dead_letter.base64_text(encode(batch)), 2**52
+    )  # fmt: skip
+    topic = topic_name(world.settings, USAGE_DEAD_LETTERS)
+    world.producer.produce(topic, dead_letter.encode(letter), partition=partition)
+    world.flush()
+    until(lambda: world.rows("SELECT count() FROM dead_letters WHERE detail LIKE '%older sink'") == [(1,)])
+    code, said = command(world, "list", "--json")
+    assert code == 0
+    assert [(each["place"], each["reason"]) for each in map(json.loads, said.splitlines())] == [
+        (f"1/{partition}/1", "unknown_schema"),
+        (f"1/{partition}/2", "framing"),
+    ]
+    code, said = command(world, "replay")
+    assert code == 1, "the garbage is left"
+    assert f"1/{partition}/1: replayed as {partition}/4" in said
+    assert f"1/{partition}/2: still not readable" in said
+    assert world.count_and_sum("c1") == (4, Decimal(10)), "neighbours and what was replayed, each once"
+    code, said = command(world, "replay", f"1/{partition}/1")
+    assert (code, "stored already" in said) == (0, True), said
+    assert world.count_and_sum("c1") == (4, Decimal(10))
+    assert command(world, "replay", "9/9/9")[0] == 2
 
 
 def test_random_damage_never_writes_a_wrong_row(world: SinkWorld) -> None:

@@ -1,0 +1,132 @@
+"""dead letters → usage.events again, each once: what can be read by now, and has not been stored meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+from schemas import usage_batch, usage_void
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS, topic_name
+from schemas.usage_batch import UnreadableBatch
+from schemas.watermark import Watermark
+from warehouse.client import Client
+from warehouse.letters import StoredLetter, stored_batches
+from warehouse.settled import settled
+
+_SETTLE_SECONDS = 60.0
+_REQUEST_SECONDS = 10.0
+_FLUSH_SECONDS = 15.0
+_POLL_SECONDS = 0.2
+
+
+class NotSettled(Exception):
+    """ClickHouse does not have all of the log: whether a letter was replayed before can't be told."""
+
+
+class ReplayUnwritten(Exception):
+    """Kafka did not acknowledge. Replaying again is safe: what was written is found and passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of a letter. offset: where it lies now, in the partition that it was in; None: it was not written,
+    and why says why not."""
+
+    letter: StoredLetter
+    offset: int | None = None
+    why: str = ""
+
+
+def batch_id_of(letter: StoredLetter) -> bytes:
+    """The batch's id, if all of it can be read. Raises UnreadableBatch."""
+    if usage_void.is_void(letter.payload):
+        return usage_void.decode(letter.payload).batch_id
+    return usage_batch.decode(letter.payload).batch_id
+
+
+def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) -> list[Replayed]:
+    """Write what can be read into the log again, wait until it is stored, and tell what became of each.
+
+    A message keeps its batch_id, by which one that was replayed before is known: events without ids would count twice.
+    Raises NotSettled, ReplayUnwritten, KafkaException, WarehouseUnavailable.
+    """
+    if not letters:
+        return []
+    wait_until_settled(settings, client)
+    readable: dict[StoredLetter, bytes] = {}
+    found: dict[StoredLetter, Replayed] = {}
+    for letter in letters:
+        try:
+            readable[letter] = batch_id_of(letter)
+        except UnreadableBatch as error:
+            found[letter] = Replayed(letter, why=f"still not readable: {error}")
+    known = stored_batches(client, readable.values())
+    to_write: list[StoredLetter] = []
+    for letter, batch_id in readable.items():
+        if batch_id in known:
+            found[letter] = Replayed(letter, why="stored already")
+        else:
+            known.add(batch_id)  # the same batch twice among the letters is one
+            to_write.append(letter)
+    for letter, offset in _write(settings, to_write).items():
+        found[letter] = Replayed(letter, offset)
+    if to_write:
+        wait_until_settled(settings, client)
+        stored = stored_batches(client, (readable[letter] for letter in to_write))
+        for letter in to_write:
+            if readable[letter] not in stored:
+                found[letter] = Replayed(letter, found[letter].offset, "refused again: it is a dead letter there")
+    return [found[letter] for letter in letters]
+
+
+def _write(settings: Settings, letters: Sequence[StoredLetter]) -> dict[StoredLetter, int]:
+    producer = Producer(
+        {
+            **settings.kafka_properties,
+            "acks": "all",
+            "enable.idempotence": True,
+            "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
+        }
+    )
+    offsets: dict[StoredLetter, int] = {}
+    failures: list[str] = []
+    for letter in letters:
+
+        def delivered(error: object, message: Message, letter: StoredLetter = letter) -> None:
+            offset = message.offset()
+            if error is not None or offset is None:
+                failures.append(str(error))
+            else:
+                offsets[letter] = offset
+
+        topic = topic_name(settings, USAGE_EVENTS)
+        producer.produce(topic, letter.payload, letter.key or None, partition=letter.partition, on_delivery=delivered)
+    left = producer.flush(_FLUSH_SECONDS + 1)
+    if left or failures:
+        raise ReplayUnwritten(f"{left} messages unacknowledged; {'; '.join(failures[:3])}")
+    return offsets
+
+
+def wait_until_settled(settings: Settings, client: Client) -> Watermark:
+    """Until ClickHouse has everything that is in the log now. Raises NotSettled after a minute."""
+    topic = topic_name(settings, USAGE_EVENTS)
+    consumer = Consumer({**settings.kafka_properties, "group.id": f"{topic}-ends"})
+    try:
+        ends = {
+            p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=_REQUEST_SECONDS)[1]
+            for p in range(settings.event_partitions)
+        }
+    finally:
+        consumer.close()
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        stored = settled(client, settings)[1]
+        if all(stored.offsets.get(partition, 0) >= end for partition, end in ends.items()):
+            return stored
+        if time.monotonic() > deadline:
+            raise NotSettled("ClickHouse does not have all of usage.events yet; is the sink running?")
+        time.sleep(_POLL_SECONDS)

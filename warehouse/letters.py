@@ -1,0 +1,58 @@
+"""ClickHouse → messages of usage.events that were set aside, and which of them were stored after all."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from warehouse.client import ClickHouseError, Client, unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLetter:
+    """found_at: µs since 1970. key, payload: the message's bytes, of a very long one only its beginning."""
+
+    epoch: int
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    found_at: int
+    key: bytes
+    payload: bytes
+
+    @property
+    def place(self) -> str:
+        return f"{self.epoch}/{self.partition}/{self.offset}"
+
+
+def stored_letters(client: Client, reason: str | None = None) -> list[StoredLetter]:
+    """In the order of the log. Raises WarehouseUnavailable."""
+    query = """
+        SELECT
+            kafka_epoch, kafka_partition, kafka_offset, reason, detail, toUnixTimestamp64Micro(found_at),
+            key, payload
+        FROM stored_dead_letters FINAL
+        WHERE CONDITION
+        ORDER BY kafka_epoch, kafka_partition, kafka_offset
+    """
+    condition, parameters = ("1", {}) if reason is None else ("reason = {reason:String}", {"reason": reason})
+    try:
+        rows = client.query(query.replace("CONDITION", condition), parameters).result_rows
+    except ClickHouseError as error:
+        raise unavailable(error) from error
+    return [StoredLetter(*row[:6], base64.b64decode(row[6]), base64.b64decode(row[7])) for row in rows]
+
+
+def stored_batches(client: Client, batch_ids: Iterable[bytes]) -> set[bytes]:
+    """Which of these batches have a message whose events or tombstones are stored. Raises WarehouseUnavailable."""
+    wanted = sorted({batch_id.hex() for batch_id in batch_ids})
+    query = """
+        SELECT DISTINCT lower(hex(batch_id)) FROM ingest_batches
+        WHERE (events > 0 OR reason = 'void') AND lower(hex(batch_id)) IN {wanted:Array(String)}
+    """
+    try:
+        return {bytes.fromhex(row[0]) for row in client.query(query, {"wanted": wanted}).result_rows}
+    except ClickHouseError as error:
+        raise unavailable(error) from error
