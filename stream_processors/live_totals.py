@@ -11,7 +11,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from schemas import totals
 from schemas.settings import Settings
 from schemas.topics import USAGE_TOTALS, topic_name
-from schemas.totals import Progress, UnreadableTotal, UsageTotal
+from schemas.totals import Progress, UsageTotal
 
 _REQUEST_SECONDS = 10.0
 _READ_SECONDS_MAX = 120.0
@@ -99,6 +99,3 @@ class LiveTotalsReader:
 
 def _raw(data: str | bytes | None) -> bytes | None:
     return data.encode() if isinstance(data, str) else data
-
-
-__all__ = ["LiveSnapshot", "LiveTotalsReader", "UnreadableTotal", "snapshot_of"]

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 import structlog
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Producer
 
 from catalog.view import CatalogView
+from runtime.topics import admin_client
 from schemas import repair as repairs
 from schemas.decimals import exact
-from schemas.period import Cycle
+from schemas.period import Cycle, format_rfc3339
 from schemas.repair import RepairReason, UsageRepair, repair_id
 from schemas.settings import Settings
 from schemas.topics import USAGE_REPAIRS, topic_name
@@ -32,7 +33,7 @@ from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.settled import settled
 from warehouse.totals import NO_USAGE, TotalsRequest, exact_totals
 from warehouse.totals import UsageTotal as ExactTotal
-from warehouse.used import UsedMonth, used_months
+from warehouse.used import Scope, UsedMonth, used_months
 
 log = structlog.get_logger(__name__)
 
@@ -186,6 +187,21 @@ def _unscaled(value: Decimal) -> int:
     return int(value * _UNIT)
 
 
+def described(repair: UsageRepair) -> str:
+    """What is wrong with a live total, for people."""
+    sign = "" if repair.sum.startswith("-") else "+"
+    most = "" if repair.max == repair.max_was else f", max {repair.max_was} should be {repair.max}"
+    return (
+        f"live total of {repair.organization_id}, {repair.customer_id}, {repair.event_name}, cycle from "
+        f"{format_rfc3339(repair.cycle_start)}, differs by {repair.count:+d} events and {sign}{repair.sum}{most}; "
+        f"compared at partition {repair.partition}, offset {repair.offset}"
+    )
+
+
+def _asked(affected: Affected) -> Scope:
+    return affected.organization_id, affected.customer_id, affected.event_name
+
+
 class Reconciler:
     """Holds live totals against ClickHouse, a partition at a time. Not thread-safe; close it after use."""
 
@@ -194,6 +210,7 @@ class Reconciler:
         self._view = view
         self._client = client
         self._reader = LiveTotalsReader(settings)
+        self._admin = admin_client(settings)
         self._topic = topic_name(settings, USAGE_REPAIRS)
         self._producer = Producer(
             {
@@ -253,7 +270,7 @@ class Reconciler:
             return PartitionReport(partition, progress.next_offset, skipped=place)
         client = self._client()
         try:
-            used = used_months(client, partition, place, scope and [each_of(one) for one in scope])
+            used = used_months(client, partition, place, None if scope is None else [_asked(each) for each in scope])
         except ClickHouseError as error:
             raise unavailable(error) from error
         wanted = wanted_totals(self._view, snapshot, used, scope)
@@ -274,7 +291,7 @@ class Reconciler:
         """The partition's place once ClickHouse has everything below it; else why it has not."""
         deadline = time.monotonic() + wait_seconds
         while True:
-            current, stored = settled(self._client(), self._settings)
+            current, stored = settled(self._client(), self._settings, self._admin)
             if current != topic_id:
                 return "the aggregator has not begun with the topic as it is now"
             if stored.offsets.get(partition, 0) >= offset:
@@ -312,10 +329,3 @@ class Reconciler:
         left = self._producer.flush(_FLUSH_SECONDS + 1)
         if left or failures:
             raise RepairsUnwritten(f"{left} repairs unacknowledged; {'; '.join(failures[:3])}")
-
-
-def each_of(affected: Affected) -> tuple[str, str | None, str | None]:
-    return affected.organization_id, affected.customer_id, affected.event_name
-
-
-__all__ = ["KafkaException", "ReconcileReport", "Reconciler", "RepairsUnwritten"]

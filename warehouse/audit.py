@@ -425,8 +425,20 @@ class _Audit:
             FROM stored_invoices FINAL WHERE ORGANIZATION
         """
         return [
-            AuditedInvoice(*row[:4], int(row[4]), int(row[5]), tuple(row[6]), _watermark(row[7]), bool(row[8]))
-            for row in self._rows(query)
+            AuditedInvoice(
+                organization_id=organization,
+                customer_id=customer,
+                subscription_id=subscription,
+                state=state,
+                cycle_start=int(start),
+                active_until=int(until),
+                event_names=tuple(names),
+                watermark=_watermark(watermark),
+                trued_up=bool(trued_up),
+            )
+            for organization, customer, subscription, state, start, until, names, watermark, trued_up in self._rows(
+                query
+            )
         ]
 
     def _subscriptions(self) -> Iterator[AuditedSubscription]:

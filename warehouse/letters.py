@@ -42,7 +42,19 @@ def stored_letters(client: Client, reason: str | None = None) -> list[StoredLett
         rows = client.query(query.replace("CONDITION", condition), parameters).result_rows
     except ClickHouseError as error:
         raise unavailable(error) from error
-    return [StoredLetter(*row[:6], base64.b64decode(row[6]), base64.b64decode(row[7])) for row in rows]
+    return [
+        StoredLetter(
+            epoch=int(epoch),
+            partition=int(partition),
+            offset=int(offset),
+            reason=reason_of,
+            detail=detail,
+            found_at=int(found_at),
+            key=base64.b64decode(key),
+            payload=base64.b64decode(payload),
+        )
+        for epoch, partition, offset, reason_of, detail, found_at, key, payload in rows
+    ]
 
 
 def stored_batches(client: Client, batch_ids: Iterable[bytes]) -> set[bytes]:

@@ -8,6 +8,7 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
 
 from runtime.topics import admin_client, describe_topic
 from schemas.settings import Settings
@@ -20,29 +21,30 @@ from warehouse.epochs import lookup_epoch
 _REQUEST_SECONDS = 10.0
 
 
-def settled(client: Client, settings: Settings) -> tuple[str, Watermark]:
+def settled(client: Client, settings: Settings, admin: AdminClient | None = None) -> tuple[str, Watermark]:
     """Id of usage.events as it is now, and the watermark below which every row of it can be seen.
 
     Rows of one insert become visible in no fixed order, so a partition counts up to the lower of what ClickHouse covers
     and what the sink has committed. Raises UnknownTopic (no sink has read the topic), KafkaException,
     WarehouseUnavailable.
     """
-    topic = describe_topic(settings, USAGE_EVENTS)
+    admin = admin or admin_client(settings)
+    topic = describe_topic(settings, USAGE_EVENTS, admin)
     try:
         epoch = lookup_epoch(client, topic.topic_id)
-        committed = _committed(settings, topic.partitions)
+        committed = _committed(settings, topic.partitions, admin)
         covered = coverage(client, epoch, topic.partitions)
     except ClickHouseError as error:
         raise unavailable(error) from error
     return topic.topic_id, Watermark(epoch, {p: min(at, committed.get(p, 0)) for p, at in covered.offsets.items()})
 
 
-def _committed(settings: Settings, partitions: int) -> dict[int, int]:
+def _committed(settings: Settings, partitions: int, admin: AdminClient) -> dict[int, int]:
     group = topic_name(settings, SINK_GROUP)
     topic = topic_name(settings, USAGE_EVENTS)
     places = [TopicPartition(topic, partition) for partition in range(partitions)]
     request = ConsumerGroupTopicPartitions(group, places)
-    future = admin_client(settings).list_consumer_group_offsets([request], request_timeout=_REQUEST_SECONDS)[group]
+    future = admin.list_consumer_group_offsets([request], request_timeout=_REQUEST_SECONDS)[group]
     try:
         found = future.result(_REQUEST_SECONDS).topic_partitions
     except TimeoutError as error:

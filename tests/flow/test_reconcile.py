@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas import repair as repairs
-from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of
 from schemas.period import parse_rfc3339
 from schemas.product import Product
@@ -50,6 +50,8 @@ class World(MeteringWorld):
 
     def __enter__(self) -> World:
         super().__enter__()
+        organization = Organization(id=DEFAULT_ORGANIZATION, organization_id=DEFAULT_ORGANIZATION, created_at=0)
+        self.catalog.write(organization, 0)
         self.meter("calls")
         self.worker().start()
         self.sink = Service("sink", environment(self.settings), self.directory).start()

@@ -17,7 +17,7 @@ from schemas.period import format_rfc3339
 from schemas.repair import UsageRepair
 from schemas.totals import UnreadableTotal
 from stream_processors.cycles import Affected
-from stream_processors.reconcile import Reconciler, ReconcileReport
+from stream_processors.reconcile import Reconciler, ReconcileReport, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.audit import Audit, Conservation, Tally, document
 from warehouse.audit import audit as audited
@@ -120,12 +120,7 @@ def _show_live(live: ReconcileReport) -> None:
     for partition, reason in live.skipped.items():
         out.print(f"live totals of partition {partition} were not compared: {reason}", style="red", soft_wrap=True)
     for repair in live.repairs[:_SHOWN_MAX]:
-        out.print(
-            f"live total of {repair.organization_id}, {repair.customer_id}, {repair.event_name}, cycle from "
-            f"{format_rfc3339(repair.cycle_start)}: {repair.count:+d} events and {repair.sum} are missing, "
-            f"max {repair.max_was} should be {repair.max}, at {repair.partition}/{repair.offset}",
-            style="red", markup=False, soft_wrap=True,
-        )  # fmt: skip
+        out.print(described(repair), style="red", markup=False, soft_wrap=True)
     if len(live.repairs) > _SHOWN_MAX:
         out.print(f"and {len(live.repairs) - _SHOWN_MAX} more live totals", style="red")
     out.print(f"  {live.totals} live totals compared, {len(live.repairs)} differ")

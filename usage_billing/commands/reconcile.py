@@ -7,15 +7,13 @@ from typing import Annotated
 
 from confluent_kafka import KafkaException
 from cyclopts import Parameter
-from rich.table import Table
 
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.topics import check_partitions
 from schemas.organization import Organization
-from schemas.period import format_rfc3339
 from schemas.totals import UnreadableTotal
 from stream_processors.cycles import Affected
-from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten
+from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable, connect
 from warehouse.epochs import UnknownTopic
@@ -75,15 +73,7 @@ def _show(report: ReconcileReport) -> None:
     )
     for partition, reason in report.skipped.items():
         out.print(f"  partition {partition} was not compared: {reason}", style="yellow", soft_wrap=True)
-    if not report.repairs:
-        return
-    table = Table("organization", "customer", "event_name", "cycle from", "count", "sum", "max", "at")
     for repair in report.repairs[:_SHOWN_MAX]:
-        table.add_row(
-            repair.organization_id, repair.customer_id, repair.event_name, format_rfc3339(repair.cycle_start),
-            f"{repair.count:+d}", f"{'' if repair.sum.startswith('-') else '+'}{repair.sum}",
-            f"{repair.max_was or '-'} → {repair.max or '-'}", f"{repair.partition}/{repair.offset}",
-        )  # fmt: skip
-    out.print(table)
+        out.print(f"  {described(repair)}", markup=False, soft_wrap=True)
     if len(report.repairs) > _SHOWN_MAX:
         out.print(f"  and {len(report.repairs) - _SHOWN_MAX} more")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 from catalog.view import CatalogView
-from schemas.repair import RepairReason
-from schemas.totals import UsageTotal
+from schemas.repair import RepairReason, UsageRepair
+from schemas.totals import UsageTotal, total_key
 from stream_processors.cycles import Affected
 from stream_processors.live_totals import LiveSnapshot
 from stream_processors.reconcile import added, difference, matches, wanted_totals
@@ -22,16 +22,11 @@ MID_MARCH, MID_APRIL = us("2026-03-15T00:00:00Z"), us("2026-04-15T00:00:00Z")
 SERIES = (ORG, "c", "calls")
 
 
-def live(start: int = MARCH, end: int = APRIL, **more: object) -> UsageTotal:
-    values = {"sum": "5", "count": 3, "max": "4", "repairs": 2} | more
-    return UsageTotal(
-        *SERIES, start, end, values["sum"], values["count"], values["max"], "topic", 1, 0, 9, 0, values["repairs"]
-    )  # pyright: ignore[reportArgumentType]
+def live(start: int = MARCH, end: int = APRIL, total: str = "5", count: int = 3, most: str | None = "4") -> UsageTotal:
+    return UsageTotal(*SERIES, start, end, total, count, most, "topic", 1, 0, 9, 0, 2)
 
 
 def snapshot(*totals: UsageTotal) -> LiveSnapshot:
-    from schemas.totals import total_key
-
     return LiveSnapshot(1, None, {total_key(*each.cycle_key): each for each in totals})
 
 
@@ -68,7 +63,7 @@ def test_a_subscription_takes_its_cycles_out_of_the_months_that_there_were() -> 
     }
 
 
-def repair_for(total: UsageTotal | None, exact: Exact, offset: int = 10):
+def repair_for(total: UsageTotal | None, exact: Exact, offset: int = 10) -> UsageRepair | None:
     (wanted,) = wanted_totals(
         view_of(), snapshot(*([total] if total else [])), [] if total else [used(MARCH, APRIL)], None
     )
@@ -77,7 +72,7 @@ def repair_for(total: UsageTotal | None, exact: Exact, offset: int = 10):
 
 def test_a_total_that_is_exact_needs_nothing() -> None:
     assert repair_for(live(), Exact(Decimal("5.000000000"), 3, Decimal("4.000000000"))) is None
-    assert repair_for(live(sum="0", count=0, max=None), NO_USAGE) is None
+    assert repair_for(live(total="0", count=0, most=None), NO_USAGE) is None
     assert repair_for(None, NO_USAGE) is None
 
 
