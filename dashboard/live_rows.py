@@ -26,7 +26,7 @@ class LiveRow(BaseModel):
 
 
 class AlertOut(BaseModel):
-    """A rule's threshold was reached, once for a customer and cycle."""
+    """A rule's threshold was reached, once for a customer and cycle. currency: of an amount."""
 
     id: str
     rule_id: str
@@ -38,6 +38,7 @@ class AlertOut(BaseModel):
     cycle_start: Instant
     cycle_end: Instant
     fired_at: Instant
+    currency: str | None
 
 
 def live_rows(view: CatalogView, totals: Iterable[UsageTotal], meter_id: str | None = None) -> Iterator[LiveRow]:

@@ -19,7 +19,7 @@ class Alert(msgspec.Struct, frozen=True):
     """id: schemas.alert_rule.alert_id, the same however often it is published.
 
     threshold: the rule's, quantity: what was reached when it fired; plain decimal strings, in the unit of the kind.
-    cycle_start, cycle_end, fired_at: µs since 1970.
+    cycle_start, cycle_end, fired_at: µs since 1970. currency: of an amount, else None.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Alert(msgspec.Struct, frozen=True):
     cycle_start: int
     cycle_end: int
     fired_at: int
+    currency: str | None = None
 
     @property
     def key(self) -> bytes:

@@ -45,6 +45,7 @@ from schemas.partition import partition_of
 from schemas.period import SECOND_US
 from schemas.repair import UnreadableRepair
 from schemas.settings import Settings
+from schemas.subscription import Subscription
 from schemas.topics import CATALOG, USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import UnreadableBatch, UsageBatch, decode
 from schemas.usage_void import decode as decode_voids
@@ -302,7 +303,10 @@ class Aggregator:
                 self._loop.call_soon_threadsafe(self._woken.set)
 
     def _apply_catalog_changes(self) -> None:
-        """Forget what was derived from what has changed; hold totals of new rules' meters against them."""
+        """Forget what was derived from what has changed; hold totals against rules that are new or mean something else.
+
+        A subscription says what an amount and the included units are.
+        """
         states = self.table.states
         meters: set[tuple[str, str]] = set()
         while self._catalog_changes:
@@ -312,6 +316,10 @@ class Aggregator:
                     state.totals.forget_tiles(affected)
             if isinstance(record.state, AlertRule):
                 meters.add((record.state.organization_id, record.state.meter_id))
+            elif isinstance(subscription := record.state, Subscription):
+                for partition, state in states.items():
+                    totals = state.totals.of_customer(subscription.organization_id, subscription.customer_id)
+                    self._to_check.setdefault(partition, []).extend(totals)
         for organization_id, meter_id in meters:
             if (meter := self._view.get(Meter, organization_id, meter_id)) is None:
                 continue

@@ -6,53 +6,19 @@ total of its meter when it appears, and every total when it is restored; then on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from catalog.view import CatalogView
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, AlertRule, alert_id
 from schemas.decimals import plain
-from schemas.event import VALUE_SCALE
-from schemas.meter import Aggregation, Meter
+from schemas.meter import Meter
 from schemas.period import Cycle
-from schemas.totals import decimal_text
-from stream_processors.cycles import meter_reads
+from stream_processors.alert_kinds import KINDS, TYPICAL_CYCLES_MAX, Reached, Terms
+from stream_processors.cycles import cycles_before, meter_reads, price_in
 from stream_processors.state import FiredKey
 from stream_processors.totals import Total
-
-_UNIT = 10**VALUE_SCALE
-
-Reached = Callable[[Total], int | None]
-"""A total → the quantity × 10⁹ that has reached the threshold; None: it has not."""
-
-
-def quantity_of(total: Total, aggregation: Aggregation) -> int:
-    """What a meter reads of the total, × 10⁹; max without any value is 0."""
-    match aggregation:
-        case Aggregation.SUM:
-            return total.sum
-        case Aggregation.COUNT:
-            return total.count * _UNIT
-        case Aggregation.MAX:
-            return total.max or 0
-
-
-def _quantity_reached(rule: AlertRule, meter: Meter) -> Reached:
-    """Kind `quantity`: the meter's quantity is at the threshold or above."""
-    numerator, denominator = rule.threshold.as_integer_ratio()
-    least = -(-numerator * _UNIT // denominator)  # rounded up: quantities are whole, × 10⁹
-    aggregation = meter.aggregation
-
-    def reached(total: Total) -> int | None:
-        quantity = quantity_of(total, aggregation)
-        return quantity if quantity >= least else None
-
-    return reached
-
-
-KINDS: dict[AlertKind, Callable[[AlertRule, Meter], Reached]] = {AlertKind.QUANTITY: _quantity_reached}
-"""What the aggregator can evaluate; a rule of another kind is left to who can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +36,7 @@ class AlertBook:
         self._revision = -1
         self._watches: dict[tuple[str, str], tuple[_Watch, ...]] = {}
         self._reads: dict[tuple[str, str, Cycle], bool] = {}
+        self._terms: dict[tuple[str, str, Cycle, int | None], Terms] = {}
 
     def due(self, totals: Iterable[Total], fired: Set[FiredKey], now: int) -> list[Alert]:
         """Alerts of these totals that have not fired. now: µs."""
@@ -77,23 +44,22 @@ class AlertBook:
             self._revision = self._view.revision
             self._watches.clear()
             self._reads.clear()
+            self._terms.clear()
         alerts: dict[str, Alert] = {}
-        for total in totals:
-            series = total.series
+        for changed in totals:
+            series = changed.series
             key = (series.organization_id, series.event_name)
             watches = self._watches.get(key)
             if watches is None:
                 watches = self._watches[key] = self._watches_on(*key)
             for watch in watches:
-                quantity = watch.reached(total)
-                if (
-                    quantity is not None
-                    and watch.rule.customer_id in (None, series.customer_id)
-                    and (watch.rule.id, series.customer_id, total.cycle.start_us) not in fired
-                    and self._meter_reads(watch.meter.id, total)
-                ):
-                    alert = _alert(watch, total, quantity, now)
-                    alerts.setdefault(alert.id, alert)
+                if watch.rule.customer_id not in (None, series.customer_id):
+                    continue
+                for total in _concerned(watch, changed):
+                    if (watch.rule.id, series.customer_id, total.cycle.start_us) in fired:
+                        continue
+                    if (alert := self._alert(watch, total, now)) is not None:
+                        alerts.setdefault(alert.id, alert)
         return list(alerts.values())
 
     def _watches_on(self, organization_id: str, event_name: str) -> tuple[_Watch, ...]:
@@ -101,7 +67,29 @@ class AlertBook:
             _Watch(rule, meter, KINDS[rule.kind](rule, meter))
             for meter in self._view.meters_reading(organization_id, event_name)
             for rule in self._view.rules_on(organization_id, meter.id)
-            if rule.kind in KINDS
+        )
+
+    def _alert(self, watch: _Watch, total: Total, now: int) -> Alert | None:
+        """None: the threshold is not reached, or the cycle is none of the meter's."""
+        needs_terms = watch.rule.kind is not AlertKind.QUANTITY
+        terms = self._terms_of(watch, total) if needs_terms else _NO_TERMS
+        reached = watch.reached(total, terms)
+        if reached is None or not self._meter_reads(watch.meter.id, total):
+            return None
+        rule, customer_id, cycle = watch.rule, total.series.customer_id, total.cycle
+        return Alert(
+            id=alert_id(rule.id, customer_id, cycle.start_us),
+            organization_id=rule.organization_id,
+            rule_id=rule.id,
+            customer_id=customer_id,
+            meter_id=rule.meter_id,
+            kind=rule.kind,
+            threshold=plain(rule.threshold),
+            quantity=reached,
+            cycle_start=cycle.start_us,
+            cycle_end=cycle.end_us,
+            fired_at=now,
+            currency=terms.currency if rule.kind is AlertKind.AMOUNT else None,
         )
 
     def _meter_reads(self, meter_id: str, total: Total) -> bool:
@@ -114,19 +102,32 @@ class AlertBook:
             known = self._reads[key] = meter_reads(self._view, organization_id, customer_id, meter_id, total.cycle)
         return known
 
+    def _terms_of(self, watch: _Watch, total: Total) -> Terms:
+        organization_id, customer_id = total.series.organization_id, total.series.customer_id
+        typical = watch.rule.kind is AlertKind.TYPICAL_PERCENT
+        # What a customer did before the first event that we know of is not known, so it is not 0.
+        first = min((each.cycle.start_us for each in total.series.totals if each.count), default=None)
+        key = (watch.meter.id, customer_id, total.cycle, first if typical else None)
+        known = self._terms.get(key)
+        if known is None:
+            meter_id = watch.meter.id
+            price = None if typical else price_in(self._view, organization_id, customer_id, meter_id, total.cycle)
+            before = (
+                cycles_before(
+                    self._view, organization_id, customer_id, meter_id, total.cycle, TYPICAL_CYCLES_MAX, first
+                )
+                if typical and first is not None
+                else ()
+            )
+            known = self._terms[key] = Terms(price and price[0], price and price[1], before)
+        return known
 
-def _alert(watch: _Watch, total: Total, quantity: int, now: int) -> Alert:
-    rule, customer_id, cycle = watch.rule, total.series.customer_id, total.cycle
-    return Alert(
-        id=alert_id(rule.id, customer_id, cycle.start_us),
-        organization_id=rule.organization_id,
-        rule_id=rule.id,
-        customer_id=customer_id,
-        meter_id=rule.meter_id,
-        kind=rule.kind,
-        threshold=plain(rule.threshold),
-        quantity=decimal_text(quantity),
-        cycle_start=cycle.start_us,
-        cycle_end=cycle.end_us,
-        fired_at=now,
-    )
+
+_NO_TERMS = Terms(None, None, ())
+
+
+def _concerned(watch: _Watch, changed: Total) -> Iterator[Total]:
+    """The changed total, and for typical usage those after it: their mean has changed too."""
+    yield changed
+    if watch.rule.kind is AlertKind.TYPICAL_PERCENT:
+        yield from (later for later in changed.series.totals if later.cycle.start_us > changed.cycle.start_us)

@@ -15,7 +15,7 @@ from catalog.view import CatalogView
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, calendar_month_containing, cycle_containing
-from schemas.product import Product
+from schemas.product import Product, UsagePrice
 from schemas.subscription import Subscription
 
 _ZONE_UNKNOWN = "UTC"
@@ -76,6 +76,48 @@ def meter_reads(view: CatalogView, organization_id: str, customer_id: str, meter
             return True
         t_us = tile.until_us
     return False
+
+
+def price_in(
+    view: CatalogView, organization_id: str, customer_id: str, meter_id: str, cycle: Cycle
+) -> tuple[UsagePrice, str] | None:
+    """The price of a meter in that cycle of a customer's subscription, and its currency; None: it costs nothing."""
+    for subscription in view.subscriptions_of(organization_id, customer_id):
+        if not _has_cycle(subscription, cycle):
+            continue
+        product = view.get(Product, organization_id, subscription.product_at(cycle.start_us))
+        for price in () if product is None else product.prices:
+            if product is not None and isinstance(price, UsagePrice) and price.meter_id == meter_id:
+                return price, product.currency
+    return None
+
+
+def _has_cycle(subscription: Subscription, cycle: Cycle) -> bool:
+    start = cycle.start_us
+    if start < subscription.started_at or (subscription.ends_at is not None and start >= subscription.ends_at):
+        return False
+    return cycle == cycle_containing(
+        subscription.started_at, subscription.billing_interval, subscription.time_zone, start
+    )
+
+
+def cycles_before(
+    view: CatalogView, organization_id: str, customer_id: str, meter_id: str, cycle: Cycle, most: int, first_us: int
+) -> tuple[Cycle, ...]:
+    """Up to `most` whole cycles of a meter and customer that end at or before this one's start, latest first.
+
+    Whole: not cut by the start or end of a subscription. first_us: nothing is looked at before the cycle in which it
+    lies.
+    """
+    found: list[Cycle] = []
+    t_us = cycle.start_us - 1
+    while t_us >= first_us and len(found) < most:
+        tile = _meter_tile(view, organization_id, customer_id, meter_id, t_us)
+        (only,) = tile.cycles
+        if (tile.from_us, tile.until_us) == (only.start_us, only.end_us) and only.end_us <= cycle.start_us:
+            found.append(only)
+        t_us = tile.from_us - 1
+    return tuple(found)
 
 
 def _month_tile(view: CatalogView, organization_id: str, t_us: int) -> Tile:

@@ -303,3 +303,9 @@ class Totals:
             if series.organization_id == organization_id and series.event_name == event_name
             for total in series.totals
         ]
+
+    def of_customer(self, organization_id: str, customer_id: str) -> list[Total]:
+        """Every total of a customer."""
+        return [
+            total for series in self._by_customer.get((organization_id, customer_id), ()) for total in series.totals
+        ]

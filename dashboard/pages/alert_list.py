@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import ROUND_DOWN, Decimal
 
-from dashboard.pages.formats import number
+from dashboard.pages.formats import money, number
 from dashboard.services import Services
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind
@@ -14,6 +15,7 @@ from schemas.meter import Meter
 from schemas.period import Cycle
 
 SHOWN = 100
+_TENTH = Decimal("0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,16 @@ def threshold_text(kind: AlertKind, threshold: str, unit: str) -> str:
             return f"an amount of {number(threshold)}"
 
 
+def _reached_text(alert: Alert, unit: str) -> str:
+    match alert.kind:
+        case AlertKind.QUANTITY:
+            return f"{number(alert.quantity)} {unit}"
+        case AlertKind.AMOUNT:
+            return money(alert.quantity, alert.currency) if alert.currency else f"an amount of {number(alert.quantity)}"
+        case _:
+            return f"{number(Decimal(alert.quantity).quantize(_TENTH, ROUND_DOWN))} %"
+
+
 def alert_list(
     services: Services, organization_id: str, limit: int, wanted: Callable[[Alert], bool] = lambda _: True
 ) -> list[AlertLine]:
@@ -56,18 +68,13 @@ def alert_list(
         customer = view.get(Customer, organization_id, alert.customer_id)
         meter = view.get(Meter, organization_id, alert.meter_id)
         unit = meter.unit if meter else "units"
-        reached = number(alert.quantity)
-        shown = {
-            AlertKind.QUANTITY: f"{reached} {unit}",
-            AlertKind.AMOUNT: f"an amount of {reached}",
-        }.get(alert.kind, f"{reached} %")
         lines.append(
             AlertLine(
                 id=alert.id,
                 customer_id=alert.customer_id,
                 customer=customer.name if customer else alert.customer_id,
                 meter=meter.name if meter else alert.meter_id,
-                text=f"{shown}, above {threshold_text(alert.kind, alert.threshold, unit)}",
+                text=f"{_reached_text(alert, unit)}, at or above {threshold_text(alert.kind, alert.threshold, unit)}",
                 cycle=Cycle(alert.cycle_start, alert.cycle_end),
                 fired_at=alert.fired_at,
             )

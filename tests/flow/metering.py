@@ -26,8 +26,10 @@ from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
 from schemas.period import parse_rfc3339
+from schemas.product import Product
 from schemas.repair import RepairReason, UsageRepair
 from schemas.settings import Settings
+from schemas.subscription import Subscription
 from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_REPAIRS, USAGE_TOTALS, topic_name
 from schemas.totals import Progress, UsageTotal
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
@@ -98,7 +100,28 @@ class MeteringWorld:
             Customer(id=customer_id, organization_id=DEFAULT_ORGANIZATION, created_at=0, name=customer_id), 0
         )
 
-    def rule(self, name: str, meter: Meter, threshold: str, customer_id: str | None = None) -> AlertRule:
+    def subscription(self, customer_id: str, meter: Meter, *, included: str, unit_amount: str) -> Subscription:
+        """A product that prices the meter, and the customer's subscription to it from MARCH on."""
+        price = {
+            "model": "per_unit", "meter_id": meter.id, "included_units": included, "unit_amount": unit_amount,
+        }  # fmt: skip
+        own = {"organization_id": DEFAULT_ORGANIZATION, "created_at": 0}
+        product = {**own, "id": f"prod_{customer_id}", "name": "p", "currency": "eur", "prices": [price]}
+        self.catalog.write(Product.model_validate(product), 0)
+        subscription = {
+            **own, "id": f"sub_{customer_id}", "customer_id": customer_id, "product_id": product["id"],
+            "started_at": MARCH, "billing_interval": "month", "collection_method": "send_invoice", "time_zone": "UTC",
+        }  # fmt: skip
+        return self.catalog.write(Subscription.model_validate(subscription), 0)
+
+    def rule(
+        self,
+        name: str,
+        meter: Meter,
+        threshold: str,
+        customer_id: str | None = None,
+        kind: AlertKind = AlertKind.QUANTITY,
+    ) -> AlertRule:
         rule = AlertRule.model_validate(
             {
                 "id": f"rule_{name}",
@@ -106,7 +129,7 @@ class MeteringWorld:
                 "created_at": 0,
                 "meter_id": meter.id,
                 "customer_id": customer_id,
-                "kind": AlertKind.QUANTITY,
+                "kind": kind,
                 "threshold": threshold,
             }
         )

@@ -12,6 +12,7 @@ from confluent_kafka import TopicPartition
 
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import admin_client, create_topics
+from schemas.alert_rule import AlertKind
 from schemas.meter import Aggregation
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld
@@ -105,6 +106,28 @@ def test_alerts_for_rules_made_after_the_usage(world: MeteringWorld) -> None:
     worker.start()
     until(lambda: len(world.alerts()) == 4)
     assert all(len(published) == 1 for published in world.alerts().values())
+
+
+def test_alerts_of_every_kind(world: MeteringWorld) -> None:
+    meter = world.meter("calls")
+    world.customer("a")
+    world.rule("amount", meter, "2.50", kind=AlertKind.AMOUNT)
+    world.rule("included", meter, "110", kind=AlertKind.INCLUDED_PERCENT)
+    world.rule("typical", meter, "200", kind=AlertKind.TYPICAL_PERCENT)
+    world.rule("quantity", meter, "60")
+    world.worker().start()
+    world.send(Event("a", value="125", at=APRIL - 1))
+    until(lambda: len(world.alerts()) == 1)
+    # The subscription says what the usage before it costs: no event touches the total any more.
+    world.subscription("a", meter, included="100", unit_amount="0.1")
+    until(lambda: len(world.alerts()) == 3)
+    world.send(Event("a", value="250", at=APRIL))
+    until(lambda: len(world.alerts()) == 7)
+    assert {(alert.rule_id, alert.cycle_start, alert.quantity) for (alert,) in world.alerts().values()} == {
+        ("rule_quantity", MARCH, "125"), ("rule_included", MARCH, "125"), ("rule_amount", MARCH, "2.50"),
+        ("rule_quantity", APRIL, "250"), ("rule_included", APRIL, "250"), ("rule_amount", APRIL, "15.00"),
+        ("rule_typical", APRIL, "200"),
+    }  # fmt: skip
 
 
 def test_passes_over_what_it_cannot_read(world: MeteringWorld) -> None:

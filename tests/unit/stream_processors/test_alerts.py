@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from catalog.view import CatalogView
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, AlertRule
+from schemas.event import unscaled_value
 from schemas.meter import Aggregation
-from schemas.period import Cycle
+from schemas.period import Cycle, calendar_month_containing
+from schemas.product import Product
+from schemas.subscription import ProductChange
 from stream_processors.alerts import AlertBook
 from stream_processors.state import FiredKey
 from stream_processors.totals import Series, Total
@@ -115,9 +120,6 @@ def test_rules_come_and_go_with_the_catalog() -> None:
     assert archived is not None
     put(view, archived.model_copy(update={"archived": True}))
     assert book.due([total(10**9)], frozenset(), NOW) == []
-    # of another kind: not ours to evaluate
-    put(view, rule("amount", "calls", "1", kind=AlertKind.AMOUNT))
-    assert book.due([total(10**9)], frozenset(), NOW) == []
 
 
 def test_only_the_cycle_of_the_meter_counts() -> None:
@@ -128,3 +130,126 @@ def test_only_the_cycle_of_the_meter_counts() -> None:
     week = Cycle(us("2026-03-08T00:00:00Z"), us("2026-03-15T00:00:00Z"))
     fired = {(a.rule_id, a.cycle_start) for a in due(view, total(10**9), total(10**9, cycle=week))}
     assert fired == {("rule_month", MARCH.start_us), ("rule_week", week.start_us)}
+
+
+# -- percent of included units, amount: by the price of the subscription in that cycle ----------------------------------
+
+FROM_MARCH = subscription("s", "c", "p", "2026-03-01T00:00:00Z")
+GRADUATED = {
+    "model": "graduated", "meter_id": "mtr_calls", "included_units": "1000", "tiers": [
+        {"up_to": "10000", "unit_amount": "0.002"}, {"up_to": None, "unit_amount": "0.001"},
+    ],
+}  # fmt: skip
+
+
+def priced(*prices: dict[str, Any], currency: str = "eur") -> Product:
+    return Product.model_validate({**dict(product("p")), "currency": currency, "prices": prices})
+
+
+@pytest.mark.parametrize(
+    ("kind", "threshold", "used", "price", "reached"),
+    [
+        (AlertKind.INCLUDED_PERCENT, "80", "800", GRADUATED, "80"),
+        (AlertKind.INCLUDED_PERCENT, "80", "799.999999999", GRADUATED, None),
+        (AlertKind.INCLUDED_PERCENT, "80", "12000", GRADUATED, "1200"),
+        (AlertKind.INCLUDED_PERCENT, "33.333333333", "1", {**GRADUATED, "included_units": "3"}, "33.333333333"),
+        (AlertKind.INCLUDED_PERCENT, "33.333333334", "1", {**GRADUATED, "included_units": "3"}, None),
+        (AlertKind.INCLUDED_PERCENT, "1", "5", {**GRADUATED, "included_units": "0"}, None),  # nothing is included
+        (AlertKind.AMOUNT, "21", "12000", GRADUATED, "21.00"),  # 11,000 priced: 20 + 1
+        (AlertKind.AMOUNT, "21.01", "12000", GRADUATED, None),
+        (AlertKind.AMOUNT, "0.01", "1004.999999999", GRADUATED, "0.01"),  # rounded as the invoice would
+        (AlertKind.AMOUNT, "0.01", "1002.4", GRADUATED, None),
+        (AlertKind.AMOUNT, "0.01", "-5", GRADUATED, None),  # a negative total prices as 0
+    ],
+)  # fmt: skip
+def test_reached_by_the_price(
+    kind: AlertKind, threshold: str, used: str, price: dict[str, Any], reached: str | None
+) -> None:
+    view = view_of(meter("calls"), customer("c"), priced(price), FROM_MARCH, rule("r", "calls", threshold, kind=kind))
+    fired = due(view, total(unscaled_value(used)))
+    assert [alert.quantity for alert in fired] == ([] if reached is None else [reached])
+    assert all(alert.currency == ("eur" if kind is AlertKind.AMOUNT else None) for alert in fired)
+
+
+@pytest.mark.parametrize("kind", [AlertKind.INCLUDED_PERCENT, AlertKind.AMOUNT])
+def test_without_a_price_in_that_cycle_nothing_is_reached(kind: AlertKind) -> None:
+    view = view_of(meter("calls"), meter("other"), customer("c"), priced(GRADUATED), rule("r", "calls", "1", kind=kind))
+    assert due(view, total(10**15)) == []  # not subscribed
+    put(view, subscription("s", "c", "p", "2026-04-01T00:00:00Z", "2026-04-10T00:00:00Z"))
+    assert due(view, total(10**15)) == []  # before it
+    assert len(due(view, total(10**15, cycle=APRIL))) == 1  # a cycle that is cut counts
+
+
+def test_the_price_is_that_of_the_product_in_force_in_the_cycle() -> None:
+    dear = priced({**GRADUATED, "tiers": [{"up_to": None, "unit_amount": "5"}]}).model_copy(update={"id": "prod_dear"})
+    changed = subscription("s", "c", "p", "2026-03-01T00:00:00Z").model_copy(
+        update={"changes": (ProductChange(product_id="prod_dear", from_us=APRIL.start_us),)}
+    )
+    view = view_of(meter("calls"), customer("c"), priced(GRADUATED), dear, changed)
+    put(view, rule("r", "calls", "0.01", kind=AlertKind.AMOUNT))
+    used = unscaled_value("1100")
+    fired = {alert.cycle_start: alert.quantity for alert in due(view, total(used), total(used, cycle=APRIL))}
+    assert fired == {MARCH.start_us: "0.20", APRIL.start_us: "500.00"}
+
+
+# -- percent of typical usage: of the mean of up to three whole cycles before -------------------------------------------
+
+
+def months(**used: str) -> list[Total]:
+    """Totals of one series; jan="5": used in January 2026."""
+    series = Series(ORG, "c", "calls")
+    made: list[Total] = []
+    for n, name in enumerate(("dec", "jan", "feb", "mar", "apr")):
+        if name in used:
+            start = calendar_month_containing("UTC", us("2025-12-15T00:00:00Z") + n * 31 * 86_400_000_000)
+            made.append(series.total(start))
+            made[-1].sum, made[-1].count = unscaled_value(used[name]), 1
+    return made
+
+
+@pytest.mark.parametrize(
+    ("threshold", "used", "reached"),
+    [
+        ("150", {"jan": "100", "feb": "200", "mar": "225"}, "150"),  # mean of two: 150
+        ("150", {"jan": "100", "feb": "200", "mar": "224.999999999"}, None),
+        ("100", {"dec": "30", "jan": "60", "feb": "90", "mar": "60"}, "100"),
+        ("100", {"dec": "30", "jan": "60", "feb": "90", "mar": "59"}, None),
+        ("100", {"dec": "900", "jan": "0", "feb": "0", "mar": "300"}, "100"),
+        ("100", {"dec": "900", "mar": "300"}, "100"),  # months without an event are 0, from the first with one on
+        ("100", {"dec": "1000000", "jan": "1", "feb": "1", "mar": "1", "apr": "1"}, "100"),  # only the last three
+        ("1", {"mar": "300"}, None),  # nothing before
+        ("1", {"feb": "0", "mar": "300"}, None),  # a mean of 0 is no measure
+        ("1", {"feb": "-3", "mar": "300"}, None),
+    ],
+)  # fmt: skip
+def test_typical_usage(threshold: str, used: dict[str, str], reached: str | None) -> None:
+    view = view_of(meter("calls"), rule("r", "calls", threshold, kind=AlertKind.TYPICAL_PERCENT))
+    newest = months(**used)[-1]
+    assert [alert.quantity for alert in due(view, newest)] == ([] if reached is None else [reached])
+
+
+def test_what_is_imported_later_makes_the_cycles_after_it_typical_or_not() -> None:
+    view = view_of(meter("calls"), rule("r", "calls", "200", kind=AlertKind.TYPICAL_PERCENT))
+    book = AlertBook(view)
+    march = months(mar="10")[0]
+    assert book.due([march], frozenset(), NOW) == []
+    february = march.series.total(calendar_month_containing("UTC", MARCH.start_us - 1))
+    february.sum, february.count = unscaled_value("4"), 1
+    (alert,) = book.due([february], frozenset(), NOW)
+    assert (alert.cycle_start, alert.quantity) == (MARCH.start_us, "250")
+
+
+def test_cycles_that_a_subscription_cuts_are_not_typical() -> None:
+    begun = subscription("s", "c", "p", "2026-01-20T00:00:00Z")
+    view = view_of(meter("calls"), customer("c"), product("p", "calls"), begun)
+    put(view, rule("r", "calls", "100", kind=AlertKind.TYPICAL_PERCENT))
+    series = Series(ORG, "c", "calls")
+    # December is whole, January is cut at the 20th, then cycles run from the 20th.
+    for start, end, used in (
+        ("2025-12-01", "2026-01-01", 10), ("2026-01-01", "2026-02-01", 999), ("2026-01-20", "2026-02-20", 20),
+        ("2026-02-20", "2026-03-20", 15),
+    ):  # fmt: skip
+        each = series.total(Cycle(us(f"{start}T00:00:00Z"), us(f"{end}T00:00:00Z")))
+        each.sum, each.count = used * 10**9, 1
+    (alert,) = due(view, series.totals[-1])
+    assert alert.quantity == "100"  # 15 of the mean of 20 and 10

@@ -1,0 +1,126 @@
+"""rule, total, what the catalog says of its cycle → the value that has reached the threshold, by kind. Pure.
+
+Each kind compares exactly, in integers or decimals, and says what was reached in its own unit: units for `quantity`,
+percent for `included_percent` and `typical_percent` (cut after nine decimals), major units of the currency for
+`amount`. Where there is nothing to compare with (no included units, no closed cycle, no price), nothing is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from pricing.invoice_lines import usage_amount
+from pricing.quantity import priced_quantity
+from schemas.alert_rule import AlertKind, AlertRule
+from schemas.currency import from_minor, round_to_minor
+from schemas.decimals import plain
+from schemas.event import VALUE_SCALE
+from schemas.meter import Aggregation, Meter
+from schemas.period import Cycle
+from schemas.product import UsagePrice
+from schemas.totals import decimal_text
+from stream_processors.totals import Total
+
+_UNIT = 10**VALUE_SCALE
+TYPICAL_CYCLES_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a meter's cycle of a customer is held against.
+
+    price, currency: None without a subscription that prices the meter then. before: whole closed cycles, latest first.
+    """
+
+    price: UsagePrice | None
+    currency: str | None
+    before: tuple[Cycle, ...]
+
+
+Reached = Callable[[Total, Terms], str | None]
+"""A total and its terms → what was reached, a plain decimal string; None: the threshold is not reached."""
+
+
+def quantity_of(total: Total, aggregation: Aggregation) -> int:
+    """What a meter reads of the total, × 10⁹; max without any value is 0."""
+    match aggregation:
+        case Aggregation.SUM:
+            return total.sum
+        case Aggregation.COUNT:
+            return total.count * _UNIT
+        case Aggregation.MAX:
+            return total.max or 0
+
+
+def _quantity_reached(rule: AlertRule, meter: Meter) -> Reached:
+    """Kind `quantity`: the meter's quantity is at the threshold or above."""
+    numerator, denominator = rule.threshold.as_integer_ratio()
+    least = -(-numerator * _UNIT // denominator)  # rounded up: quantities are whole, × 10⁹
+    aggregation = meter.aggregation
+
+    def reached(total: Total, _: Terms) -> str | None:
+        quantity = quantity_of(total, aggregation)
+        return decimal_text(quantity) if quantity >= least else None
+
+    return reached
+
+
+def _percent_reached(threshold: Decimal, part: int, whole: int) -> str | None:
+    """part of whole in percent, when it is at the threshold or above; nothing is a part of 0 or less."""
+    if whole <= 0:
+        return None
+    numerator, denominator = threshold.as_integer_ratio()
+    if part * 100 * denominator < numerator * whole:
+        return None
+    return decimal_text(part * 100 * _UNIT // whole)
+
+
+def _included_reached(rule: AlertRule, meter: Meter) -> Reached:
+    """Kind `included_percent`: of the units that the price of the meter includes in each cycle."""
+
+    def reached(total: Total, terms: Terms) -> str | None:
+        if terms.price is None:
+            return None
+        numerator, denominator = terms.price.included_units.as_integer_ratio()
+        quantity = quantity_of(total, meter.aggregation)
+        return _percent_reached(rule.threshold, quantity * denominator, numerator * _UNIT)
+
+    return reached
+
+
+def _typical_reached(rule: AlertRule, meter: Meter) -> Reached:
+    """Kind `typical_percent`: of the mean of up to three whole cycles before; one without usage is 0 of it."""
+
+    def reached(total: Total, terms: Terms) -> str | None:
+        by_cycle = {other.cycle: other for other in total.series.totals}
+        used = [
+            quantity_of(by_cycle[cycle], meter.aggregation) if cycle in by_cycle else 0
+            for cycle in terms.before[:TYPICAL_CYCLES_MAX]
+        ]
+        return _percent_reached(rule.threshold, quantity_of(total, meter.aggregation) * len(used), sum(used))
+
+    return reached
+
+
+def _amount_reached(rule: AlertRule, meter: Meter) -> Reached:
+    """Kind `amount`: the meter's line as an invoice would have it now, rounded as there."""
+
+    def reached(total: Total, terms: Terms) -> str | None:
+        if terms.price is None or terms.currency is None:
+            return None
+        quantity = Decimal(decimal_text(quantity_of(total, meter.aggregation)))
+        unrounded, _ = usage_amount(terms.price, priced_quantity(quantity, terms.price.included_units))
+        amount = from_minor(round_to_minor(unrounded, terms.currency), terms.currency)
+        return plain(amount) if amount >= rule.threshold else None
+
+    return reached
+
+
+KINDS: Mapping[AlertKind, Callable[[AlertRule, Meter], Reached]] = {
+    AlertKind.QUANTITY: _quantity_reached,
+    AlertKind.INCLUDED_PERCENT: _included_reached,
+    AlertKind.TYPICAL_PERCENT: _typical_reached,
+    AlertKind.AMOUNT: _amount_reached,
+}
