@@ -15,6 +15,7 @@ from schemas.meter import Meter
 from schemas.organization import ApiKey, Organization
 from schemas.product import Product
 from schemas.subscription import Subscription
+from schemas.webhook_endpoint import WebhookEndpoint
 
 
 class Topology(BaseModel):
@@ -29,7 +30,9 @@ class Topology(BaseModel):
     archived: bool = False
 
 
-CatalogObject = Organization | ApiKey | Meter | Product | Customer | Subscription | AlertRule | Topology
+CatalogObject = (
+    Organization | ApiKey | Meter | Product | Customer | Subscription | AlertRule | WebhookEndpoint | Topology
+)
 
 
 class Kind(StrEnum):
@@ -43,6 +46,7 @@ class Kind(StrEnum):
     CUSTOMER = "customer"
     SUBSCRIPTION = "subscription"
     ALERT_RULE = "alert_rule"
+    WEBHOOK_ENDPOINT = "webhook_endpoint"
 
 
 MODELS: dict[Kind, type[CatalogObject]] = {
@@ -54,6 +58,7 @@ MODELS: dict[Kind, type[CatalogObject]] = {
     Kind.CUSTOMER: Customer,
     Kind.SUBSCRIPTION: Subscription,
     Kind.ALERT_RULE: AlertRule,
+    Kind.WEBHOOK_ENDPOINT: WebhookEndpoint,
 }
 
 

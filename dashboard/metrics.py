@@ -17,4 +17,10 @@ VISIBLE_SECONDS = Histogram(
     "From the aggregator's publishing of a total to its being shown; the oldest of each batch.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30),
 )
+WEBHOOK_ATTEMPTS = Counter("usage_webhook_attempts_total", "Requests to merchants' endpoints, by outcome.", ["outcome"])
+WEBHOOK_SECONDS = Histogram(
+    "usage_webhook_seconds",
+    "From reading an alert to the answer of an endpoint that took it at the first attempt.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30),
+)
 SIGN_INS = Counter("usage_dashboard_sign_ins_total", "Sign-ins to the pages, by outcome.", ["outcome"])

@@ -15,6 +15,8 @@ from schemas.meter import Aggregation, MeterSpec
 from schemas.organization import Identifier, Name, OrganizationSpec, Scope, TimeZone
 from schemas.period import BillingInterval, format_rfc3339
 from schemas.product import Price
+from schemas.webhook_delivery import DeliveryState
+from schemas.webhook_endpoint import WebhookEndpointSpec, WebhookUrl
 
 T = TypeVar("T")
 AnyPrice = Annotated[Price, Field(discriminator="model")]
@@ -106,6 +108,40 @@ class NewApiKeyOut(ApiKeyOut, extra="ignore"):
     secret: str
 
 
+class WebhookEndpointOut(Stored, WebhookEndpointSpec, extra="ignore"):
+    """Where alerts are sent to."""
+
+
+class NewWebhookEndpointOut(WebhookEndpointOut, extra="ignore"):
+    """secret: verifies what is sent (Standard Webhooks). Shown when the endpoint is made, and at no other time."""
+
+    secret: str
+
+
+class AttemptOut(BaseModel):
+    """status: of the answer; null: there was none, error says why."""
+
+    at: Instant
+    status: int | None
+    error: str | None
+    milliseconds: int
+
+
+class WebhookDeliveryOut(BaseModel):
+    """An alert on its way to an endpoint. attempts: the last ones, of attempts_made. payload: the body that is sent."""
+
+    id: str
+    endpoint_id: str
+    alert_id: str
+    customer_id: str
+    state: DeliveryState
+    created_at: Instant
+    next_attempt_at: Instant | None
+    attempts_made: int
+    attempts: tuple[AttemptOut, ...]
+    payload: str
+
+
 class Changes(BaseModel):
     """Fields to change; what is left out stays as it is (RFC 7396, at the first level)."""
 
@@ -137,6 +173,11 @@ class CustomerChanges(Changes):
     tax_ids: tuple[TaxId, ...] | None = None
     stripe_customer_id: str | None = None
     payment_method: str | None = None
+
+
+class WebhookEndpointChanges(Changes):
+    url: WebhookUrl | None = None
+    description: str | None = None
 
 
 class SubscriptionChanges(Changes):

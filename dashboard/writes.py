@@ -16,6 +16,7 @@ from schemas.ids import PREFIXES, new_id
 from schemas.organization import ApiKey
 from schemas.product import Product
 from schemas.subscription import Subscription
+from schemas.webhook_endpoint import WebhookEndpoint
 
 T = TypeVar("T", bound=CatalogObject)
 
@@ -81,7 +82,7 @@ def _same_request(made: CatalogObject, asked: CatalogObject, version: int) -> bo
     """Whether both came of one request, as far as can be told: what was changed since may differ in anything."""
     if version > 1:
         return True
-    clock = {"created_at"}
+    clock = {"created_at", "secret"}  # what each try makes anew
     if isinstance(made, Subscription) and isinstance(asked, Subscription) and asked.started_at == asked.created_at:
         clock.add("started_at")  # not given: the clock's at each try
     return made.model_dump(exclude=clock) == asked.model_dump(exclude=clock)
@@ -96,7 +97,9 @@ def found(store: CatalogStore, model: type[T], organization_id: str, id_: str) -
 
 
 def _noun(model: type[CatalogObject]) -> str:
-    return {"ApiKey": "API key", "AlertRule": "alert rule"}.get(model.__name__, model.__name__.lower())
+    return {"ApiKey": "API key", "AlertRule": "alert rule", "WebhookEndpoint": "webhook endpoint"}.get(
+        model.__name__, model.__name__.lower()
+    )
 
 
 def require_match(if_match: str | None, version: int) -> None:
@@ -147,7 +150,7 @@ def archived(state: T) -> T:
 
 def require_unused(store: CatalogStore, state: CatalogObject, now: int) -> None:
     """Raises Problem 409 `in_use` when a subscription that has not ended needs the object."""
-    if isinstance(state, ApiKey):
+    if isinstance(state, ApiKey | WebhookEndpoint):
         return
     view, organization_id, kind = store.view, state.organization_id, kind_of(state)
     for subscription in view.all(Subscription, organization_id):

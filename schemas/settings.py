@@ -111,6 +111,15 @@ class Settings(BaseSettings):
     benefits_grace_seconds: Annotated[
         int, Field(ge=0, description="benefits stay active this long where a customer must bring a card or confirm")
     ] = 7 * 86400
+    webhook_private_targets: Annotated[
+        bool, Field(description="send webhooks to private and loopback addresses too, and without TLS")
+    ] = False
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60, description="a webhook's endpoint must answer in")] = (
+        10.0
+    )
+    webhook_retry_seconds: Annotated[
+        float, Field(gt=0, description="first wait before a webhook is sent again; fourfold each time, for 24 h")
+    ] = 5.0
     admin_key: Annotated[SecretStr | None, Field(description="admin key accepted from the first start on")] = None
     local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")
     log_format: Annotated[str, Field(pattern="^(console|json)$", description="console or json")] = "console"

@@ -13,11 +13,13 @@ USAGE_TOTALS = "usage.totals"
 USAGE_REPAIRS = "usage.repairs"
 USAGE_ALERTS = "usage.alerts"
 USAGE_DEAD_LETTERS = "usage.dead_letters"
+USAGE_WEBHOOK_DELIVERIES = "usage.webhook_deliveries"
 CATALOG = "catalog"
 BILLING_LEDGER = "billing.ledger"
 
 # Consumer groups, named like topics (see topic_name). Billing waits for the sink's commits.
 SINK_GROUP = "usage-sink"
+WEBHOOKS_GROUP = "usage-webhooks"
 SINK_PROJECTIONS_GROUP = "usage-sink-projections"
 
 
@@ -57,6 +59,8 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         (USAGE_REPAIRS, by_customer, kept(35)),
         (USAGE_ALERTS, by_customer, kept(35)),
         (USAGE_DEAD_LETTERS, by_customer, kept(90)),
+        # The newest state of a delivery, for as long as its alert is kept.
+        (USAGE_WEBHOOK_DELIVERIES, by_customer, {**compacted, **kept(35), "cleanup.policy": "compact,delete"}),
         # One partition: its order decides who wins. Never compacted: a losing record must not replace the winner.
         (CATALOG, 1, kept_for_ever),
         (BILLING_LEDGER, by_customer, kept_for_ever),

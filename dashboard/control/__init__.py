@@ -8,11 +8,32 @@ object can still be read and is out of force.
 
 from fastapi import APIRouter
 
-from dashboard.control import alert_rules, api_keys, customers, meters, organization, products, subscriptions
+from dashboard.control import (
+    alert_rules,
+    api_keys,
+    customers,
+    meters,
+    organization,
+    products,
+    subscriptions,
+    webhook_deliveries,
+    webhook_endpoints,
+)
 
 
 def routers() -> list[APIRouter]:
     """All routes of the control API."""
     return [
-        module.router for module in (meters, products, customers, subscriptions, alert_rules, api_keys, organization)
+        module.router
+        for module in (
+            meters,
+            products,
+            customers,
+            subscriptions,
+            alert_rules,
+            webhook_endpoints,
+            webhook_deliveries,
+            api_keys,
+            organization,
+        )
     ]

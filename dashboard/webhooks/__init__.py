@@ -1,0 +1,1 @@
+"""usage.alerts → merchants' own services: signed, repeated until they answer, each alert delivered once."""

@@ -1,0 +1,305 @@
+"""usage.alerts → signed requests to merchants' endpoints ⇄ usage.webhook_deliveries: sent until they are answered.
+
+Workers share the partitions as one consumer group. A delivery is in the log before it is sent, and so is what came of
+each attempt before the next; the alert's offset is committed after that. A worker that dies leaves all of it to the
+next one, which reads the partition's deliveries from their beginning. A success is never repeated, but when the worker
+dies between the answer and the log: then the receiver knows the alert by its `webhook-id`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from catalog.view import CatalogView
+from dashboard.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
+from dashboard.webhooks.attempts import attempted, given_up
+from dashboard.webhooks.send import Sender
+from dashboard.webhooks.shelf import Shelf
+from schemas import alert as alerts
+from schemas import webhook_delivery as deliveries
+from schemas.alert import UnreadableAlert
+from schemas.partition import partition_of
+from schemas.settings import Settings
+from schemas.topics import USAGE_ALERTS, USAGE_WEBHOOK_DELIVERIES, WEBHOOKS_GROUP, topic_name
+from schemas.webhook_delivery import Attempt, RetryRequest, UnreadableDelivery, WebhookDelivery
+from schemas.webhook_endpoint import WebhookEndpoint
+
+log = structlog.get_logger(__name__)
+
+IN_FLIGHT_MAX = 64
+IN_FLIGHT_PER_ENDPOINT_MAX = 8  # one that does not answer must not hold up the others
+_POLL_SECONDS = 0.05
+_BATCH_MAX = 500
+_WRITE_SECONDS = 10.0
+_RETRY_SECONDS = 1.0
+_STOP_SECONDS = 5.0
+_POLL_AGE_SECONDS_MAX = 30.0
+
+
+class DeliveryNotWritten(Exception):
+    """Kafka did not take a record in time."""
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class DeliveryLog:
+    """Writes to usage.webhook_deliveries; each write returns when it is acknowledged. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
+        self._partitions = settings.event_partitions
+        self._properties = settings.kafka_properties
+        self._producer: Producer | None = None
+        self._lock = threading.Lock()
+
+    def write(self, records: Iterable[WebhookDelivery]) -> None:
+        """Blocks. Raises DeliveryNotWritten."""
+        self._write([(each.organization_id, each.customer_id, each.key, deliveries.encode(each)) for each in records])
+
+    def ask_again(self, delivery: WebhookDelivery, now: int) -> None:
+        """Have a delivery sent once more by whoever has its partition. Blocks. Raises DeliveryNotWritten."""
+        request = RetryRequest(delivery.id, now)
+        self._write([(delivery.organization_id, delivery.customer_id, request.key, deliveries.encode(request))])
+
+    def _write(self, records: list[tuple[str, str, bytes, bytes]]) -> None:
+        errors: list[str] = []
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                errors.append(str(error))
+
+        with self._lock:
+            if self._producer is None:
+                self._producer = Producer(
+                    {
+                        **self._properties,
+                        "acks": "all",
+                        "enable.idempotence": True,
+                        "linger.ms": 0,
+                        "delivery.timeout.ms": int(_WRITE_SECONDS * 500),
+                    }
+                )
+            producer = self._producer
+        try:
+            for organization_id, customer_id, key, value in records:
+                partition = partition_of(organization_id, customer_id, self._partitions)
+                producer.produce(self._topic, value, key, partition, on_delivery=delivered)
+        except (BufferError, KafkaException) as error:
+            raise DeliveryNotWritten(str(error)) from error
+        if producer.flush(_WRITE_SECONDS) or errors:
+            raise DeliveryNotWritten(errors[0] if errors else "not acknowledged in time")
+
+
+class WebhookWorker:
+    """Delivers from a thread with an event loop of its own, so that the pages don't wait for it."""
+
+    def __init__(self, settings: Settings, view: CatalogView, log_: DeliveryLog) -> None:
+        self._settings = settings
+        self._view = view
+        self._log = log_
+        self._alerts_topic = topic_name(settings, USAGE_ALERTS)
+        self._deliveries_topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
+        self._shelves: dict[int, Shelf] = {}
+        self._busy: Counter[str] = Counter()  # endpoint → requests in flight
+        self._sending: set[asyncio.Task[None]] = set()
+        self._done: list[tuple[Shelf, WebhookDelivery]] = []
+        self._stopping = threading.Event()
+        self._failure: str | None = None
+        self._last_poll = 0.0
+        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._last_poll = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let what is being sent end, a moment long. Blocks."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _STOP_SECONDS)
+
+    def check(self) -> str | None:
+        """None: alerts are being read. Else why not."""
+        if self._failure is not None:
+            return self._failure
+        return None if time.monotonic() - self._last_poll < _POLL_AGE_SECONDS_MAX else "usage.alerts is not being read"
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                asyncio.run(self._work())
+            except (KafkaException, DeliveryNotWritten) as error:
+                self._failure = f"webhooks are interrupted: {error}"
+                log.warning("webhooks_interrupted", error=str(error))
+                self._stopping.wait(_RETRY_SECONDS)
+            except BaseException as error:  # the thread is the last that could tell
+                self._failure = f"webhooks ended: {error!r}"
+                log.exception("webhooks_died")
+                raise
+
+    async def _work(self) -> None:
+        consumer = Consumer(
+            {
+                **self._settings.kafka_properties,
+                "group.id": topic_name(self._settings, WEBHOOKS_GROUP),
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "partition.assignment.strategy": "range",  # both topics' partitions of a number meet in one worker
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        sender = Sender(self._settings)
+        self._shelves.clear()
+        self._done.clear()
+        self._busy.clear()
+        try:
+            consumer.subscribe(
+                [self._alerts_topic, self._deliveries_topic], on_assign=self._assigned, on_revoke=self._revoked
+            )
+            while not self._stopping.is_set():
+                messages = await asyncio.to_thread(consumer.consume, _BATCH_MAX, _POLL_SECONDS)
+                await self._step(consumer, sender, messages)
+                self._failure, self._last_poll = None, time.monotonic()
+            if self._sending:
+                await asyncio.wait(self._sending, timeout=_STOP_SECONDS)
+            await self._step(consumer, sender, [], send=False)
+        finally:
+            for task in self._sending:
+                task.cancel()
+            await asyncio.gather(*self._sending, return_exceptions=True)
+            await sender.close()
+            await asyncio.to_thread(consumer.close)
+
+    # -- partitions; called within consume -------------------------------------------------------------------------
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            if each.topic == self._deliveries_topic:
+                self._shelves[each.partition] = Shelf()
+                each.offset = OFFSET_BEGINNING
+        consumer.assign(partitions)
+
+    def _revoked(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            if each.topic == self._deliveries_topic:
+                self._shelves.pop(each.partition, None)
+
+    # -- one turn --------------------------------------------------------------------------------------------------
+
+    async def _step(self, consumer: Consumer, sender: Sender, messages: list[Message], *, send: bool = True) -> None:
+        for message in messages:
+            self._take(message)
+        changed, self._done = self._done, []
+        offsets: list[TopicPartition] = []
+        now = now_us()
+        for partition, shelf in self._shelves.items():
+            if not shelf.restored:
+                continue
+            changed += [(shelf, delivery) for delivery in shelf.followed_requests(now)]
+            new: dict[str, WebhookDelivery] = {}
+            for offset, alert in shelf.waiting:
+                endpoints = self._endpoints(alert.organization_id)
+                new |= {each.id: each for each in shelf.new_deliveries(alert, endpoints, now)}
+                offsets = [each for each in offsets if each.partition != partition]
+                offsets.append(TopicPartition(self._alerts_topic, partition, offset + 1))
+            shelf.waiting.clear()
+            changed += [(shelf, delivery) for delivery in new.values()]
+        if changed:
+            await asyncio.to_thread(self._log.write, [delivery for _, delivery in changed])
+        for shelf, delivery in changed:
+            shelf.put(delivery)
+            shelf.in_flight.discard(delivery.id)
+        if offsets:
+            await asyncio.to_thread(self._commit, consumer, offsets)
+        if send:
+            self._send_due(sender, now)
+
+    def _take(self, message: Message) -> None:
+        shelf = self._shelves.get(message.partition() or 0)
+        if shelf is None:
+            return
+        error, of_alerts = message.error(), message.topic() == self._alerts_topic
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:  # pyright: ignore[reportPrivateUsage]
+                shelf.restored = shelf.restored or not of_alerts
+            elif error.fatal():
+                raise KafkaException(error)
+            else:  # librdkafka goes on by itself
+                log.warning("webhooks_read_error", error=str(error))
+            return
+        value, offset = message.value(), message.offset()
+        if value is None or offset is None:
+            return
+        try:
+            if of_alerts:
+                shelf.waiting.append((offset, alerts.decode(value)))
+                return
+            record = deliveries.decode(message.key() or b"", value)
+        except (UnreadableAlert, UnreadableDelivery) as unreadable:
+            log.warning("webhook_record_unreadable", topic=message.topic(), offset=offset, error=str(unreadable))
+            return
+        if isinstance(record, RetryRequest):
+            shelf.ask(record)
+        else:
+            shelf.put(record)
+
+    def _commit(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
+        try:
+            consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            # After a rebalance: whoever has the partition now reads the alert again, and finds its deliveries.
+            log.warning("webhooks_commit_failed", error=str(error))
+
+    def _endpoints(self, organization_id: str) -> list[WebhookEndpoint]:
+        return [each for each in self._view.all(WebhookEndpoint, organization_id) if not each.archived]
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def _send_due(self, sender: Sender, now: int) -> None:
+        for shelf in self._shelves.values():
+            if not shelf.restored:
+                continue
+            for delivery in shelf.due(now):
+                if len(self._sending) >= IN_FLIGHT_MAX:
+                    return
+                endpoint = self._view.get(WebhookEndpoint, delivery.organization_id, delivery.endpoint_id)
+                if endpoint is None or endpoint.archived:
+                    shelf.in_flight.add(delivery.id)
+                    self._done.append((shelf, given_up(delivery, now, "the endpoint is archived")))
+                elif self._busy[endpoint.id] < IN_FLIGHT_PER_ENDPOINT_MAX:
+                    shelf.in_flight.add(delivery.id)
+                    self._busy[endpoint.id] += 1
+                    task = asyncio.create_task(self._send(sender, shelf, endpoint, delivery))
+                    self._sending.add(task)
+                    task.add_done_callback(self._sending.discard)
+
+    async def _send(self, sender: Sender, shelf: Shelf, endpoint: WebhookEndpoint, delivery: WebhookDelivery) -> None:
+        try:
+            attempt = await sender.send(endpoint, delivery)
+        finally:
+            self._busy[endpoint.id] -= 1
+        self._observe(delivery, attempt)
+        jitter = random.uniform(0.9, 1.1)
+        first_seconds = self._settings.webhook_retry_seconds
+        self._done.append((shelf, attempted(delivery, attempt, first_seconds, jitter)))
+
+    def _observe(self, delivery: WebhookDelivery, attempt: Attempt) -> None:
+        WEBHOOK_ATTEMPTS.labels("delivered" if attempt.error is None else "failed").inc()
+        if attempt.error is None and delivery.attempts_made == 0:
+            WEBHOOK_SECONDS.observe((attempt.at - delivery.created_at) / 1e6 + attempt.milliseconds / 1e3)
+        if attempt.error is not None:
+            log.info("webhook_failed", delivery=delivery.id, endpoint=delivery.endpoint_id, error=attempt.error)
