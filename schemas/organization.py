@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 DEFAULT_ORGANIZATION = "default"
 KEY_PREFIX = "ubk_"
@@ -17,13 +19,29 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whit
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 
 
+@cache
+def _zones() -> frozenset[str]:
+    """Read once: to look for the zones takes milliseconds, and a catalog holds one for each subscription."""
+    return frozenset(available_timezones())
+
+
 def _known_zone(name: str) -> str:
-    if name not in available_timezones():
+    if name not in _zones():
         raise ValueError(f"{name!r} is no IANA time zone")
     return name
 
 
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
+
+
+def _no_bool(value: object) -> object:
+    """JSON's true and false are no numbers, though Python's are."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "a whole number is expected")
+    return value
+
+
+GraceSeconds = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 
 
 class Scope(StrEnum):
@@ -42,7 +60,7 @@ class OrganizationSpec(BaseModel):
     name: Name = "Default"
     time_zone: TimeZone = "UTC"
     late_policy: Literal["next_invoice", "ignore"] = "next_invoice"
-    grace_seconds: Annotated[int | None, Field(ge=0, description="None: USAGE_CLOSE_GRACE_SECONDS")] = None
+    grace_seconds: Annotated[GraceSeconds | None, Field(description="None: USAGE_CLOSE_GRACE_SECONDS")] = None
     tax_mode: Literal["none", "stripe_automatic", "rates"] = "none"
     tax_rates: tuple[str, ...] = ()
     stripe_account_id: str | None = None
