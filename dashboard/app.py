@@ -10,11 +10,16 @@ from fastapi import FastAPI
 
 from catalog.store import CatalogStore
 from dashboard import control, events_document, read, schema_registry
+from dashboard.examples import EXAMPLES
+from dashboard.invoice_desk import InvoiceDesk
 from dashboard.live import LiveTotals
+from dashboard.log_writer import LogWriter
 from dashboard.pages import install_pages
-from dashboard.problems import ProblemDocument, install_problem_handlers
+from dashboard.problems import ProblemDocument, install_problem_handlers, problem_responses
+from dashboard.revenue_book import RevenueBook
 from dashboard.services import Services
 from dashboard.warehouse_access import WarehouseAccess
+from dashboard.webhooks.worker import DeliveryLog, WebhookWorker
 from runtime.health import Check
 from schemas.settings import Settings
 
@@ -22,23 +27,30 @@ from schemas.settings import Settings
 class Dashboard:
     """The application and what it keeps running. start() and stop() belong to the process that serves it."""
 
-    def __init__(self, settings: Settings, catalog: CatalogStore) -> None:
-        self.services = Services(settings, catalog, LiveTotals(settings), WarehouseAccess(settings))
+    def __init__(self, settings: Settings, catalog: CatalogStore, desk: InvoiceDesk | None = None) -> None:
+        deliveries = DeliveryLog(settings, LogWriter(settings))
+        live = LiveTotals(settings)
+        self.services = Services(
+            settings, catalog, live, WarehouseAccess(settings), deliveries, RevenueBook(catalog.view, live.view), desk
+        )
+        self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         self.app = create_app(self.services)
 
     @property
     def checks(self) -> dict[str, Check]:
         """For /readyz."""
-        return {"live_totals": self.services.live.check}
+        return {"live_totals": self.services.live.check, "webhooks": self._webhooks.check}
 
     def start(self) -> None:
         self.services.live.start()
+        self._webhooks.start()
 
     async def stop(self) -> None:
         """Let open streams end, and stop reading."""
         self.services.stopping.set()
-        await asyncio.to_thread(self.services.live.stop)
+        await asyncio.gather(asyncio.to_thread(self._webhooks.stop), asyncio.to_thread(self.services.live.stop))
         self.services.warehouse.close()
+        self.services.revenue.close()
 
 
 def create_app(services: Services) -> FastAPI:
@@ -62,7 +74,7 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the one shape of every error into the OpenAPI document."""
+    """Put the one shape of every error, and the examples, into the OpenAPI document."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -72,6 +84,13 @@ def _describe_problems(app: FastAPI) -> None:
             parts = document.setdefault("components", {}).setdefault("schemas", {})
             parts.update(problem.pop("$defs", {}))
             parts["ProblemDocument"] = problem
+            for name, example in EXAMPLES.items():
+                parts[name]["examples"] = [example]
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    if "requestBody" in operation:
+                        answers = {str(status): answer for status, answer in problem_responses(413, 415).items()}
+                        operation["responses"] |= answers
             for path, operations in events_document.PATHS.items():
                 document["paths"].setdefault(path, {}).update(operations)
             document["paths"] = dict(sorted(document["paths"].items()))

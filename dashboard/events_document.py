@@ -90,6 +90,11 @@ _VOID_RECEIPT = {
     "required": ["accepted", "receipt"],
     "properties": {"accepted": {"type": "integer"}, "receipt": _RANGES},
 }
+_ANSWER = {
+    "accepted": 1,
+    "unmatched": 0,
+    "receipt": [{"partition": 3, "first_offset": 1871, "last_offset": 1871, "events": 1}],
+}
 
 
 def _problem(status: int) -> dict[str, Any]:
@@ -135,7 +140,10 @@ PATHS: dict[str, Any] = {
                 },
             },
             "responses": {
-                "202": {"description": "Accepted", "content": {"application/json": {"schema": _RECEIPT}}},
+                "202": {
+                    "description": "Accepted",
+                    "content": {"application/json": {"schema": _RECEIPT, "example": _ANSWER}},
+                },
                 **{str(status): _problem(status) for status in (400, 401, 403, 413, 415, 422, 429, 503)},
             },
         }

@@ -1,4 +1,4 @@
-"""usage.totals, usage.alerts → a view in memory that a thread keeps current, and listeners who hear of every change."""
+"""usage.totals, usage.alerts, webhook deliveries → a view in memory, kept current, and listeners who hear of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from dashboard.live_view import Lag, LiveView
 from dashboard.metrics import LISTENERS, RECORDS, RECORDS_UNREADABLE, SERIES, VISIBLE_SECONDS
 from schemas import alert as alerts
 from schemas import totals
+from schemas import webhook_delivery as deliveries
 from schemas.alert import Alert, UnreadableAlert
 from schemas.settings import Settings
-from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, USAGE_WEBHOOK_DELIVERIES, topic_name
 from schemas.totals import Progress, UnreadableTotal, UsageTotal
+from schemas.webhook_delivery import RetryRequest, UnreadableDelivery, WebhookDelivery
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +80,7 @@ class LiveTotals:
         self._properties = settings.kafka_properties
         self._totals_topic = topic_name(settings, USAGE_TOTALS)
         self._alerts_topic = topic_name(settings, USAGE_ALERTS)
+        self._deliveries_topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
         self._events_topic = topic_name(settings, USAGE_EVENTS)
         self._partitions = range(settings.event_partitions)
         self._next_offsets: dict[int, int] | None = None
@@ -116,6 +119,11 @@ class LiveTotals:
 
     def lag(self, now: int) -> Lag:
         return self.view.lag(self._next_offsets, now)
+
+    @property
+    def next_offsets(self) -> dict[int, int] | None:
+        """Partition → the end of usage.events, a second old; None: not known."""
+        return self._next_offsets
 
     def listen(self, organization_id: str) -> Listener:
         """Hear of the organization's changes from now on, until `forget`. Call it in the event loop."""
@@ -160,7 +168,7 @@ class LiveTotals:
         try:
             sources = [
                 TopicPartition(topic, partition, OFFSET_BEGINNING)
-                for topic in (self._totals_topic, self._alerts_topic)
+                for topic in (self._totals_topic, self._alerts_topic, self._deliveries_topic)
                 for partition in self._partitions
             ]
             unread = {(source.topic, source.partition) for source in sources}
@@ -202,12 +210,15 @@ class LiveTotals:
                 log.warning("live_totals_read_error", error=str(error))  # librdkafka goes on by itself
                 continue
             record = self._decoded(message)
-            if isinstance(record, UsageTotal) and self.view.apply_total(record):
-                new_totals.setdefault(record.organization_id, []).append(record)
+            if isinstance(record, UsageTotal):
+                if self._apply_total(record):
+                    new_totals.setdefault(record.organization_id, []).append(record)
             elif isinstance(record, Alert) and self.view.apply_alert(record):
                 new_alerts.setdefault(record.organization_id, []).append(record)
             elif isinstance(record, Progress):
                 self.view.apply_progress(record)
+            elif isinstance(record, WebhookDelivery):
+                self.view.apply_delivery(record)
         RECORDS.inc(len(messages))
         if not (new_totals or new_alerts):
             return
@@ -221,17 +232,27 @@ class LiveTotals:
             if some or others:
                 listener.offer(some, others)
 
-    def _decoded(self, message: Message) -> UsageTotal | Progress | Alert | None:
-        value, topic = message.value(), message.topic()
+    def _apply_total(self, total: UsageTotal) -> bool:
+        before = self.view.series(total.organization_id, total.customer_id, total.event_name)
+        if not self.view.apply_total(total):
+            return False
+        if self._caught_up.is_set():  # what was counted before we looked is no rate
+            known = next((old.count for old in before if old.cycle_key == total.cycle_key), 0)
+            self.view.rates.add(total.organization_id, max(0, total.count - known), total.updated_at)
+        return True
+
+    def _decoded(self, message: Message) -> UsageTotal | Progress | Alert | WebhookDelivery | RetryRequest | None:
+        key, value, topic = message.key() or b"", message.value(), message.topic()
         if value is None:
             return None
         try:
-            record = alerts.decode(value) if topic == self._alerts_topic else totals.decode(message.key() or b"", value)
-        except (UnreadableTotal, UnreadableAlert) as error:
+            if topic == self._alerts_topic:
+                return alerts.decode(value)
+            return deliveries.decode(key, value) if topic == self._deliveries_topic else totals.decode(key, value)
+        except (UnreadableTotal, UnreadableAlert, UnreadableDelivery) as error:
             RECORDS_UNREADABLE.labels(topic).inc()
             log.warning("live_record_unreadable", topic=topic, offset=message.offset(), error=str(error))
             return None
-        return record
 
 
 def _is_end(message: Message) -> bool:

@@ -1,20 +1,20 @@
-"""usage.totals, usage.alerts → what is newest of each, by organization. A pure fold, bounded."""
+"""usage.totals, usage.alerts, deliveries → what is newest of each, by organization. A pure fold, bounded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dashboard.count_rates import CountRates
 from schemas.alert import Alert
 from schemas.period import Cycle
 from schemas.totals import Progress, UsageTotal
+from schemas.webhook_delivery import WebhookDelivery
 
 CYCLES_MAX = 36
 ALERTS_MAX = 1000
+DELIVERIES_MAX = 2000
 SERIES_MAX = 1_000_000
-
-Series = tuple[str, str]
-"""customer_id, event_name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,9 @@ class Lag:
 class LiveView:
     """The newest total of each customer, event_name and cycle, and the newest alerts.
 
-    Bounded: of a series the newest cycles are kept, and no more series than series_max. complete: False once a series
-    found no room. Not locked: one thread applies; what readers get is replaced, never changed.
+    rates: events that were counted of late. Bounded: of a series the newest cycles are kept, and no more series than
+    series_max. complete: False once a series found no room. Not locked: one thread applies; what readers get is
+    replaced, never changed.
     """
 
     def __init__(
@@ -40,10 +41,14 @@ class LiveView:
     ) -> None:
         self._cycles_max = cycles_max
         self._alerts_max = alerts_max
-        self._totals: dict[str, dict[Series, tuple[UsageTotal, ...]]] = {}
+        # organization → customer, last changed last → event_name → totals, a cycle each
+        self._totals: dict[str, dict[str, dict[str, tuple[UsageTotal, ...]]]] = {}
+        self._latest_start: dict[str, int] = {}
         self._alerts: dict[str, tuple[Alert, ...]] = {}
+        self._deliveries: dict[str, dict[str, WebhookDelivery]] = {}
         self._progress: dict[int, Progress] = {}
         self._series_max = series_max
+        self.rates = CountRates()
         self.series_count = 0
         self.complete = True
 
@@ -51,15 +56,30 @@ class LiveView:
 
     def series(self, organization_id: str, customer_id: str, event_name: str) -> tuple[UsageTotal, ...]:
         """Totals of a customer and event_name, a cycle each, oldest first."""
-        return self._totals.get(organization_id, {}).get((customer_id, event_name), ())
+        return self._totals.get(organization_id, {}).get(customer_id, {}).get(event_name, ())
 
-    def all_series(self, organization_id: str) -> list[tuple[UsageTotal, ...]]:
-        """Every series of an organization."""
-        return list(self._totals.get(organization_id, {}).values())
+    def series_of(self, organization_id: str, customer_id: str) -> list[tuple[UsageTotal, ...]]:
+        """Every series of a customer."""
+        return list(self._totals.get(organization_id, {}).get(customer_id, {}).values())
+
+    def customers(self, organization_id: str) -> list[str]:
+        """Customers with usage, those that changed last at the end."""
+        return list(self._totals.get(organization_id, {}))
+
+    def latest_cycle_start(self, organization_id: str) -> int | None:
+        """Of the newest cycle with usage, µs; None: there is no usage."""
+        return self._latest_start.get(organization_id)
 
     def alerts(self, organization_id: str) -> tuple[Alert, ...]:
         """The newest alerts, latest first."""
         return self._alerts.get(organization_id, ())
+
+    def deliveries(self, organization_id: str) -> list[WebhookDelivery]:
+        """The newest webhook deliveries, latest first."""
+        return list(self._deliveries.get(organization_id, {}).values())[::-1]
+
+    def delivery(self, organization_id: str, delivery_id: str) -> WebhookDelivery | None:
+        return self._deliveries.get(organization_id, {}).get(delivery_id)
 
     def lag(self, next_offsets: dict[int, int] | None, now: int) -> Lag:
         """next_offsets: partition → the end of usage.events; None: not known. now: µs."""
@@ -80,25 +100,32 @@ class LiveView:
 
     def apply_total(self, total: UsageTotal) -> bool:
         """Whether it is newer than what was known."""
-        by_series = self._totals.setdefault(total.organization_id, {})
-        key = (total.customer_id, total.event_name)
-        known = by_series.get(key)
+        customers = self._totals.setdefault(total.organization_id, {})
+        by_event = customers.get(total.customer_id, {})
+        known = by_event.get(total.event_name)
         if known is None:
             if self.series_count >= self._series_max:
                 self.complete = False
                 return False
-            by_series[key] = (total,)
             self.series_count += 1
-            return True
+        newer = self._with(known or (), total)
+        if newer is None:
+            return False
+        by_event[total.event_name] = newer
+        customers.pop(total.customer_id, None)
+        customers[total.customer_id] = by_event
+        latest = self._latest_start.get(total.organization_id, total.cycle_start)
+        self._latest_start[total.organization_id] = max(latest, total.cycle_start)
+        return True
+
+    def _with(self, known: tuple[UsageTotal, ...], total: UsageTotal) -> tuple[UsageTotal, ...] | None:
+        """A series with the total in it; None: it is not newer than what is there, or too old to be kept."""
         same = next((i for i, old in enumerate(known) if old.cycle_key == total.cycle_key), None)
         if same is not None:
-            if not total.supersedes(known[same]):
-                return False
-            by_series[key] = (*known[:same], total, *known[same + 1 :])
-            return True
+            return (*known[:same], total, *known[same + 1 :]) if total.supersedes(known[same]) else None
         cycles = sorted((*known, total), key=lambda each: (each.cycle_start, each.cycle_end))
-        by_series[key] = tuple(cycles[-self._cycles_max :])
-        return total in by_series[key]
+        kept = tuple(cycles[-self._cycles_max :])
+        return kept if total in kept else None
 
     def apply_progress(self, progress: Progress) -> None:
         self._progress[progress.partition] = progress
@@ -111,6 +138,18 @@ class LiveView:
         newest = sorted((alert, *known), key=lambda each: each.fired_at, reverse=True)
         self._alerts[alert.organization_id] = tuple(newest[: self._alerts_max])
         return True
+
+    def apply_delivery(self, delivery: WebhookDelivery) -> None:
+        """Keep the newest state of each; the oldest of them make room."""
+        known = self._deliveries.get(delivery.organization_id, {})
+        other = known.get(delivery.id)
+        if other is not None and other.revision > delivery.revision:
+            return
+        kept = {**known, delivery.id: delivery}
+        if other is None:
+            ordered = sorted(kept.values(), key=lambda each: each.created_at)[-DELIVERIES_MAX:]
+            kept = {each.id: each for each in ordered}
+        self._deliveries[delivery.organization_id] = kept
 
 
 def in_cycles(totals: Iterable[UsageTotal], wanted: Cycle) -> list[UsageTotal]:

@@ -12,7 +12,7 @@ from schemas.alert_rule import AlertRuleSpec
 from schemas.currency import Currency
 from schemas.customer import Address, CollectionMethod, CustomerSpec, TaxId
 from schemas.meter import Aggregation, MeterSpec
-from schemas.organization import Identifier, Name, OrganizationSpec, Scope, TimeZone
+from schemas.organization import GraceSeconds, Identifier, Name, OrganizationSpec, Scope, TimeZone
 from schemas.period import BillingInterval, format_rfc3339
 from schemas.product import Price
 from schemas.webhook_delivery import DeliveryState
@@ -190,7 +190,7 @@ class OrganizationChanges(Changes):
     name: Name | None = None
     time_zone: TimeZone | None = None
     late_policy: Literal["next_invoice", "ignore"] | None = None
-    grace_seconds: Annotated[int | None, Field(ge=0)] = None
+    grace_seconds: GraceSeconds | None = None
     tax_mode: Literal["none", "stripe_automatic", "rates"] | None = None
     tax_rates: tuple[str, ...] | None = None
     stripe_account_id: str | None = None

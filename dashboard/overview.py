@@ -48,19 +48,17 @@ class UsageTable:
 def usage_table(live: LiveView, view: CatalogView, organization_id: str) -> UsageTable:
     """The newest cycle of every customer and meter in force, of the customers that changed last."""
     meters = [meter for meter in view.all(Meter, organization_id) if not meter.archived][:COLUMNS_MAX]
-    newest: dict[str, list[UsageTotal]] = {}
-    for series in live.all_series(organization_id):
-        newest.setdefault(series[-1].customer_id, []).append(series[-1])
-    changed_last = sorted(newest.items(), key=lambda item: max(total.updated_at for total in item[1]), reverse=True)
+    customers = live.customers(organization_id)
+    shown = {each: [series[-1] for series in live.series_of(organization_id, each)] for each in customers[-ROWS_MAX:]}
     rows = [
         row
-        for customer_id, totals in changed_last[:ROWS_MAX]
+        for customer_id, totals in shown.items()
         if (row := _row(view, organization_id, customer_id, totals, meters))
     ]
     return UsageTable(
         meters=meters,
         rows=sorted(rows, key=lambda row: ((row.name or row.customer_id).casefold(), row.customer_id)),
-        more=max(0, len(changed_last) - ROWS_MAX),
+        more=max(0, len(customers) - ROWS_MAX),
     )
 
 

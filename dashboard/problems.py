@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -152,8 +154,29 @@ HANDLED = (
 """What routes raise, and is answered as a problem."""
 
 
-async def _answer(_: Request, error: Exception) -> Response:
-    return problem_response(as_problem(error))
+def answered_problem(request: Request, error: Exception) -> Problem:
+    """as_problem, and for a method that is not taken those that are: of all routes, not of the first that matched."""
+    problem = as_problem(error)
+    if problem.status == 405:
+        methods = documented_methods(cast(FastAPI, request.app), request.url.path)
+        if methods:
+            problem.headers = {**problem.headers, "Allow": ", ".join(sorted(methods))}
+    return problem
+
+
+def documented_methods(app: FastAPI, path: str) -> set[str]:
+    """The methods that the OpenAPI document has for an address; none where it does not know it."""
+    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    return {method.upper() for known in paths if _pattern(known).fullmatch(path) for method in paths[known]}
+
+
+@lru_cache(maxsize=1024)
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile("[^/]+".join(map(re.escape, re.split(r"\{[^}]+\}", path))))
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return problem_response(answered_problem(request, error))
 
 
 class UnexpectedErrors:

@@ -10,20 +10,32 @@ from typing import cast
 from fastapi import Request
 
 from catalog.store import CatalogStore
+from dashboard.counting import Countings
+from dashboard.invoice_desk import InvoiceDesk
 from dashboard.live import LiveTotals
+from dashboard.revenue_book import RevenueBook
+from dashboard.usage_figures import Figures
 from dashboard.warehouse_access import WarehouseAccess
+from dashboard.webhooks.worker import DeliveryLog
 from runtime.health import Check
 from schemas.settings import Settings
 
 
 @dataclass(frozen=True)
 class Services:
-    """catalog, live, warehouse: started and stopped by the owner. stopping: set when open streams should end."""
+    """catalog, live, warehouse: started and stopped by the owner. desk None: invoices can't be verified from here.
+
+    figures: of usage, being counted. stopping: set when open streams should end.
+    """
 
     settings: Settings
     catalog: CatalogStore
     live: LiveTotals
     warehouse: WarehouseAccess
+    deliveries: DeliveryLog
+    revenue: RevenueBook
+    desk: InvoiceDesk | None = None
+    figures: Countings[Figures] = field(default_factory=Countings[Figures])
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

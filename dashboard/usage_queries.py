@@ -47,12 +47,13 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events: in [start_us, end_us), of one customer, event_name or event_id where they are given."""
+    """Which events: in the period, and where given of one customer, event_name, event_id, below a watermark."""
 
     period: Cycle
     customer_id: str | None = None
     event_name: str | None = None
     event_id: str | None = None
+    watermark: Watermark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,12 @@ def _event_conditions(organization_id: str, wanted: EventFilter) -> tuple[str, d
         "event_name": wanted.event_name,
         "event_id": wanted.event_id,
     }
-    conditions.append(not_voided("organization_id = {organization_id:String}"))
+    voided_by = "organization_id = {organization_id:String}"
+    if wanted.watermark is not None:
+        voided_by, more = below(wanted.watermark)
+        conditions.append(voided_by)
+        parameters |= more
+    conditions.append(not_voided(voided_by))
     return " AND ".join(conditions), parameters
 
 
@@ -291,6 +297,15 @@ def unpaid_invoices(client: Client, organization_id: str, customer_id: str) -> d
     ):
         owed.setdefault(subscription, {})[id_] = Unpaid(reason, int(since))
     return owed
+
+
+def accepted_since(client: Client, organization_id: str, since: int) -> int:
+    """Events that were accepted from an instant on (µs), duplicates too."""
+    query = """
+        SELECT sum(events) FROM accepted_batches FINAL
+        WHERE organization_id = {organization_id:String} AND received_at >= fromUnixTimestamp64Micro({since:Int64})
+    """
+    return int(_query(client, query, {"organization_id": organization_id, "since": since})[0][0])
 
 
 def invoice_summary(client: Client, organization_id: str) -> list[tuple[str, str, int, Decimal]]:

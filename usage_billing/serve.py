@@ -28,6 +28,7 @@ from runtime.problem import MEDIA_TYPE, Problem
 from runtime.topics import check_partitions
 from schemas.settings import Settings
 from usage_billing.bootstrap import bootstrap
+from usage_billing.invoice_desk import LedgerDesk
 
 log = structlog.get_logger(__name__)
 
@@ -118,7 +119,7 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
         hooks: App | None = None
         before_the_server: list[Callable[[], None]] = []
         if dashboard:
-            pages = Dashboard(settings, catalog)
+            pages = Dashboard(settings, catalog, LedgerDesk(settings))
             pages.start()
             parts.push_async_callback(pages.stop)
             checks |= pages.checks

@@ -15,6 +15,7 @@ from dashboard.pages import (
     home,
     invoices,
     meters,
+    orders,
     products,
     settings,
     sign,
@@ -24,7 +25,7 @@ from dashboard.pages import (
 from dashboard.pages.rendering import STATIC, render
 from dashboard.pages.session import Sessions, SignInLimit, SignInNeeded
 from dashboard.pages.static import CachedStatic
-from dashboard.problems import HANDLED, as_problem, problem_response
+from dashboard.problems import HANDLED, answered_problem, problem_response
 from dashboard.services import Services
 
 
@@ -38,6 +39,7 @@ def routers() -> list[APIRouter]:
             docs,
             usage,
             invoices,
+            orders,
             alerts,
             customers,
             subscriptions,
@@ -64,7 +66,7 @@ def install_pages(app: FastAPI, services: Services) -> None:
 
 async def _problem_or_page(request: Request, error: Exception) -> Response:
     """A problem for programs, a page that says the same for people."""
-    problem = as_problem(error)
+    problem = answered_problem(request, error)
     outside = request.url.path.startswith(("/api/", "/schema-registry", "/openapi.json", "/webhooks"))
     if outside or "text/html" not in request.headers.get("accept", ""):
         return problem_response(problem)

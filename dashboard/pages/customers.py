@@ -17,11 +17,13 @@ from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, nested
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
+from dashboard.read.benefits import benefits_of
 from dashboard.services import now_us, services_of
 from dashboard.writes import archive_unused, change, create, found, object_id
 from schemas.customer import Customer, CustomerSpec
 from schemas.meter import Meter
 from schemas.period import Cycle
+from warehouse.client import WarehouseUnavailable
 
 router = APIRouter(include_in_schema=False)
 LISTED_MAX = 100
@@ -93,7 +95,7 @@ async def create_customer(request: Request, visitor: Visitor, form: Form) -> Res
 
 @router.get("/customers/by-id/{id:path}")
 async def customer(request: Request, visitor: Visitor, id: str, done: str | None = None) -> Response:
-    return _customer_page(request, visitor, id, done=done)
+    return await _customer_page(request, visitor, id, done=done)
 
 
 def _values(customer: Customer) -> dict[str, str]:
@@ -102,7 +104,7 @@ def _values(customer: Customer) -> dict[str, str]:
     return fields | {f"address.{part}": (getattr(address, part) or "") if address else "" for part in _ADDRESS}
 
 
-def _customer_page(
+async def _customer_page(
     request: Request,
     visitor: Session,
     id_: str,
@@ -116,14 +118,16 @@ def _customer_page(
     view = services.catalog.view
     customer, version = found(services.catalog, Customer, organization, id_)
     names = {meter.id: meter for meter in view.all(Meter, organization)}
-    series = [
-        each[-CYCLES_SHOWN:] for each in services.live.view.all_series(organization) if each[0].customer_id == id_
-    ]
+    series = [each[-CYCLES_SHOWN:] for each in services.live.view.series_of(organization, id_)]
     usage = [
         (names[row.meter_id], Cycle(row.from_, row.to), row)
         for totals in series
         for row in live_rows(view, reversed(totals))
     ]
+    try:
+        benefits = await benefits_of(services, organization, id_, now_us())
+    except WarehouseUnavailable:
+        benefits = None
     return render(
         request,
         "customer.html",
@@ -135,6 +139,7 @@ def _customer_page(
         errors=errors,
         done=done,
         usage=usage,
+        benefits=benefits,
         subscriptions=subscription_list(view, organization, now_us(), customer_id=id_),
         alerts=alert_list(services, organization, 5, lambda alert: alert.customer_id == id_),
     )
@@ -156,5 +161,5 @@ async def change_customer(request: Request, visitor: Visitor, form: Form, id: st
 
     target, errors, status = await attempted(making())
     if target is None:
-        return _customer_page(request, visitor, id, values=form, errors=errors, status=status)
+        return await _customer_page(request, visitor, id, values=form, errors=errors, status=status)
     return RedirectResponse(target, 303)

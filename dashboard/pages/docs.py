@@ -14,7 +14,10 @@ from dashboard.pages.rendering import render
 
 router = APIRouter(include_in_schema=False)
 _DEPTH_MAX = 6
-_ORDER = ("Usage", "Meters", "Products", "Customers", "Subscriptions", "Alerts", "Invoices", "API keys", "Organization")
+_ORDER = (
+    "Usage", "Meters", "Products", "Customers", "Subscriptions", "Alerts", "Webhooks", "Invoices", "API keys",
+    "Organization",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,11 @@ def example_of(schema: Mapping[str, Any], parts: Mapping[str, Any], depth: int =
     """A value that the schema would take, from its examples where it has any."""
     if "$ref" in schema:
         schema = parts[schema["$ref"].rsplit("/", 1)[-1]]
+    if schema.get("examples"):
+        return schema["examples"][0]
     for key in ("example", "default", "const"):
         if key in schema and schema[key] is not None:
             return schema[key]
-    if schema.get("examples"):
-        return schema["examples"][0]
     if schema.get("enum"):
         return schema["enum"][0]
     for key in ("anyOf", "oneOf", "allOf"):

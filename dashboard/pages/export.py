@@ -7,14 +7,16 @@ from collections.abc import Iterator
 
 from fastapi import APIRouter, Request, Response
 
+from dashboard.finance import REPORTS, all_time, csv_chunks
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Visitor, organization_of
 from dashboard.pages.usage import local_period, newest_period
 from dashboard.read.invoices import invoice_place
 from dashboard.read.usage import csv_response, exported
-from dashboard.services import Services, services_of
+from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents
 from runtime.csv_text import csv_rows, safe_cell
+from runtime.problem import Problem
 
 router = APIRouter(include_in_schema=False)
 INVOICES_A_BLOCK = 1000
@@ -29,6 +31,20 @@ async def export(request: Request, visitor: Visitor) -> Response:
     zone = organization_of(request, visitor).time_zone
     period = newest_period(services_of(request), visitor.organization_id, zone)
     return render(request, "export.html", visitor, period=period)
+
+
+@router.get("/export/finance/{report}.csv")
+async def export_finance(
+    request: Request, visitor: Visitor, report: str, from_date: str = "", to_date: str = ""
+) -> Response:
+    """What finance closes its books with; without days, all of it."""
+    services, organization = services_of(request), visitor.organization_id
+    if report not in REPORTS:
+        raise Problem(404, "not_found", f"there is no report {report[:80]}")
+    period = local_period(from_date, to_date, organization_of(request, visitor).time_zone, all_time(now_us()))
+    await services.warehouse.run(lambda client: client.command("SELECT 1"))
+    table = await services.warehouse.run(REPORTS[report], organization, period)
+    return csv_response(csv_chunks(table), f"{report}.csv")
 
 
 @router.get("/export/usage.csv")

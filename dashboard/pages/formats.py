@@ -20,6 +20,11 @@ def number(value: Decimal | int | str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def rate(per_second: float) -> str:
+    """12345.6 → 12,346; 0.25 → 0.3"""
+    return f"{per_second:,.0f}" if per_second >= 10 or per_second == 0 else f"{per_second:.1f}"
+
+
 def money(amount: Decimal | str, currency: str) -> str:
     """135 eur → €135.00, as many decimals as the currency has, or more where the amount needs them."""
     value = Decimal(amount)

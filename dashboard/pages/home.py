@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,52 +14,97 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from dashboard.overview import usage_table
 from dashboard.pages.alert_list import SHOWN, alert_list
 from dashboard.pages.rendering import render
-from dashboard.pages.session import Session, Visitor
+from dashboard.pages.session import Session, Visitor, organization_of
 from dashboard.read.stream import changes
-from dashboard.services import now_us, services_of
-from dashboard.usage_queries import invoice_summary
-from schemas.customer import Customer
+from dashboard.services import Services, now_us, services_of
+from dashboard.usage_queries import accepted_since, invoice_summary
 from schemas.meter import Meter
+from schemas.period import window_containing
+from schemas.webhook_delivery import DeliveryState
 from warehouse.client import WarehouseUnavailable
 
 router = APIRouter(include_in_schema=False)
 ALERTS_SHOWN = 8
 
 
-def _numbers(request: Request, visitor: Session) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What ClickHouse says. accepted: events since the day began. behind: messages of the log, not stored yet."""
+
+    accepted: int
+    behind: int | None
+    invoiced: list[tuple[str, str, int, Decimal]]
+
+
+def _table(request: Request, visitor: Session) -> dict[str, Any]:
     services = services_of(request)
     view, organization = services.catalog.view, visitor.organization_id
+    meters = sum(not meter.archived for meter in view.all(Meter, organization))
+    return {"table": usage_table(services.live.view, view, organization), "meter_count": meters}
+
+
+async def _stored(services: Services, organization_id: str, zone: str, now: int) -> Stored | None:
+    """None: ClickHouse does not answer."""
+    today = window_containing(zone, "day", now).start_us
+    run, ends = services.warehouse.run, services.live.next_offsets
+    try:
+        accepted, watermark, invoiced = await asyncio.gather(
+            run(accepted_since, organization_id, today),
+            services.warehouse.stored(),
+            run(invoice_summary, organization_id),
+        )
+    except WarehouseUnavailable:
+        return None
+    behind = None
+    if ends is not None:
+        behind = sum(
+            max(0, end - (watermark.offsets.get(partition, 0) if watermark else 0)) for partition, end in ends.items()
+        )
+    return Stored(accepted, behind, invoiced)
+
+
+async def _numbers(request: Request, visitor: Session) -> dict[str, Any]:
+    """Live numbers come from memory; what is stored is left out, and said to be, while ClickHouse does not answer."""
+    services, organization, now = services_of(request), visitor.organization_id, now_us()
+    zone = organization_of(request, visitor).time_zone
+    alerts = services.live.view.alerts(organization)
+    stored, revenue = await asyncio.gather(
+        _stored(services, organization, zone, now), services.revenue.of(organization, now)
+    )
+    deliveries = services.live.view.deliveries(organization)
     return {
-        "table": usage_table(services.live.view, view, organization),
-        "lag": services.live.lag(now_us()),
-        "customer_count": sum(not customer.archived for customer in view.all(Customer, organization)),
-        "meter_count": sum(not meter.archived for meter in view.all(Meter, organization)),
-        "alert_count": len(services.live.view.alerts(organization)),
+        "rate": services.live.view.rates.per_second(organization, now),
+        "lag": services.live.lag(now),
+        "stored": stored,
+        "revenue": revenue,
+        "alert_count": len(alerts),
+        "open_alert_count": sum(alert.cycle_end > now for alert in alerts),
+        "undelivered": sum(each.state is not DeliveryState.DELIVERED for each in deliveries),
     }
 
 
 @router.get("/")
 async def overview(request: Request, visitor: Visitor) -> Response:
-    """Live numbers come from memory; what is invoiced is left out, and said to be, while ClickHouse does not answer."""
-    services = services_of(request)
-    try:
-        invoiced = await services.warehouse.run(invoice_summary, visitor.organization_id)
-    except WarehouseUnavailable:
-        invoiced = None
     return render(
         request,
         "overview.html",
         visitor,
-        alerts=alert_list(services, visitor.organization_id, ALERTS_SHOWN),
-        invoiced=invoiced,
-        **_numbers(request, visitor),
+        alerts=alert_list(services_of(request), visitor.organization_id, ALERTS_SHOWN),
+        **_table(request, visitor),
+        **await _numbers(request, visitor),
     )
+
+
+@router.get("/live/numbers")
+async def live_numbers(request: Request, visitor: Visitor) -> Response:
+    """The tiles alone, for a page that is open."""
+    return render(request, "live_numbers.html", visitor, **await _numbers(request, visitor))
 
 
 @router.get("/live/totals")
 async def live_totals(request: Request, visitor: Visitor) -> Response:
     """The table alone, for a page that is open."""
-    return render(request, "live_totals.html", visitor, **_numbers(request, visitor))
+    return render(request, "live_totals.html", visitor, **_table(request, visitor))
 
 
 @router.get("/live/alerts")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from catalog.view import CatalogView
+from dashboard.invoice_desk import DeskUnavailable, Verified
 from dashboard.pages.rendering import render
-from dashboard.pages.session import Visitor
+from dashboard.pages.session import Form, Session, Visitor
 from dashboard.preview import open_cycles, preview_document, previews
 from dashboard.read.invoices import decoded_place, encoded_place, invoice_place
 from dashboard.services import now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
 from runtime.problem import Problem
 from schemas.customer import Customer
-from schemas.meter import Meter
 from schemas.period import Cycle, parse_rfc3339
 
 router = APIRouter(include_in_schema=False)
@@ -22,15 +24,11 @@ PAGE = 50
 STATES = ("paid", "open", "payment_failed", "mismatch", "waiting", "draft", "computed", "uncollectible", "void")
 
 
-def shown(document: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def shown(document: dict[str, Any], view: CatalogView) -> dict[str, Any]:
     """An invoice's document, with the customer's name and the cycle as a value."""
     cycle = Cycle(parse_rfc3339(document["cycle"]["start"]), parse_rfc3339(document["cycle"]["end"]))
-    return {**document, "customer": names.get(document["customer_id"], document["customer_id"]), "cycle": cycle}
-
-
-def _names(request: Request, organization_id: str) -> dict[str, str]:
-    customers = services_of(request).catalog.view.all(Customer, organization_id)
-    return {customer.id: customer.name for customer in customers}
+    customer = view.get(Customer, document["organization_id"], document["customer_id"])
+    return {**document, "customer": customer.name if customer else document["customer_id"], "cycle": cycle}
 
 
 @router.get("/invoices")
@@ -40,38 +38,76 @@ async def invoices(
     services, organization = services_of(request), visitor.organization_id
     wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
     found = await services.warehouse.run(invoice_documents, organization, wanted, PAGE + 1, decoded_place(cursor))
-    names = _names(request, organization)
+    view = services.catalog.view
     upcoming: list[dict[str, Any]] = []
     if customer_id:
-        cycles = open_cycles(services.catalog.view, organization, customer_id, now_us())
+        cycles = open_cycles(view, organization, customer_id, now_us())
         watermark = await services.warehouse.stored()
-        made = await services.warehouse.run(previews, services.catalog.view, cycles, watermark)
-        upcoming = [shown(preview_document(each, watermark), names) for each in made]
+        made = await services.warehouse.run(previews, view, cycles, watermark)
+        upcoming = [shown(preview_document(each, watermark), view) for each in made]
     return render(
         request,
         "invoices.html",
         visitor,
-        invoices=[shown(document, names) for document in found[:PAGE]],
+        invoices=[shown(document, view) for document in found[:PAGE]],
         following=encoded_place(*invoice_place(found[PAGE - 1])) if len(found) > PAGE else None,
         summary=await services.warehouse.run(invoice_summary, organization),
         upcoming=upcoming,
-        meters={meter.id: meter for meter in services.catalog.view.all(Meter, organization)},
         customer_id=customer_id,
         state=state,
         states=STATES,
     )
 
 
-@router.get("/invoices/{id}")
-async def invoice(request: Request, visitor: Visitor, id: str) -> Response:
-    services, organization = services_of(request), visitor.organization_id
-    found = await services.warehouse.run(invoice_documents, organization, InvoiceFilter(id=id), 1)
+async def own_invoice(request: Request, organization_id: str, id_: str) -> dict[str, Any]:
+    """The document of the organization's invoice. Raises Problem 404."""
+    found = await services_of(request).warehouse.run(invoice_documents, organization_id, InvoiceFilter(id=id_), 1)
     if not found:
-        raise Problem(404, "not_found", f"there is no invoice {id[:80]}")
+        raise Problem(404, "not_found", f"there is no invoice {id_[:80]}")
+    return found[0]
+
+
+def _invoice_page(
+    request: Request,
+    visitor: Session,
+    document: dict[str, Any],
+    *,
+    status: int = 200,
+    verified: Verified | None = None,
+    explained: list[str] | None = None,
+    problem: str | None = None,
+) -> Response:
+    """verified, explained: None unless they were asked for. problem: why they could not be told."""
+    services = services_of(request)
     return render(
         request,
         "invoice.html",
         visitor,
-        invoice=shown(found[0], _names(request, organization)),
-        meters={meter.id: meter for meter in services.catalog.view.all(Meter, organization)},
+        status=status,
+        invoice=shown(document, services.catalog.view),
+        can_verify=services.desk is not None and document.get("hash") is not None,
+        verified=verified,
+        explained=explained,
+        problem=problem,
     )
+
+
+@router.get("/invoices/{id}")
+async def invoice(request: Request, visitor: Visitor, id: str) -> Response:
+    return _invoice_page(request, visitor, await own_invoice(request, visitor.organization_id, id))
+
+
+@router.post("/invoices/{id}/verify")
+async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -> Response:
+    """Count its events again and compare; and tell how its amounts came about."""
+    document = await own_invoice(request, visitor.organization_id, id)
+    desk = services_of(request).desk
+    if desk is None:
+        raise Problem(404, "not_found", "this process has no access to billing's ledger")
+    try:
+        verified, explained = await asyncio.gather(
+            asyncio.to_thread(desk.verify, id), asyncio.to_thread(desk.explain, id)
+        )
+    except DeskUnavailable as error:
+        return _invoice_page(request, visitor, document, status=503, problem=str(error))
+    return _invoice_page(request, visitor, document, verified=verified, explained=explained)

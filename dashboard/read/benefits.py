@@ -11,7 +11,7 @@ from dashboard.auth import Caller
 from dashboard.objects import Instant, Page
 from dashboard.problems import problem_responses
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import now_us, services_of
+from dashboard.services import Services, now_us, services_of
 from dashboard.subscriptions import status_at
 from dashboard.usage_queries import unpaid_invoices
 from dashboard.writes import found
@@ -40,25 +40,29 @@ class BenefitOut(BaseModel):
 async def list_benefits(request: Request, caller: Caller, id: str) -> Page[BenefitOut]:
     """Every benefit of every subscription that has begun. One that is not paid for touches no other."""
     services = services_of(request)
-    view, now = services.catalog.view, now_us()
     found(services.catalog, Customer, caller.organization_id, id)
+    return Page(data=await benefits_of(services, caller.organization_id, id, now_us()), next_cursor=None)
+
+
+async def benefits_of(services: Services, organization_id: str, customer_id: str, now: int) -> list[BenefitOut]:
+    """now: µs. Raises WarehouseUnavailable."""
+    view = services.catalog.view
     begun = [
         (each, product)
-        for each in view.subscriptions_of(caller.organization_id, id)
+        for each in view.subscriptions_of(organization_id, customer_id)
         if status_at(each, now) != "scheduled"
-        and (product := view.get(Product, caller.organization_id, each.product_at(now))) is not None
+        and (product := view.get(Product, organization_id, each.product_at(now))) is not None
     ]
-    owed = await services.warehouse.run(unpaid_invoices, caller.organization_id, id)
+    if not any(product.benefits for _, product in begun):
+        return []
+    owed = await services.warehouse.run(unpaid_invoices, organization_id, customer_id)
     grace_us = services.settings.benefits_grace_seconds * SECOND_US
-    return Page(
-        data=[
-            BenefitOut(benefit=benefit, product_id=product.id, **state)
-            for subscription, product in begun
-            for state in [_state(subscription, owed.get(subscription.id, {}), now, grace_us)]
-            for benefit in product.benefits
-        ],
-        next_cursor=None,
-    )
+    return [
+        BenefitOut(benefit=benefit, product_id=product.id, **state)
+        for subscription, product in begun
+        for state in [_state(subscription, owed.get(subscription.id, {}), now, grace_us)]
+        for benefit in product.benefits
+    ]
 
 
 def _state(subscription: Subscription, owed: dict[str, Unpaid], now: int, grace_us: int) -> dict[str, Any]:

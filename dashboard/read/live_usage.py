@@ -46,8 +46,9 @@ async def get_live_usage(
     live, view = services.live.view, services.catalog.view
     wanted = period(from_, to, Cycle(now, now + 1) if from_ is None and to is None else Cycle(0, now + 1))
     rows: list[LiveRow] = []
-    for series in live.all_series(caller.organization_id):
-        if customer_id is None or series[0].customer_id == customer_id:
+    organization_id = caller.organization_id
+    for each in live.customers(organization_id) if customer_id is None else (customer_id,):
+        for series in live.series_of(organization_id, each):
             rows.extend(live_rows(view, in_cycles(series, wanted), meter_id))
         if len(rows) > ROWS_MAX:
             break

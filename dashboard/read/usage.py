@@ -35,6 +35,7 @@ from schemas.period import Cycle, UsageWindow, calendar_month_containing, format
 from schemas.watermark import Watermark
 
 router = api_router(ReadRoute, "Usage")
+GroupBy = Annotated[str | None, Query(min_length=1, max_length=256, description="name of a property of events")]
 
 SECOND_US = 1_000_000
 WINDOWS_MAX = 10_000
@@ -44,13 +45,14 @@ _WINDOW_US_MIN: dict[UsageWindow, int] = {
 
 
 class UsageRowOut(BaseModel):
-    """What a meter reads of a customer in [from, to)."""
+    """What a meter reads of a customer in [from, to). group: the property's value, where group_by names one."""
 
     customer_id: str
     meter_id: str
     from_: Instant = Field(serialization_alias="from")
     to: Instant
     quantity: str = Field(examples=["12000"])
+    group: str | None = Field(default=None, examples=["eu"])
 
 
 class WatermarkOut(BaseModel):
@@ -117,11 +119,12 @@ async def get_usage(
     from_: From = None,
     to: To = None,
     window: UsageWindow | None = None,
+    group_by: GroupBy = None,
 ) -> UsageAnswer:
     """Exact quantities of the events that are stored.
 
     Days and months are the organization's; without `from` and `to` the present month. A row for each customer, meter
-    and window with usage.
+    and window with usage; with `group_by` for each value of that property too, empty for events without it.
     """
     services = services_of(request)
     wanted = period(from_, to, this_month(services, caller))
@@ -139,6 +142,7 @@ async def get_usage(
             window=window,
             zone=zone_of(services, caller.organization_id),
             customer_id=customer_id,
+            group_by=group_by,
         )
     except TooManyRows:
         raise field_problem(None, "too_many_rows", f"more than {ROWS_MAX} rows: ask for less at a time") from None
@@ -149,6 +153,7 @@ async def get_usage(
             from_=row.period.start_us,
             to=row.period.end_us,
             quantity=plain(row.quantity),
+            group=row.group,
         )
         for row in rows
     ]

@@ -106,6 +106,20 @@ function follow() {
 
 if (document.querySelector("[data-live]")) follow();
 
+// Parts that took too long to be on the page when it came.
+for (const part of $$("[data-load]")) {
+  fetch(part.dataset.source, { headers: { Accept: "text/html" } })
+    .then(async (answer) => (answer.ok ? answer.text() : Promise.reject(new Error(answer.status))))
+    .then((html) => (part.innerHTML = html))
+    .catch(() => (part.querySelector("[role=status]").textContent = "It could not be counted; load the page again."))
+    .finally(() => part.removeAttribute("aria-busy"));
+}
+
+// Parts that change by themselves, while someone looks.
+for (const part of $$("[data-every]")) {
+  setInterval(() => document.visibilityState === "visible" && refresh(part.dataset.part), part.dataset.every * 1000);
+}
+
 // -- the editor of prices ----------------------------------------------------------------------------------------------
 
 // Every button is a submit button, so the editor works without a script; with one, only its inside is fetched anew.

@@ -45,7 +45,7 @@ class Sender:
             error = str(refusal)
         except TimeoutError:
             error = f"no answer within {self._seconds:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as failure:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as failure:
             error = f"{type(failure).__name__}: {failure}".rstrip(": ")
         milliseconds = round((time.monotonic() - started) * 1000)
         return Attempt(at, status, error and error[:ERROR_LENGTH_MAX], milliseconds)

@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from catalog.view import CatalogView
+from dashboard.log_writer import LogWriter, NotWritten
 from dashboard.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from dashboard.webhooks.attempts import attempted, given_up
 from dashboard.webhooks.send import Sender
@@ -38,14 +39,9 @@ IN_FLIGHT_MAX = 64
 IN_FLIGHT_PER_ENDPOINT_MAX = 8  # one that does not answer must not hold up the others
 _POLL_SECONDS = 0.05
 _BATCH_MAX = 500
-_WRITE_SECONDS = 10.0
 _RETRY_SECONDS = 1.0
 _STOP_SECONDS = 5.0
 _POLL_AGE_SECONDS_MAX = 30.0
-
-
-class DeliveryNotWritten(Exception):
-    """Kafka did not take a record in time."""
 
 
 def now_us() -> int:
@@ -55,49 +51,24 @@ def now_us() -> int:
 class DeliveryLog:
     """Writes to usage.webhook_deliveries; each write returns when it is acknowledged. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, writer: LogWriter) -> None:
         self._topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
         self._partitions = settings.event_partitions
-        self._properties = settings.kafka_properties
-        self._producer: Producer | None = None
-        self._lock = threading.Lock()
+        self._writer = writer
 
     def write(self, records: Iterable[WebhookDelivery]) -> None:
-        """Blocks. Raises DeliveryNotWritten."""
-        self._write([(each.organization_id, each.customer_id, each.key, deliveries.encode(each)) for each in records])
+        """Blocks. Raises NotWritten."""
+        self._writer.write(
+            self._topic, [(self._partition_of(each), each.key, deliveries.encode(each)) for each in records]
+        )
 
     def ask_again(self, delivery: WebhookDelivery, now: int) -> None:
-        """Have a delivery sent once more by whoever has its partition. Blocks. Raises DeliveryNotWritten."""
+        """Have a delivery sent once more by whoever has its partition. Blocks. Raises NotWritten."""
         request = RetryRequest(delivery.id, now)
-        self._write([(delivery.organization_id, delivery.customer_id, request.key, deliveries.encode(request))])
+        self._writer.write(self._topic, [(self._partition_of(delivery), request.key, deliveries.encode(request))])
 
-    def _write(self, records: list[tuple[str, str, bytes, bytes]]) -> None:
-        errors: list[str] = []
-
-        def delivered(error: KafkaError | None, _: Message) -> None:
-            if error is not None:
-                errors.append(str(error))
-
-        with self._lock:
-            if self._producer is None:
-                self._producer = Producer(
-                    {
-                        **self._properties,
-                        "acks": "all",
-                        "enable.idempotence": True,
-                        "linger.ms": 0,
-                        "delivery.timeout.ms": int(_WRITE_SECONDS * 500),
-                    }
-                )
-            producer = self._producer
-        try:
-            for organization_id, customer_id, key, value in records:
-                partition = partition_of(organization_id, customer_id, self._partitions)
-                producer.produce(self._topic, value, key, partition, on_delivery=delivered)
-        except (BufferError, KafkaException) as error:
-            raise DeliveryNotWritten(str(error)) from error
-        if producer.flush(_WRITE_SECONDS) or errors:
-            raise DeliveryNotWritten(errors[0] if errors else "not acknowledged in time")
+    def _partition_of(self, delivery: WebhookDelivery) -> int:
+        return partition_of(delivery.organization_id, delivery.customer_id, self._partitions)
 
 
 class WebhookWorker:
@@ -113,6 +84,7 @@ class WebhookWorker:
         self._busy: Counter[str] = Counter()  # endpoint → requests in flight
         self._sending: set[asyncio.Task[None]] = set()
         self._done: list[tuple[Shelf, WebhookDelivery]] = []
+        self._broken: BaseException | None = None
         self._stopping = threading.Event()
         self._failure: str | None = None
         self._last_poll = 0.0
@@ -140,14 +112,14 @@ class WebhookWorker:
         while not self._stopping.is_set():
             try:
                 asyncio.run(self._work())
-            except (KafkaException, DeliveryNotWritten) as error:
+            except (KafkaException, NotWritten) as error:
                 self._failure = f"webhooks are interrupted: {error}"
                 log.warning("webhooks_interrupted", error=str(error))
                 self._stopping.wait(_RETRY_SECONDS)
-            except BaseException as error:  # the thread is the last that could tell
-                self._failure = f"webhooks ended: {error!r}"
-                log.exception("webhooks_died")
-                raise
+            except Exception as error:  # the thread is the last that could tell, and must go on
+                self._failure = f"webhooks are interrupted: {error!r}"
+                log.exception("webhooks_failed")
+                self._stopping.wait(_RETRY_SECONDS)
 
     async def _work(self) -> None:
         consumer = Consumer(
@@ -166,6 +138,7 @@ class WebhookWorker:
         self._shelves.clear()
         self._done.clear()
         self._busy.clear()
+        self._broken = None
         try:
             consumer.subscribe(
                 [self._alerts_topic, self._deliveries_topic], on_assign=self._assigned, on_revoke=self._revoked
@@ -201,6 +174,8 @@ class WebhookWorker:
     # -- one turn --------------------------------------------------------------------------------------------------
 
     async def _step(self, consumer: Consumer, sender: Sender, messages: list[Message], *, send: bool = True) -> None:
+        if self._broken is not None:
+            raise self._broken
         for message in messages:
             self._take(message)
         changed, self._done = self._done, []
@@ -285,7 +260,12 @@ class WebhookWorker:
                     self._busy[endpoint.id] += 1
                     task = asyncio.create_task(self._send(sender, shelf, endpoint, delivery))
                     self._sending.add(task)
-                    task.add_done_callback(self._sending.discard)
+                    task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken = error
 
     async def _send(self, sender: Sender, shelf: Shelf, endpoint: WebhookEndpoint, delivery: WebhookDelivery) -> None:
         try:

@@ -189,8 +189,19 @@ async def test_usage_is_exact_and_counts_each_event_once(api: httpx.AsyncClient,
         "meter_id": meter,
         "from": "2026-03-01T05:00:00Z",
         "to": "2026-04-01T04:00:00Z",
+        "group": None,
     }
     assert answer["as_of"] == AS_OF
+
+
+async def test_usage_is_grouped_by_a_property(api: httpx.AsyncClient) -> None:
+    params = {"from": "2026-02-01T00:00:00Z", "to": "2026-05-01T00:00:00Z", "meter_id": "mtr_miles", "group_by": "from"}
+    answer = (await api.get("/usage", params={**params, "customer_id": "UA"})).json()
+    assert {(row["group"], row["quantity"]) for row in answer["data"]} == {
+        ("EWR", "150000"), ("JFK", "0.1"), ("", "99.9"),
+    }  # fmt: skip
+    injected = (await api.get("/usage", params={**params, "group_by": "from'] OR 1=1 --"})).json()
+    assert {row["group"] for row in injected["data"]} == {""}
 
 
 @pytest.mark.parametrize(

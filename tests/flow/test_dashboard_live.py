@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 from msgspec import structs
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
@@ -37,16 +35,12 @@ from schemas.period import calendar_month_containing
 from schemas.settings import Settings
 from schemas.topics import USAGE_ALERTS, USAGE_TOTALS, topic_name
 from schemas.totals import Progress, UsageTotal
+from tests.flow.browser import browser, sign_in, watched
 from warehouse.migrate import migrate
 
 ZONE = "America/New_York"
 KEY, READ_KEY, OTHER_KEY = new_secret(), new_secret(), new_secret()
 PARTITIONS = 2
-CHROMIUM = shutil.which("chromium")
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 def own(organization: str, id_: str) -> dict[str, Any]:
@@ -217,7 +211,7 @@ def test_another_process_reads_everything_from_the_start(running: Running) -> No
     second.start()
     try:
         assert second.services.live.wait_until_caught_up(20)
-        (series,) = [s for s in second.services.live.view.all_series("default") if s[0].customer_id == "restart"]
+        (series,) = second.services.live.view.series_of("default", "restart")
         assert series[-1].count == 11
     finally:
         second.services.live.stop()
@@ -413,18 +407,10 @@ def test_the_reference_shows_every_operation(running: Running) -> None:
 
 @pytest.fixture
 def page(running: Running) -> Iterator[Page]:
-    if CHROMIUM is None:
-        assert "CI" not in os.environ, "CI installs chromium"
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        opened = browser.new_page()
-        opened.on("pageerror", lambda error: pytest.fail(f"a script failed: {error}"))
-        opened.goto(f"{running.address}/sign-in")
-        opened.fill("#key", KEY)
-        opened.click("button.main")
-        yield opened
-        browser.close()
+    with browser() as opened:
+        page = watched(opened.new_page())
+        sign_in(page, running.address, KEY)
+        yield page
 
 
 def test_numbers_move_in_the_browser_within_two_seconds(running: Running, page: Page) -> None:
