@@ -18,6 +18,7 @@ from dashboard.pages import install_pages
 from dashboard.problems import ProblemDocument, install_problem_handlers, problem_responses
 from dashboard.revenue_book import RevenueBook
 from dashboard.services import Services
+from dashboard.voiding import EventVoids
 from dashboard.warehouse_access import WarehouseAccess
 from dashboard.webhooks.worker import DeliveryLog, WebhookWorker
 from runtime.health import Check
@@ -28,10 +29,18 @@ class Dashboard:
     """The application and what it keeps running. start() and stop() belong to the process that serves it."""
 
     def __init__(self, settings: Settings, catalog: CatalogStore, desk: InvoiceDesk | None = None) -> None:
-        deliveries = DeliveryLog(settings, LogWriter(settings))
+        writer = LogWriter(settings)
+        deliveries = DeliveryLog(settings, writer)
         live = LiveTotals(settings)
         self.services = Services(
-            settings, catalog, live, WarehouseAccess(settings), deliveries, RevenueBook(catalog.view, live.view), desk
+            settings,
+            catalog,
+            live,
+            WarehouseAccess(settings),
+            deliveries,
+            EventVoids(settings, writer),
+            RevenueBook(catalog.view, live.view),
+            desk,
         )
         self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         self.app = create_app(self.services)

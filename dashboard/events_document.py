@@ -90,6 +90,10 @@ _VOID_RECEIPT = {
     "required": ["accepted", "receipt"],
     "properties": {"accepted": {"type": "integer"}, "receipt": _RANGES},
 }
+_VOIDED: dict[str, Any] = {
+    "accepted": 1,
+    "receipt": [{"partition": 3, "first_offset": 1872, "last_offset": 1872, "events": 1}],
+}
 _ANSWER = {
     "accepted": 1,
     "unmatched": 0,
@@ -165,7 +169,10 @@ PATHS: dict[str, Any] = {
                 "content": {"application/json": {"schema": _VOID, "example": _VOID_EXAMPLE}},
             },
             "responses": {
-                "202": {"description": "Accepted", "content": {"application/json": {"schema": _VOID_RECEIPT}}},
+                "202": {
+                    "description": "Accepted",
+                    "content": {"application/json": {"schema": _VOID_RECEIPT, "example": _VOIDED}},
+                },
                 **{str(status): _problem(status) for status in (400, 401, 403, 413, 415, 422, 503)},
             },
         }

@@ -191,6 +191,16 @@ EXAMPLES: Mapping[str, Any] = {
     "OrganizationOut": {**_ORGANIZATION, **_MADE, "id": "default"},
     "OrganizationChanges": {"time_zone": "Europe/Vienna", "grace_seconds": 3600},
     "UsageAnswer": {"data": [_USAGE_ROW], "as_of": {"epoch": 1, "offsets": {"0": 1871}}},
+    "AuditOut": {
+        "as_of": {"epoch": 1, "offsets": {"0": 1871}},
+        "balances": True,
+        "accepted": {"events": 12000, "value": "12000"},
+        "classes": {"billed": {"events": 11900, "value": "11900"}, "not due": {"events": 100, "value": "100"}},
+        "conflicts": 0,
+        "duplicates_at": [],
+        "conflicts_at": [],
+        "faults": [],
+    },
     "FinanceRows": {
         "data": [
             {

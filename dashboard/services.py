@@ -15,6 +15,7 @@ from dashboard.invoice_desk import InvoiceDesk
 from dashboard.live import LiveTotals
 from dashboard.revenue_book import RevenueBook
 from dashboard.usage_figures import Figures
+from dashboard.voiding import EventVoids
 from dashboard.warehouse_access import WarehouseAccess
 from dashboard.webhooks.worker import DeliveryLog
 from runtime.health import Check
@@ -33,6 +34,7 @@ class Services:
     live: LiveTotals
     warehouse: WarehouseAccess
     deliveries: DeliveryLog
+    voids: EventVoids
     revenue: RevenueBook
     desk: InvoiceDesk | None = None
     figures: Countings[Figures] = field(default_factory=Countings[Figures])

@@ -6,6 +6,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
+from dashboard.conservation import Conservations
 from dashboard.pages import (
     alerts,
     api_keys,
@@ -21,6 +22,7 @@ from dashboard.pages import (
     sign,
     subscriptions,
     usage,
+    void,
 )
 from dashboard.pages.rendering import STATIC, render
 from dashboard.pages.session import Sessions, SignInLimit, SignInNeeded
@@ -37,6 +39,7 @@ def routers() -> list[APIRouter]:
             home,
             sign,
             docs,
+            void,
             usage,
             invoices,
             orders,
@@ -55,6 +58,7 @@ def routers() -> list[APIRouter]:
 def install_pages(app: FastAPI, services: Services) -> None:
     """Add the pages, their static files and sessions to the application."""
     app.state.sessions = Sessions(services.settings, services.catalog.view)
+    app.state.conservations = Conservations()
     app.state.sign_in_limit = SignInLimit()
     for router in routers():
         app.include_router(router)

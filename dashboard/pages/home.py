@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from dashboard.conservation import Conservations
 from dashboard.overview import usage_table
 from dashboard.pages.alert_list import SHOWN, alert_list
 from dashboard.pages.rendering import render
@@ -99,6 +100,14 @@ async def overview(request: Request, visitor: Visitor) -> Response:
 async def live_numbers(request: Request, visitor: Visitor) -> Response:
     """The tiles alone, for a page that is open."""
     return render(request, "live_numbers.html", visitor, **await _numbers(request, visitor))
+
+
+@router.get("/live/conservation")
+async def live_conservation(request: Request, visitor: Visitor) -> Response:
+    """What became of every accepted event: it takes as long as reading all of them, and no page waits for it."""
+    conservations = cast(Conservations, request.app.state.conservations)
+    found = await conservations.of(services_of(request), visitor.organization_id)
+    return render(request, "live_conservation.html", visitor, found=found)
 
 
 @router.get("/live/totals")

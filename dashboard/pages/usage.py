@@ -186,6 +186,7 @@ async def events(
     invoice_id: str = "",
     meter_id: str = "",
     cursor: str = "",
+    done: str = "",
 ) -> Response:
     """invoice_id, meter_id: exactly the events that a line of the invoice counted."""
     services, organization = services_of(request), visitor.organization_id
@@ -217,6 +218,7 @@ async def events(
         values=values,
         period=wanted.period,
         behind=behind,
+        done=done,
         event_name=wanted.event_name,
     )
 

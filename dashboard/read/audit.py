@@ -69,8 +69,12 @@ async def get_audit(request: Request, caller: Caller) -> AuditOut:
     By precedence: dead letter, duplicate, voided, unmatched (no meter or no customer), unpriced (no subscription or
     price at its time), ignored late, pending late, trued up, billed, held (waiting, mismatch or void invoice), not due.
     """
-    services = services_of(request)
-    found = await services.warehouse.run(_audit, services, caller.organization_id)
+    return await audit_of(services_of(request), caller.organization_id)
+
+
+async def audit_of(services: Services, organization_id: str) -> AuditOut:
+    """Reads every event of the organization. Raises WarehouseUnavailable."""
+    found = await services.warehouse.run(_audit, services, organization_id)
     whole = document(found)
     mine = next(iter(whole["organizations"]), None)
     if mine is None:

@@ -24,7 +24,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.timeout(400)
 NAUGHTY = "<script>window.ran = 1</script>"
 PAGES = {
-    "overview": "/", "usage": "/usage", "events": "/usage/events", "invoices": "/invoices", "alerts": "/alerts", "orders": "/orders",
+    "overview": "/", "usage": "/usage", "events": "/usage/events", "invoices": "/invoices", "alerts": "/alerts", "event-void": "/usage/events/void?event_id=e1", "orders": "/orders",
     "customers": "/customers", "subscriptions": "/subscriptions", "products": "/products", "meters": "/meters",
     "product-editor": "/products/new", "meter-new": "/meters/new", "customer-new": "/customers/new",
     "subscription-new": "/subscriptions/new", "export": "/export", "api-keys": "/api-keys", "settings": "/settings",
@@ -177,6 +177,16 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
         page.click("text=Download invoices.csv")
     (invoice,) = csv.DictReader(io.StringIO(Path(download.value.path()).read_text()))
     assert (invoice["customer_id"], Decimal(invoice["total"]), invoice["state"]) == ("acme", Decimal(135), "paid")
+
+    # An event that is not to count, and the whole of it.
+    page.goto(f"{address}/usage/events?event_id=%3De2")
+    page.click("text=Void")
+    page.fill("#f-reason", NAUGHTY)
+    page.click("text=Void event")
+    expect(page.locator(".note.good")).to_contain_text("Voided")
+    until(lambda: not pipe.http.get("/api/v1/usage/events", params={"event_id": "=e2"}).json()["data"])
+    page.goto(address)
+    expect(page.locator("[data-part='conservation']")).to_contain_text("3 accepted")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
