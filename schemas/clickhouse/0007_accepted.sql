@@ -10,7 +10,6 @@ CREATE TABLE IF NOT EXISTS accepted_batches
     events UInt16 CODEC(ZSTD(1)) COMMENT 'of this organization in the message, duplicates too'
 )
 ENGINE = ReplacingMergeTree
-PARTITION BY toYYYYMM(received_at)
 ORDER BY (organization_id, received_at, kafka_epoch, kafka_partition, kafka_offset)
 COMMENT 'Events that were accepted, by organization and message; read with FINAL';
 

@@ -381,7 +381,8 @@ def test_the_registry_answers_as_kafkas_clients_ask(running: Running) -> None:
     assert answer.headers["Content-Type"] == "application/vnd.schemaregistry.v1+json"
     assert json.loads(answer.json()["schema"])["name"] == "UsageBatch"
     subject = topic_name(running.settings, "usage.events-value")
-    assert httpx.get(f"{registry}/subjects").json() == [subject]
+    of_voids = topic_name(running.settings, "usage.events-usage.UsageVoid")
+    assert httpx.get(f"{registry}/subjects").json() == [subject, of_voids]
     latest = httpx.get(f"{registry}/subjects/{subject}/versions/latest").json()
     assert (latest["id"], latest["version"], latest["schema"]) == (1, 1, answer.json()["schema"])
     for path, code in (
