@@ -17,6 +17,7 @@ from schemas.partition import customer_key
 
 INTERNAL = b"\0"  # first byte of keys that are not a total's
 _UNIT = 10**VALUE_SCALE
+_DIGITS_MIN = VALUE_SCALE + 1  # one before the point
 
 
 class UnreadableTotal(ValueError):
@@ -120,11 +121,10 @@ def decode(key: bytes, value: bytes) -> UsageTotal | Progress | None:
 
 def decimal_text(unscaled: int) -> str:
     """value × 10⁹ as a plain decimal string without trailing zeros: 1_500_000_000 → "1.5"."""
-    whole, fraction = divmod(abs(unscaled), _UNIT)
-    sign = "-" if unscaled < 0 else ""
-    if not fraction:
-        return f"{sign}{whole}"
-    return f"{sign}{whole}.{fraction:0{VALUE_SCALE}d}".rstrip("0")
+    if unscaled % _UNIT == 0:
+        return str(unscaled // _UNIT)
+    digits = f"{unscaled:0{_DIGITS_MIN + (unscaled < 0)}d}"
+    return f"{digits[:-VALUE_SCALE]}.{digits[-VALUE_SCALE:]}".rstrip("0")
 
 
 def unscaled_of(text: str) -> int:
