@@ -48,17 +48,30 @@ def repair_of(
 
 
 PLACES = st.tuples(st.sampled_from("abc"), st.sampled_from(["calls", "bytes"]), st.sampled_from([MARCH, APRIL]))
-# Many are computed from a state of their total that has passed, or never was.
+
+
+def that_can_be(repairs: list[UsageRepair]) -> list[UsageRepair]:
+    """Each computed from a total that has been, so from one with no more repairs than were applied before it."""
+    applied, possible = dict[Place, int](), list[UsageRepair]()
+    for repair in repairs:
+        place = (repair.customer_id, repair.event_name, repair.cycle_start)
+        before = applied.get(place, 0)
+        possible.append(repair_of(place, min(repair.repairs, before), count=repair.count, sum_=repair.sum))
+        applied[place] = before + (possible[-1].repairs == before)
+    return possible
+
+
+# Many are computed from a state of their total that has passed.
 REPAIRS = st.lists(
     st.builds(
         lambda place, repairs, count, sum_: repair_of(place, repairs, count=count, sum_=f"{sum_:f}"),
         PLACES,
-        st.integers(0, 2),
+        st.integers(0, 3),
         st.integers(-3, 3),
         st.decimals(-5, 5, places=9),
     ),
     max_size=8,
-)
+).map(that_can_be)
 
 
 def repaired(found: Naive, repairs: Sequence[UsageRepair]) -> Naive:
