@@ -88,6 +88,7 @@ REWIND_MESSAGES_MIN = 1000
 _REQUEST_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
 _TOPIC_CHECK_SECONDS = 15.0
+_STILL_SECONDS_MAX = 5.0
 _STALLED_SECONDS_MAX = 120.0
 _STOP_SECONDS_MAX = 40.0
 _HOUR_US = 3600 * SECOND_US
@@ -481,7 +482,11 @@ class Aggregator:
         reached, since = self._progressed.get(partition, (None, now))
         if lag == 0 or reached != state.next_offset or self._app.rebalancing:
             self._progressed[partition] = (state.next_offset, now)
-        elif now - since > _STALLED_SECONDS_MAX:
+            return
+        if now - since > _STILL_SECONDS_MAX and partition not in self._gaps:
+            # The group's commit may be ahead of a state whose changelog was lost: then nothing may ever come.
+            self._gaps[partition] = _Gap(state.next_offset, now, 0.0)
+        if now - since > _STALLED_SECONDS_MAX:
             die(f"partition {partition} has stood still at {state.next_offset} of {end} for {_STALLED_SECONDS_MAX:g} s")
 
     def _forget_metrics(self, states: Mapping[int, PartitionState]) -> None:
