@@ -348,8 +348,9 @@ def exact_app_settings() -> dict[str, Any]:
         "broker_commit_interval": 100_000.0,
         "broker_commit_every": 10**9,
         "consumer_auto_offset_reset": "earliest",
-        "broker_session_timeout": 10.0,
-        "broker_heartbeat_interval": 2.0,
+        # What a killed worker leaves behind is another's after this time; the least that a broker allows by default.
+        "broker_session_timeout": 6.0,
+        "broker_heartbeat_interval": 1.5,
         "worker_redirect_stdouts": False,
     }
 

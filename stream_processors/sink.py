@@ -35,7 +35,7 @@ from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.projections import Projections
 from stream_processors.reconcile_service import ReconcileService
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, NO_MESSAGE, coverage
+from warehouse.coverage import EXPIRED, NO_MESSAGE, coverage, last_stored
 from warehouse.epochs import EpochsExhausted, register_epoch
 
 log = structlog.get_logger(__name__)
@@ -49,6 +49,7 @@ _REQUEST_SECONDS = 10.0
 _RETRY_SECONDS_MAX = 5.0
 _TOPIC_CHECK_SECONDS = 5.0
 _POLL_AGE_SECONDS_MAX = 30.0
+_REPLICA_SECONDS_MAX = 3.0
 _LOST = (
     KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
     KafkaError.OFFSET_OUT_OF_RANGE,
@@ -58,6 +59,10 @@ _END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 
 class TopicReplaced(Exception):
     """usage.events was made again while we read it; a new process starts its new epoch."""
+
+
+class EngineRestored(Exception):
+    """ClickHouse has less than it had: an older copy took its place. A new process fills it again, projections too."""
 
 
 class Interrupted(Exception):
@@ -96,6 +101,7 @@ class Sink:
         self._uncommitted: dict[int, int] = {}  # partition → next offset, dealt with and not yet committed
         self._assignment = 0  # grows with every change
         self._attempts = 0  # in a row that failed
+        self._short_since: float | None = None  # since when ClickHouse has less than it had, monotonic seconds
         self._inserted_at = 0.0
         self._polled_at = self._topic_checked_at = time.monotonic()
         self._problem: str | None = "starting"
@@ -110,8 +116,9 @@ class Sink:
                 "auto.offset.reset": "error",
                 # So that offsets without a message are seen at the log's end too.
                 "enable.partition.eof": True,
-                "session.timeout.ms": 10_000,
-                "heartbeat.interval.ms": 2_000,
+                # What a killed sink leaves behind is another's after this time.
+                "session.timeout.ms": 6_000,
+                "heartbeat.interval.ms": 1_500,
                 "fetch.message.max.bytes": 16 * 1024 * 1024,
                 "queued.max.messages.kbytes": 128 * 1024,
                 "fetch.wait.max.ms": 100,
@@ -141,7 +148,7 @@ class Sink:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Raises TopicReplaced, EpochsExhausted, DeadLettersUnwritten, KafkaException."""
+        """Raises TopicReplaced, EngineRestored, EpochsExhausted, DeadLettersUnwritten, KafkaException."""
         try:
             self._register_epoch()
             self._consumer.subscribe(
@@ -164,7 +171,7 @@ class Sink:
         messages = self._read()
         if not messages:
             self._commit()
-            self._check_topic_at_times()
+            self._check_at_times()
             return
         batch = self._batch(messages)
         if batch.reached:
@@ -253,10 +260,12 @@ class Sink:
         self._polled_at = time.monotonic()
         return message
 
-    def _check_topic_at_times(self) -> None:
+    def _check_at_times(self) -> None:
         if time.monotonic() - self._topic_checked_at >= _TOPIC_CHECK_SECONDS:
             try:
                 self._check_topic()
+                if (error := self._check_stored()) is not None:
+                    self.wait(error)
             except KafkaException as error:
                 self._kafka_problem = str(error)
 
@@ -270,6 +279,27 @@ class Sink:
         self._kafka_problem = None
         if found.topic_id != self._topic.topic_id:
             raise TopicReplaced(f"{self._topic.name} is now {found.topic_id}, it was {self._topic.topic_id}")
+
+    def _check_stored(self) -> Exception | None:
+        """That ClickHouse still has all that it took; an error when it does not, or not yet, or does not answer.
+
+        What is inserted into a restored copy leaves a hole before it, which nobody would look for before a restart.
+        Raises EngineRestored, once it has been so for longer than a replica that answers may be behind.
+        """
+        stored = dict[int, int]()
+        error = self.attempt(lambda client: stored.update(last_stored(client, self._epoch, self._next)))
+        if error is not None:
+            return error
+        lost = {p: (stored[p], at) for p, at in self._next.items() if stored[p] < at}
+        if not lost:
+            self._short_since = None
+            return None
+        now = time.monotonic()
+        self._short_since = self._short_since or now
+        restored = EngineRestored(f"ClickHouse has (partition: has, had): {lost}")
+        if now - self._short_since > _REPLICA_SECONDS_MAX:
+            raise restored
+        return restored
 
     def _measure_lag(self) -> None:
         for partition, reached in self._next.items():
@@ -353,10 +383,12 @@ class Sink:
             try:
                 # Before the insert: what was read before the topic was seen to be the same is of the same epoch.
                 self._check_topic()
-                break
-            except KafkaException as error:
-                self._kafka_problem = str(error)
-                self.wait(error)
+                if (error := None if self._given else self._check_stored()) is None:
+                    break
+            except KafkaException as kafka_error:
+                self._kafka_problem = str(kafka_error)
+                error = kafka_error
+            self.wait(error)
         for refused in inserts.insert(batch.messages, self):
             bad = refused.message
             letter = self._letter(bad.partition, bad.offset, bad.key, bad.payload, "refused", str(refused.error))
@@ -488,7 +520,7 @@ def run(settings: Settings) -> int:
         reconciling.start()
         try:
             sink.run()
-        except (TopicReplaced, EpochsExhausted, DeadLettersUnwritten, KafkaException) as error:
+        except (TopicReplaced, EngineRestored, EpochsExhausted, DeadLettersUnwritten, KafkaException) as error:
             log.error("sink_failed", error=str(error))
             return 1
         finally:

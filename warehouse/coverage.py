@@ -46,6 +46,15 @@ _FIRST_GAP = """
     )
     WHERE reached > 0 AND kafka_offset > reached
 """
+# Of one partition, from its end: a few granules are read, however much there is.
+_LAST = """
+    SELECT toUInt16(PARTITION), next_offset FROM
+    (
+        SELECT next_offset FROM ingest_batches
+        WHERE kafka_epoch = {epoch:UInt16} AND kafka_partition = PARTITION
+        ORDER BY kafka_offset DESC LIMIT 1
+    )
+"""
 _LOST = """
     SELECT kafka_partition, kafka_offset, max(next_offset) FROM ingest_batches
     WHERE kafka_epoch = {epoch:UInt16} AND reason = {reason:String}
@@ -75,6 +84,13 @@ def coverage(client: Client, epoch: int, partitions: int, known: Watermark | Non
         contiguous = reach - first == counted + sum(after - begin for begin, after in gaps)
         answer[partition] = int(reach) if contiguous else _first_gap(client, epoch, partition, first, reach)
     return Watermark(epoch, answer)
+
+
+def last_stored(client: Client, epoch: int, partitions: Iterable[int]) -> dict[int, int]:
+    """Partition → the offset after the last one that is stored, whatever is missing before it; 0 where nothing is."""
+    query = " UNION ALL ".join(_LAST.replace("PARTITION", f"{partition:d}") for partition in partitions)
+    rows = client.query(query, parameters={"epoch": epoch}).result_rows if query else ()
+    return {**dict.fromkeys(partitions, 0), **{int(partition): int(after) for partition, after in rows}}
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -184,6 +185,33 @@ def test_a_hole_in_clickhouse_is_filled_from_the_log(world: SinkWorld) -> None:
     sink.start()
     world.settle()
     assert truth.holds()
+
+
+def test_an_older_copy_put_in_place_under_a_running_sink_is_filled_again(
+    kafka: KafkaBroker, engine: ClickHouseLocal, unique: str, tmp_path: Path
+) -> None:
+    """It ends itself, since a new process reads all logs anew, and whoever runs it starts it again."""
+    copy = tmp_path / "copy"
+    with SinkWorld(kafka, engine, unique, tmp_path) as world:
+        truth, sink = Truth(world), world.sink().start()
+        truth.send(20)
+        world.settle()
+        engine.stop()
+        shutil.copytree(engine.data_dir, copy, symlinks=True)
+        engine.start()
+        truth.send(20)
+        world.settle()
+        engine.stop()
+        shutil.rmtree(engine.data_dir)
+        shutil.copytree(copy, engine.data_dir, symlinks=True)
+        engine.start()
+        assert not truth.holds()
+        until(lambda: not sink.running, 40)
+        assert "ClickHouse has" in tail(sink.log_path, 200)
+        assert sink.stop() == 1
+        sink.start()
+        world.settle()
+        assert truth.holds()
 
 
 def test_sinks_that_come_and_go_share_the_partitions(world: SinkWorld) -> None:
