@@ -1,0 +1,252 @@
+"""Random histories through the aggregator's states and their changelog: in the end its totals are the plain fold's.
+
+Duplicates, late events, voids, meters and subscriptions made after the usage, crashes at any record of any write, and a
+reconciler that sees nothing but what is written. Without voids and changes of the catalog it has nothing to do; with
+them, one of its rounds makes everything exact.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from decimal import Decimal
+from functools import partial
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from catalog.record import CatalogObject
+from schemas import totals as codec
+from schemas.meter import Aggregation
+from schemas.period import Cycle
+from schemas.repair import RepairReason, UsageRepair, repair_id
+from schemas.totals import Progress, UsageTotal, decimal_text, total_key
+from stream_processors.cycles import affected_by, tile_at
+from stream_processors.state import PartitionState, Record
+from tests.unit.stream_processors.facts import (
+    ORG,
+    Row,
+    batch,
+    customer,
+    meter,
+    product,
+    put,
+    subscription,
+    us,
+    view_of,
+)
+
+CUSTOMERS, NAMES = ("a", "b"), ("calls",)  # few, so that much happens to each
+MARCH, MAY = us("2026-03-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
+STARTS = ("2026-03-07T00:00:00Z", "2026-03-15T12:00:00Z", "2026-04-20T00:00:00Z")
+SCALE = Decimal(10**9)
+
+Key = tuple[str, str, Cycle]
+Sum = tuple[Decimal, int, Decimal | None]
+NOTHING: Sum = (Decimal(0), 0, None)
+
+ROWS: st.SearchStrategy[Row] = st.tuples(
+    st.sampled_from(CUSTOMERS),
+    st.sampled_from(NAMES),
+    st.sampled_from([MARCH, us("2026-03-10T00:00:00Z"), us("2026-04-10T00:00:00Z"), MAY - 1]),
+    st.sampled_from([None, "0", "1", "-2.5", "7", "999999999999999999.999999999"]),
+    st.sampled_from(["", "c:1", "c:2"]),
+)
+CHANGES: tuple[CatalogObject, ...] = (
+    meter("count", "calls", Aggregation.COUNT),
+    meter("sum", "calls"),
+    meter("peak", "calls", Aggregation.MAX),
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """One partition. log: of events; changelog, repairs: of the two topics; worker: who has the partition now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view = view_of(*(customer(each) for each in CUSTOMERS), meter("first", "calls"), product("p", "first"))
+        self.log: list[list[Row]] = []
+        self.voids: set[tuple[str, str, str]] = set()
+        self.repairs: list[UsageRepair] = []
+        self.changelog: list[Record] = []
+        self.subscribed: set[str] = set()
+        self.unmade = list(CHANGES)
+        self.disturbed = False  # by what is not in the order of the log: there is something to reconcile
+        self.worker = self._loaded()
+
+    def _loaded(self) -> PartitionState:
+        worker = PartitionState(0, "one", partial(tile_at, self.view), horizon_us=10**15, ids_max=10**6)
+        for key, value in self.changelog:
+            worker.restore(key, value)
+        worker.restored()
+        if worker.repairs_next is None:
+            worker.begin_repairs(len(self.repairs))
+        return worker
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    @rule(batches=st.lists(st.lists(ROWS, min_size=1, max_size=5), min_size=1, max_size=3))
+    def send(self, batches: list[list[Row]]) -> None:
+        self.log += batches
+
+    @rule(events=st.integers(1, 4), repairs=st.integers(0, 4))
+    def work(self, events: int, repairs: int) -> None:
+        at = self.worker.next_offset
+        messages = [(at + number, batch(rows)) for number, rows in enumerate(self.log[at : at + events])]
+        if messages:
+            self.worker.apply(messages)
+        begun = self.worker.repairs_next or 0
+        for offset, repair in enumerate(self.repairs[begun : begun + repairs], start=begun):
+            self.worker.repair(offset, repair)
+
+    def _work_all(self) -> None:
+        self.work(len(self.log), len(self.repairs))
+        self.changelog += self.worker.changes(0)
+
+    @rule(data=st.data(), dies=st.booleans())
+    def write(self, data: st.DataObject, dies: bool) -> None:
+        records = self.worker.changes(0)
+        arrived = data.draw(st.integers(0, len(records)), "records that arrive") if dies else len(records)
+        self.changelog += records[:arrived]
+        if dies:
+            self.worker = self._loaded()
+
+    @rule(place=st.tuples(st.sampled_from(CUSTOMERS), st.sampled_from(NAMES), st.sampled_from(["c:1", "c:2"])))
+    def void(self, place: tuple[str, str, str]) -> None:
+        self.voids.add(place)
+        self.disturbed = True
+
+    @rule(who=st.sampled_from(CUSTOMERS), start=st.sampled_from(STARTS))
+    def subscribe(self, who: str, start: str) -> None:
+        if who not in self.subscribed:
+            self.subscribed.add(who)
+            self._change(subscription(who, who, "p", start))
+
+    @rule()
+    def make_a_meter(self) -> None:
+        if self.unmade:
+            self._change(self.unmade.pop())
+
+    def _change(self, state: CatalogObject) -> None:
+        affected = affected_by(put(self.view, state))
+        assert affected is not None
+        self.worker.totals.forget_tiles(affected)
+        self.disturbed = True
+
+    @rule()
+    def reconcile(self) -> None:
+        self._reconcile()
+
+    @rule()
+    def keep_up(self) -> None:
+        """All is counted, reconciled and written, as it is most of the time; then the worker dies."""
+        self._work_all()
+        self._reconcile()
+        self._work_all()
+        self.worker = self._loaded()
+
+    # -- the reconciler ------------------------------------------------------------------------------------------------
+
+    def _written(self) -> tuple[dict[Key, UsageTotal], int]:
+        """What a reader of usage.totals knows: totals, and how far they go."""
+        newest: dict[Key, UsageTotal] = {}
+        reached = 0
+        for key, value in self.changelog:
+            record = codec.decode(key, value or b"") if value is not None else None
+            if isinstance(record, Progress):
+                reached = max(reached, record.next_offset)
+            elif isinstance(record, UsageTotal):
+                place = (record.customer_id, record.event_name, Cycle(record.cycle_start, record.cycle_end))
+                if record.supersedes(newest.get(place)):
+                    newest[place] = record
+        return newest, reached
+
+    def _exact(self, below: int) -> dict[Key, Sum]:
+        """The plain fold of what lies below an offset, by the catalog as it is now."""
+        found: dict[Key, Sum] = defaultdict(lambda: NOTHING)
+        seen: set[tuple[str, str, str]] = set()
+        for who, name, at, value, identity in (row for rows in self.log[:below] for row in rows):
+            place = (who, name, identity)
+            if identity and place in seen:
+                continue
+            seen.add(place)
+            if place in self.voids:
+                continue
+            for cycle in tile_at(self.view, ORG, who, name, at).cycles:
+                sum_, count, most = found[who, name, cycle]
+                number = None if value is None else Decimal(value)
+                if number is not None:
+                    most = number if most is None else max(most, number)
+                found[who, name, cycle] = (sum_ + (number or 0), count + 1, most)
+        return dict(found)
+
+    def _reconcile(self) -> int:
+        """Repairs of all that differs; how many."""
+        written, reached = self._written()
+        keys = set(written) | set(self._exact(reached))
+        made = 0
+        for key in sorted(keys, key=repr):
+            live = written.get(key)
+            place = max(reached - 1, -1 if live is None else live.last_offset)
+            sum_, count, most = self._exact(place + 1).get(key, NOTHING)
+            was = NOTHING if live is None else (Decimal(live.sum), live.count, _decimal(live.max))
+            if (sum_, count, most) == was:
+                continue
+            who, name, cycle = key
+            repairs = 0 if live is None else live.repairs
+            of = total_key(ORG, who, name, cycle.start_us, cycle.end_us)
+            self.repairs.append(
+                UsageRepair(
+                    repair_id=repair_id(of, repairs, "one", place),
+                    organization_id=ORG,
+                    customer_id=who,
+                    event_name=name,
+                    cycle_start=cycle.start_us,
+                    cycle_end=cycle.end_us,
+                    repairs=repairs,
+                    count=count - was[1],
+                    sum=_text(sum_ - was[0]),
+                    max=None if most is None else _text(most),
+                    max_was=None if was[2] is None else _text(was[2]),
+                    topic_id="one",
+                    partition=0,
+                    offset=place,
+                    reason=RepairReason.RECONCILE,
+                    made_at=0,
+                )
+            )
+            made += 1
+        return made
+
+    # -- what must hold ------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """In the end whoever loads the changelog, and goes on, has the plain fold."""
+        self.worker = self._loaded()
+        self._work_all()
+        assert not self._reconcile() or self.disturbed
+        self._work_all()
+        assert not self._reconcile()
+        held = {
+            (total.series.customer_id, total.series.event_name, total.cycle): (
+                Decimal(total.sum) / SCALE,
+                total.count,
+                None if total.max is None else Decimal(total.max) / SCALE,
+            )
+            for total in self.worker.totals
+        }
+        expected = self._exact(len(self.log))
+        for key in held.keys() | expected.keys():
+            assert held.get(key, NOTHING) == expected.get(key, NOTHING), key
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def _text(value: Decimal) -> str:
+    return decimal_text(int(value * SCALE))
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
