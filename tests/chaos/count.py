@@ -1,0 +1,148 @@
+"""The log of usage.events, read and counted by means of its own → what totals, ClickHouse, invoices and alerts must be.
+
+Nothing of the product's decoding or folding is used: fastavro reads the messages, and a plain loop over events in log
+order keeps the first of each identity.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+
+import schemas
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS, topic_name
+from tests.chaos.stack import UNIT_AMOUNTS
+
+_SCHEMA = fastavro.parse_schema(json.loads((Path(schemas.__file__).parent / "usage_batch.avsc").read_text()))
+_HEADER = 5
+_CENT = Decimal("0.01")
+
+Place = tuple[int, int, int]
+"""partition, offset, index in the message."""
+Cycle = tuple[int, int]
+"""start and end, µs."""
+Key = tuple[str, str, Cycle]
+"""customer_id, event_name, cycle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """An event as it is in the log. at: µs."""
+
+    place: Place
+    customer: str
+    name: str
+    at: int
+    value: Decimal | None
+    identity: str
+
+
+@dataclass(slots=True)
+class Sum:
+    count: int = 0
+    total: Decimal = Decimal(0)
+    most: Decimal | None = None
+
+    def add(self, value: Decimal | None) -> None:
+        self.count += 1
+        if value is not None:
+            self.total += value
+            self.most = value if self.most is None else max(self.most, value)
+
+
+@dataclass
+class Log:
+    """Every event in the order of each partition, and how many messages were no batch."""
+
+    events: list[Logged] = field(default_factory=list[Logged])
+    messages: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    unreadable: int = 0
+
+    def firsts(self, below: Mapping[int, int] | None = None) -> Iterator[Logged]:
+        """What counts: of events with one identity the first. below: partition → next offset of a watermark."""
+        seen: set[tuple[str, str, str]] = set()
+        for event in self.events:
+            partition, offset, _ = event.place
+            if below is not None and offset >= below.get(partition, 0):
+                continue
+            if event.identity:
+                key = (event.customer, event.name, event.identity)
+                if key in seen:
+                    continue
+                seen.add(key)
+            yield event
+
+
+def read_messages(settings: Settings, topic: str) -> Iterator[tuple[int, int, bytes | None, bytes | None]]:
+    """(partition, offset, key, value) of a whole topic, each partition in its order."""
+    consumer = Consumer({**settings.kafka_properties, "group.id": "chaos-count", "enable.partition.eof": True})
+    unread = set(range(settings.event_partitions))
+    consumer.assign([TopicPartition(topic_name(settings, topic), p, OFFSET_BEGINNING) for p in unread])
+    silent = 0
+    try:
+        while unread:
+            messages = consumer.consume(10_000, 1.0)
+            silent = 0 if messages else silent + 1
+            assert silent < 30, f"{topic} could not be read"
+            for message in messages:
+                partition, offset = message.partition() or 0, message.offset() or 0
+                if (error := message.error()) is None:
+                    key, value = message.key(), message.value()
+                    yield partition, offset, key.encode() if isinstance(key, str) else key, value
+                else:
+                    assert error.code() == KafkaError._PARTITION_EOF, error  # pyright: ignore[reportPrivateUsage]
+                    unread.discard(partition)
+    finally:
+        consumer.close()
+
+
+def read_log(settings: Settings, poison: Iterable[bytes]) -> Log:
+    """poison: messages that are known to be no batches; whatever else can't be read is an error."""
+    log, bad = Log(), set(poison)
+    for partition, offset, _, value in read_messages(settings, USAGE_EVENTS):
+        log.messages.add((partition, offset))
+        if (value or b"") in bad:
+            log.unreadable += 1
+            continue
+        assert value is not None
+        batch: Any = fastavro.schemaless_reader(io.BytesIO(value[_HEADER:]), _SCHEMA, None)
+        identities = batch["identity"] or [""] * len(batch["customer_id"])
+        columns = zip(
+            batch["customer_id"], batch["event_name"], batch["timestamp"], batch["value"], identities, strict=True
+        )
+        for index, (customer, name, at, number, identity) in enumerate(columns):
+            micros = int(at.timestamp()) * 1_000_000 + at.microsecond
+            log.events.append(Logged((partition, offset, index), customer, name, micros, number, identity))
+    return log
+
+
+def by_cycle(events: Iterable[Logged], cycles: Mapping[str, list[Cycle]]) -> dict[Key, Sum]:
+    """Sums by customer, event_name and cycle, of the customers that have cycles here."""
+    found: dict[Key, Sum] = defaultdict(Sum)
+    for event in events:
+        for cycle in cycles.get(event.customer, ()):
+            if cycle[0] <= event.at < cycle[1]:
+                found[event.customer, event.name, cycle].add(event.value)
+    return dict(found)
+
+
+def invoice_total(calls: Sum, peak: Sum) -> Decimal:
+    """By the prices that stack.py sets: each line rounded once, half up; what is negative costs nothing."""
+    quantities = {"count": Decimal(calls.count), "sum": calls.total, "max": peak.most or Decimal(0)}
+    return sum(
+        (
+            (Decimal(UNIT_AMOUNTS[aggregation]) * max(Decimal(0), quantity)).quantize(_CENT, ROUND_HALF_UP)
+            for aggregation, quantity in quantities.items()
+        ),
+        Decimal(0),
+    )

@@ -1,0 +1,238 @@
+"""What may happen to a stack, each as a generator: it does its harm, yields while it waits, and ends when all is well.
+
+A fault yields seconds to be woken after. What it measures it notes as the recovery time of a part: from the harm (from
+the start, for broker and engine, which are down for a time of the fault's choice) until the part has dealt with all
+that was in the log a second later.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+
+from runtime.topics import admin_client, create_topics
+from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.usage_batch import HEADER_LENGTH, encode
+from tests.chaos.load import Load
+from tests.chaos.recovery import Monitor, Recovery
+from tests.chaos.stack import Part, Stack
+from tests.flow.metering import Event, batch_of
+
+Fault = Generator[float, None, None]
+RECOVERY_SECONDS_MAX = 90.0
+_EVERY = 0.1
+
+
+class NotRecovered(Exception):
+    """A part did not work again in time."""
+
+
+@dataclass
+class Bench:
+    """What faults work on. recoveries: kind of part → seconds. poison: messages that are none, by their bytes."""
+
+    stack: Stack
+    load: Load
+    monitor: Monitor
+    random: random.Random
+    recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    poison: list[bytes] = field(default_factory=list[bytes])
+    snapshot: Path | None = None
+
+
+# -- harm ----------------------------------------------------------------------------------------------------------
+
+
+def killed(bench: Bench, part: Part) -> Fault:
+    part.process.kill()
+    yield from _recovered(bench, part.kind)
+
+
+def terminated(bench: Bench, part: Part) -> Fault:
+    part.process.terminate()
+    yield from _recovered(bench, part.kind)
+
+
+def frozen(bench: Bench, part: Part) -> Fault:
+    """Beyond the session time-out, so that another takes over before it goes on."""
+    seconds = bench.random.uniform(2, 4) if part.kind == "serve" else bench.random.uniform(8, 13)
+    if part.process.running:
+        part.process.pause()
+        yield seconds
+        if part.process.running:
+            part.process.resume()
+    # As it was all the time for the others; so not noted as a recovery.
+    yield from _recovered(bench, part.kind, note=False)
+
+
+def outage(bench: Bench, part: Part) -> Fault:
+    """Broker or engine down for seconds, in order or not."""
+    yield from _stopped(part, bench.random.choice((True, False)))
+    yield bench.random.uniform(0.5, 5)
+    part.held = False
+    yield from _recovered(bench, part.kind)
+
+
+def slow_engine(bench: Bench, part: Part) -> Fault:
+    """It takes connections and answers nothing."""
+    part.process.pause()
+    yield bench.random.uniform(3, 9)
+    part.process.resume()
+    yield from _recovered(bench, part.kind, note=False)
+
+
+def engine_restored(bench: Bench, part: Part) -> Fault:
+    """The first time a copy is kept, later the copy takes the place of what is there."""
+    engine = bench.stack.engine
+    yield from _stopped(part, True)
+    if bench.snapshot is None:
+        bench.snapshot = bench.stack.directory / "clickhouse-copy"
+        shutil.copytree(engine.data_dir, bench.snapshot, symlinks=True)
+    else:
+        shutil.rmtree(engine.data_dir)
+        shutil.copytree(bench.snapshot, engine.data_dir, symlinks=True)
+    part.held = False
+    yield from _recovered(bench, part.kind)
+
+
+def rebalanced(bench: Bench, part: Part) -> Fault:
+    """A third aggregator comes, and goes again."""
+    part.held = False
+    yield bench.random.uniform(4, 10)
+    yield from _stopped(part, bench.random.choice((True, False)))
+    yield from _recovered(bench, part.kind, note=False)
+
+
+def group_reset(bench: Bench, parts: Sequence[Part]) -> Fault:
+    """The group's offsets go back to the beginning; to change them nobody may be in it."""
+    sink = parts[0].kind == "sink"
+    group = topic_name(bench.stack.settings, SINK_GROUP if sink else "aggregator")
+    for part in parts:
+        yield from _stopped(part, True)
+    topic = topic_name(bench.stack.settings, USAGE_EVENTS)
+    places = [TopicPartition(topic, partition, 0) for partition in range(bench.stack.settings.event_partitions)]
+    deadline = time.monotonic() + 40
+    while True:
+        request = ConsumerGroupTopicPartitions(group, places)
+        admin = admin_client(bench.stack.settings)
+        try:
+            admin.alter_consumer_group_offsets([request])[group].result(10)
+            break
+        except KafkaException:  # killed ones are members until their session is over
+            if time.monotonic() > deadline:
+                raise
+        yield 0.5
+    yield from _resumed(bench, parts)
+
+
+def changelog_lost(bench: Bench, parts: Sequence[Part]) -> Fault:
+    """usage.totals is made again, empty: all is counted from the log's beginning."""
+    for part in parts:
+        yield from _stopped(part, True)
+    settings = bench.stack.settings
+    topic, admin = topic_name(settings, USAGE_TOTALS), admin_client(settings)
+    admin.delete_topics([topic])[topic].result(15)
+    while topic in admin.list_topics(timeout=10).topics:
+        yield _EVERY
+    create_topics(settings)
+    yield from _resumed(bench, parts)
+
+
+def poisoned(bench: Bench) -> Fault:
+    """Messages that are no batches, between those that are: truncated, of an unknown schema, garbage, empty."""
+    producer = bench.stack.producer
+    rnd = bench.random
+    good = encode(batch_of([Event("customer-0"), Event("customer-1")]))
+    bad = [b"", rnd.randbytes(rnd.randrange(1, 300)), b"\0\0\0\x7f\xff" + rnd.randbytes(50)]
+    bad += [good[: rnd.randrange(HEADER_LENGTH, len(good))], b"\0\0\0\0\x63" + good[HEADER_LENGTH:]]
+    topic = topic_name(bench.stack.settings, USAGE_EVENTS)
+    for message in bad:
+        producer.produce(topic, message, partition=rnd.randrange(bench.stack.settings.event_partitions))
+        bench.poison.append(message)
+    deadline = time.monotonic() + 60
+    while producer.flush(0.01):
+        if time.monotonic() > deadline:
+            raise NotRecovered("poison could not be sent")
+        yield _EVERY
+
+
+# -- what they share -----------------------------------------------------------------------------------------------
+
+
+def _stopped(part: Part, in_order: bool) -> Fault:
+    part.held = True
+    if in_order:
+        part.process.terminate()
+        deadline = time.monotonic() + 30
+        while part.process.running and time.monotonic() < deadline:
+            yield _EVERY
+    part.process.kill()
+
+
+def _resumed(bench: Bench, parts: Sequence[Part]) -> Fault:
+    for part in parts:
+        part.held = False
+    yield from _recovered(bench, parts[0].kind, note=False)
+
+
+def _recovered(bench: Bench, kind: str, *, note: bool = True) -> Fault:
+    recovery = Recovery(bench.monitor, _works(bench, kind))
+    while not recovery.done():
+        if recovery.seconds > RECOVERY_SECONDS_MAX:
+            raise NotRecovered(f"{kind} did not work again within {RECOVERY_SECONDS_MAX:g} s")
+        yield _EVERY
+    if note:
+        bench.recoveries.setdefault(kind, []).append(recovery.seconds)
+
+
+def _works(bench: Bench, kind: str) -> Callable[[dict[int, int]], bool]:
+    began, monitor = time.monotonic(), bench.monitor
+    match kind:
+        case "aggregator":
+            return monitor.totals_have
+        case "sink" | "clickhouse":
+            return monitor.stored_has
+        case "serve" | "kafka":
+            return lambda _: bench.load.answered_at > began
+        case _:
+            ready = [part.ready for part in bench.stack.of_kind(kind)]
+            return lambda _: all(each() for each in ready)
+
+
+# -- which one, when -----------------------------------------------------------------------------------------------
+
+
+def next_fault(bench: Bench) -> tuple[str, list[Part], Fault] | None:
+    """A fault at random, of parts that none is done to now, its name and those parts; None: they are not free."""
+    stack, rnd = bench.stack, bench.random
+    one = rnd.choice([part for part in stack.services if part.kind != "serve"])
+    aggregators, sinks = stack.of_kind("aggregator"), stack.of_kind("sink")
+    choices: list[tuple[int, str, list[Part], Callable[[], Fault]]] = [
+        (8, f"kill {one.kind}", [one], lambda: killed(bench, one)),
+        (3, f"terminate {one.kind}", [one], lambda: terminated(bench, one)),
+        (4, f"freeze {one.kind}", [one], lambda: frozen(bench, one)),
+        (2, "kill serve", [stack.gateway], lambda: killed(bench, stack.gateway)),
+        (1, "terminate serve", [stack.gateway], lambda: terminated(bench, stack.gateway)),
+        (1, "freeze serve", [stack.gateway], lambda: frozen(bench, stack.gateway)),
+        (3, "broker down", [stack.kafka], lambda: outage(bench, stack.kafka)),
+        (3, "engine down", [stack.clickhouse], lambda: outage(bench, stack.clickhouse)),
+        (2, "engine slow", [stack.clickhouse], lambda: slow_engine(bench, stack.clickhouse)),
+        (3, "engine restored", [stack.clickhouse], lambda: engine_restored(bench, stack.clickhouse)),
+        (2, "rebalance", [stack.guest], lambda: rebalanced(bench, stack.guest)),
+        (1, "aggregators' group reset", aggregators, lambda: group_reset(bench, aggregators)),
+        (1, "sinks' group reset", sinks, lambda: group_reset(bench, sinks)),
+        (1, "changelog lost", [*aggregators, stack.guest, stack.kafka], lambda: changelog_lost(bench, aggregators)),
+        (2, "poison", [stack.kafka], lambda: poisoned(bench)),
+    ]
+    _, name, parts, begin = rnd.choices(choices, [weight for weight, *_ in choices])[0]
+    if any(part.broken for part in parts):
+        return None
+    if stack.kafka.broken and any(part is stack.kafka for part in parts):
+        return None
+    return name, parts, begin()

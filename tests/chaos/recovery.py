@@ -1,0 +1,103 @@
+"""How far aggregator, sink and gateway are, looked at all the time → how long each took to work again after a fault."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+
+from schemas import totals
+from schemas.settings import Settings
+from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.totals import Progress
+
+_SECONDS = 0.2
+_REQUEST_SECONDS = 3.0
+_AIM_SECONDS = 1.0  # what is in the log a second after a fault is what must be dealt with
+
+
+class Monitor:
+    """Next offsets by partition: of the log, of the totals (usage.totals' progress), of ClickHouse (the sink's commit).
+
+    A thread; what it can't read at the moment keeps its last value.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.ends: dict[int, int] = {}
+        self.totals: dict[int, int] = {}
+        self.stored: dict[int, int] = {}
+        self.answered = 0.0  # monotonic seconds of the last time that the log's ends were told
+        self._settings = settings
+        self._partitions = range(settings.event_partitions)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(20)
+
+    def totals_have(self, aim: dict[int, int]) -> bool:
+        return all(self.totals.get(partition, 0) >= offset for partition, offset in aim.items())
+
+    def stored_has(self, aim: dict[int, int]) -> bool:
+        return all(self.stored.get(partition, 0) >= offset for partition, offset in aim.items())
+
+    def _run(self) -> None:
+        events, written = topic_name(self._settings, USAGE_EVENTS), topic_name(self._settings, USAGE_TOTALS)
+        places = [TopicPartition(events, partition) for partition in self._partitions]
+        sink = self._consumer(topic_name(self._settings, SINK_GROUP))
+        tail = self._consumer("chaos-monitor")
+        tail.assign([TopicPartition(written, partition, OFFSET_END) for partition in self._partitions])
+        while not self._stopping.wait(_SECONDS):
+            for message in tail.consume(100_000, 0.05):
+                if message.error() is None and (value := message.value()) is not None:
+                    record = totals.decode(message.key() or b"", value)
+                    if isinstance(record, Progress):
+                        self.totals[record.partition] = record.next_offset
+            with contextlib.suppress(KafkaException):
+                for place in places:
+                    _, self.ends[place.partition] = sink.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)
+                self.answered = time.monotonic()
+                for place in sink.committed(places, timeout=_REQUEST_SECONDS):
+                    self.stored[place.partition] = max(0, place.offset)
+        sink.close()
+        tail.close()
+
+    def _consumer(self, group: str) -> Consumer:
+        return Consumer(
+            {
+                **self._settings.kafka_properties,
+                "group.id": group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "log_level": 0,
+                "error_cb": lambda _: None,
+            }
+        )
+
+
+class Recovery:
+    """A part after a fault: done() once it has dealt with what was in the log a second after it."""
+
+    def __init__(self, monitor: Monitor, has: Callable[[dict[int, int]], bool], since: float | None = None) -> None:
+        self.since = time.monotonic() if since is None else since
+        self._monitor = monitor
+        self._has = has
+        self._aim: dict[int, int] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
+
+    def done(self) -> bool:
+        if self._aim is None:
+            if self._monitor.answered < self.since + _AIM_SECONDS:
+                return False
+            self._aim = dict(self._monitor.ends)
+        return self._has(self._aim)

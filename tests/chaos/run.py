@@ -1,0 +1,195 @@
+"""seed, seconds → a stack under load and under faults, then what an independent count says of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from tests.chaos import verdict
+from tests.chaos.count import by_cycle, read_log
+from tests.chaos.faults import Bench, Fault, NotRecovered, next_fault
+from tests.chaos.load import Load
+from tests.chaos.recovery import Monitor
+from tests.chaos.stack import GRACE_SECONDS, Part, Stack
+from tests.chaos.verdict import Difference
+
+CUSTOMERS_PER_MINUTE = 20
+_TICK_SECONDS = 0.02
+_SETTLE_SECONDS_MAX = 150.0
+_WARM_UP_SECONDS = 3.0
+
+
+@dataclass
+class Report:
+    """What a run came to. ok: nothing lost, nothing doubled, no alert missed, and every part worked again."""
+
+    seed: int
+    seconds: float
+    faults: Counter[str] = field(default_factory=Counter[str])
+    accepted: int = 0
+    duplicates: int = 0
+    unreadable: int = 0
+    retries: int = 0
+    invoices: int = 0
+    ingest: Difference = field(default_factory=Difference)
+    live: Difference = field(default_factory=Difference)
+    clickhouse: Difference = field(default_factory=Difference)
+    billing: Difference = field(default_factory=Difference)
+    alerts: int = 0
+    alerts_missed: set[str] = field(default_factory=set[str])
+    alerts_untrue: set[str] = field(default_factory=set[str])
+    recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    ended_by_themselves: Counter[str] = field(default_factory=Counter[str])
+    problems: list[str] = field(default_factory=list[str])
+
+    @property
+    def ok(self) -> bool:
+        parts = (self.ingest, self.live, self.clickhouse, self.billing)
+        return all(part.none for part in parts) and not (self.alerts_missed or self.alerts_untrue or self.problems)
+
+    def lines(self) -> list[str]:
+        """As it is printed."""
+        named = (
+            ("ingest", self.ingest),
+            ("live totals", self.live),
+            ("ClickHouse", self.clickhouse),
+            ("invoices", self.billing),
+        )
+        faults = ", ".join(f"{count} × {name}" for name, count in sorted(self.faults.items()))
+        lines = [
+            f"seed {self.seed}: {'ok' if self.ok else 'FAILED'}, {self.seconds:.0f} s, {sum(self.faults.values())} faults",
+            f"  faults: {faults}",
+            f"  accepted {self.accepted} ({self.duplicates} duplicates among them), {self.unreadable} unreadable messages, "
+            f"{self.retries} retries, {self.invoices} invoices",
+            *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
+            f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, without reason {len(self.alerts_untrue)}",
+            *(
+                f"  recovery of {kind}: median {median(found):.1f} s, max {max(found):.1f} s of {len(found)}"
+                for kind, found in sorted(self.recoveries.items())
+            ),
+        ]
+        if self.ended_by_themselves:
+            lines.append(f"  ended by themselves and were started again: {dict(self.ended_by_themselves)}")
+        wrong = [text for _, each in named for text in each.wrong[:10]] + self.problems
+        return lines + [f"  ! {text}" for text in wrong]
+
+
+def run(seed: int, seconds: float, directory: Path, say: Callable[[str], None] = print) -> Report:
+    """Break a stack for so long, then count. directory: for data and logs."""
+    report = Report(seed, seconds)
+    customers = max(4, int(CUSTOMERS_PER_MINUTE * seconds / 60))
+    with Stack(directory, customers, seconds) as stack:
+        load, monitor = Load(stack, seed), Monitor(stack.settings)
+        bench = Bench(stack, load, monitor, random.Random(seed))
+        monitor.start()
+        load.start()
+        try:
+            _break(bench, report, seconds, say)
+            load.stopping.set()
+            _settle(bench, report)
+        except NotRecovered as error:
+            report.problems.append(str(error))
+        finally:
+            load.stopping.set()
+            monitor.stop()
+        report.recoveries = bench.recoveries
+        for part in stack.parts:
+            if part.ended_by_itself:
+                report.ended_by_themselves[part.kind] += part.ended_by_itself
+        if not report.problems:
+            _count(bench, report)
+    return report
+
+
+def _break(bench: Bench, report: Report, seconds: float, say: Callable[[str], None]) -> None:
+    """Faults at random instants, one at a time mostly, until the time is over; returns with all of them over."""
+    stack, rnd, began = bench.stack, bench.random, time.monotonic()
+    running: list[tuple[str, list[Part], Fault, list[float]]] = []
+    next_at = began + _WARM_UP_SECONDS
+    while (now := time.monotonic()) < began + seconds or running:
+        stack.keep()
+        for each in list(running):
+            name, parts, fault, wake = each
+            if now < wake[0]:
+                continue
+            try:
+                wake[0] = time.monotonic() + next(fault)
+            except StopIteration:
+                running.remove(each)
+                for part in parts:
+                    part.broken = False
+                next_at = min(next_at, time.monotonic() + rnd.uniform(0, 2))
+        if now >= next_at and now < began + seconds and (begun := next_fault(bench)) is not None:
+            name, parts, fault = begun
+            say(f"  {now - began:6.1f} s  {name}")
+            report.faults[name] += 1
+            for part in parts:
+                part.broken = True
+            running.append((name, parts, fault, [0.0]))
+            # The next one comes when this is over, or in its middle.
+            next_at = now + rnd.uniform(0.2, 4) if rnd.random() < 0.3 else inf
+        time.sleep(_TICK_SECONDS)
+
+
+def _settle(bench: Bench, report: Report) -> None:
+    """All that was sent is counted and stored, and what is due is paid."""
+    stack, monitor = bench.stack, bench.monitor
+    deadline = time.monotonic() + _SETTLE_SECONDS_MAX
+    due = {customer for customer, end in stack.ends.items() if end.timestamp() + GRACE_SECONDS < time.time()}
+
+    def wait_until(condition: Callable[[], bool], what: str) -> None:
+        while not condition():
+            stack.keep()
+            if time.monotonic() > deadline:
+                raise NotRecovered(f"{what} within {_SETTLE_SECONDS_MAX:g} s of the last fault")
+            time.sleep(0.1)
+
+    wait_until(lambda: not bench.load.running, "the producers did not end")
+    stopped = time.monotonic()
+    wait_until(lambda: monitor.answered > stopped + 1, "the broker did not answer")
+    aim = dict(monitor.ends)
+    wait_until(lambda: monitor.totals_have(aim), f"totals stand at {monitor.totals} of {aim}: not all was counted")
+    wait_until(lambda: monitor.stored_has(aim), f"ClickHouse has {monitor.stored} of {aim}: not all was stored")
+
+    def paid() -> bool:
+        try:
+            found = verdict.invoices(stack)
+        except httpx.HTTPError:
+            return False
+        states = Counter(each["state"] for each in found)
+        report.invoices = len(found)
+        return {each["customer_id"] for each in found} >= due and set(states) <= {"paid"}
+
+    wait_until(paid, "not all invoices were paid")
+
+
+def _count(bench: Bench, report: Report) -> None:
+    stack, load = bench.stack, bench.load
+    log = read_log(stack.settings, bench.poison)
+    cycles = {customer: list(stack.cycles(customer)) for customer in stack.customers}
+    firsts = list(log.firsts())
+    expected = by_cycle(firsts, cycles)
+    report.accepted, report.retries = load.events, load.retries
+    report.duplicates, report.unreadable = len(log.events) - len(firsts), log.unreadable
+    report.problems += [f"the gateway refused a batch: {text}" for text in load.refused[:3]]
+    report.ingest = verdict.accepted(load, log)
+    report.live = verdict.in_totals(stack, expected)
+    report.clickhouse = verdict.in_clickhouse(stack, log, firsts, cycles)
+    documents = verdict.invoices(stack)
+    report.invoices = len(documents)
+    report.billing = verdict.on_invoices(stack, documents, log)
+    report.alerts = sum(
+        total.count >= threshold
+        for (_, name, _), total in expected.items()
+        for threshold in stack.rules.values()
+        if name == "calls"
+    )
+    report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected)

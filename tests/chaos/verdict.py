@@ -1,0 +1,167 @@
+"""Totals, ClickHouse, invoices and alerts as they are, beside the independent count → what was lost, and what doubled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import clickhouse_connect
+import httpx
+
+from schemas import alert as alert_codec
+from schemas import totals as totals_codec
+from schemas.alert_rule import alert_id
+from schemas.period import parse_rfc3339
+from schemas.topics import USAGE_ALERTS, USAGE_TOTALS
+from schemas.totals import UsageTotal
+from tests.chaos.count import Cycle, Key, Log, Logged, Sum, by_cycle, invoice_total, read_messages
+from tests.chaos.load import Load
+from tests.chaos.stack import ADMIN, Stack
+
+
+@dataclass
+class Difference:
+    """lost, double: events too few and too many. wrong: what differs, in words, the first few of it."""
+
+    lost: int = 0
+    double: int = 0
+    wrong: list[str] = field(default_factory=list[str])
+
+    @property
+    def none(self) -> bool:
+        return not (self.lost or self.double or self.wrong)
+
+    def compare(self, what: str, found: Sum, expected: Sum) -> None:
+        self.lost += max(0, expected.count - found.count)
+        self.double += max(0, found.count - expected.count)
+        if found != expected:
+            self.wrong.append(f"{what}: {found}, it should be {expected}")
+
+
+def accepted(load: Load, log: Log) -> Difference:
+    """Every event that was answered 202 is in the log; and its receipt's offsets are, with as many events."""
+    found = Difference()
+    identities = {(event.customer, event.name, event.identity) for event in log.events if event.identity}
+    at = Counter((event.place[0], event.place[1]) for event in log.events)
+    for batch in load.acknowledged:
+        missing = [e for e in batch.events if e.identity and (e.customer, e.name, e.identity) not in identities]
+        found.lost += len(missing)
+        for partition, first, last, events in batch.ranges:
+            held = sum(at[partition, offset] for offset in range(first, last + 1))
+            if held < events:
+                found.wrong.append(f"receipt of {events} events at {partition}/{first}-{last}: {held} are there")
+                found.lost += 0 if missing else events - held
+    return found
+
+
+def in_totals(stack: Stack, expected: Mapping[Key, Sum]) -> Difference:
+    """usage.totals as any reader has it."""
+    newest: dict[bytes, UsageTotal] = {}
+    for _, _, key, value in read_messages(stack.settings, USAGE_TOTALS):
+        assert key is not None
+        if value is None:
+            newest.pop(key, None)
+        elif isinstance(record := totals_codec.decode(key, value), UsageTotal) and record.supersedes(newest.get(key)):
+            newest[key] = record
+    found = {
+        (each.customer_id, each.event_name, (each.cycle_start, each.cycle_end)): Sum(
+            each.count, Decimal(each.sum), None if each.max is None else Decimal(each.max)
+        )
+        for each in newest.values()
+    }
+    return _differences("live", found, expected)
+
+
+def in_clickhouse(stack: Stack, log: Log, firsts: list[Logged], cycles: Mapping[str, list[Cycle]]) -> Difference:
+    """The view `usage`, and everything accepted by its coordinates."""
+    client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
+    try:
+        rows = client.query(
+            "SELECT customer_id, event_name, toUnixTimestamp64Micro(timestamp), value, kafka_partition, kafka_offset, "
+            "kafka_index FROM usage"
+        ).result_rows
+        stored = [Logged((p, o, i), customer, name, at, value, "") for customer, name, at, value, p, o, i in rows]
+        found = _differences("stored", by_cycle(stored, cycles), by_cycle(firsts, cycles))
+        places = {event.place for event in firsts}
+        if extra := [event.place for event in stored if event.place not in places]:
+            found.wrong.append(f"{len(extra)} events count that are not the first of their identity: {extra[:3]}")
+        ((kept,),) = client.query("SELECT count() FROM usage_accepted FINAL").result_rows
+        if kept != len(log.events):
+            found.wrong.append(f"usage_accepted has {kept} of {len(log.events)} events")
+            found.lost += max(0, len(log.events) - kept)
+        ((letters,),) = client.query("SELECT uniqExact(kafka_partition, kafka_offset) FROM dead_letters").result_rows
+        if letters != log.unreadable:
+            found.wrong.append(f"{letters} dead letters of {log.unreadable} unreadable messages")
+        return found
+    finally:
+        client.close()
+
+
+def on_invoices(stack: Stack, documents: list[dict[str, Any]], log: Log) -> Difference:
+    """Each invoice holds what lies below its watermark, is one, is paid, and is the same at Stripe."""
+    found = Difference()
+    at_stripe = stripe_invoices(stack)
+    for document in documents:
+        customer, cycle = document["customer_id"], _cycle(document)
+        below = {int(partition): offset for partition, offset in document["watermark"]["offsets"].items()}
+        expected = by_cycle(log.firsts(below), {customer: [cycle]})
+        calls = expected.get((customer, "calls", cycle), Sum())
+        peak = expected.get((customer, "peak", cycle), Sum())
+        quantity = {line["meter_id"]: Decimal(line["quantity"]) for line in document["lines"]}
+        billed = Sum(int(quantity[stack.meters["count"]]), quantity[stack.meters["sum"]], calls.most)
+        found.compare(f"invoice of {customer}", billed, calls)
+        if quantity[stack.meters["max"]] != (peak.most or 0):
+            found.wrong.append(f"invoice of {customer}: max {quantity[stack.meters['max']]}, not {peak.most}")
+        total = invoice_total(calls, peak)
+        if Decimal(document["total"]) != total:
+            found.wrong.append(f"invoice of {customer}: {document['total']}, not {total}")
+        theirs = [each for each in at_stripe if each["metadata"].get("usage_customer_id") == customer]
+        made = [(each["status"], each["subtotal"]) for each in theirs if each["status"] != "void"]
+        if total and made != [("paid", int(total * 100))]:
+            found.wrong.append(f"invoice of {customer}: at Stripe {made}, {total} to be paid")
+    return found
+
+
+def alerts(stack: Stack, expected: Mapping[Key, Sum]) -> tuple[set[str], set[str]]:
+    """(missed, raised without reason): ids of alerts."""
+    fired = {alert_codec.decode(value).id for _, _, _, value in read_messages(stack.settings, USAGE_ALERTS) if value}
+    due = {
+        alert_id(rule, customer, cycle[0])
+        for (customer, name, cycle), total in expected.items()
+        for rule, threshold in stack.rules.items()
+        if name == "calls" and total.count >= threshold
+    }
+    return due - fired, fired - due
+
+
+def invoices(stack: Stack) -> list[dict[str, Any]]:
+    """All invoices, by the API. Raises httpx.HTTPError."""
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    answer = httpx.get(f"{stack.address}/api/v1/invoices?limit=500", headers=headers, timeout=20)
+    answer.raise_for_status()
+    return answer.json()["data"]
+
+
+def stripe_invoices(stack: Stack) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    headers, more = {"Authorization": f"Bearer {stack.stripe.api_key}"}, True
+    while more:
+        query = {"limit": "100", **({"starting_after": found[-1]["id"]} if found else {})}
+        answer = httpx.get(f"{stack.stripe.address}/v1/invoices", params=query, headers=headers, timeout=20).json()
+        found += answer["data"]
+        more = answer["has_more"]
+    return found
+
+
+def _cycle(document: dict[str, Any]) -> Cycle:
+    return parse_rfc3339(document["cycle"]["start"]), parse_rfc3339(document["cycle"]["end"])
+
+
+def _differences(where: str, found: Mapping[Key, Sum], expected: Mapping[Key, Sum]) -> Difference:
+    difference = Difference()
+    for key in found.keys() | expected.keys():
+        difference.compare(f"{where} {key}", found.get(key, Sum()), expected.get(key, Sum()))
+    return difference

@@ -1,0 +1,70 @@
+"""The count of `make chaos` sees what is lost and what is doubled: a proof that never fails proves nothing."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+from tests.chaos import verdict
+from tests.chaos.count import Log, Logged, Sum, by_cycle, invoice_total
+from tests.chaos.load import Acknowledged, Sent
+
+MARCH, APRIL, MAY = (0, 100), (100, 200), (200, 300)
+
+
+def logged(offset: int, index: int, at: int, value: str, identity: str = "", name: str = "calls") -> Logged:
+    return Logged((0, offset, index), "a", name, at, Decimal(value), identity)
+
+
+LOG = Log(
+    events=[
+        logged(0, 0, 10, "1", "c:1"),
+        logged(0, 1, 110, "2"),
+        logged(1, 0, 150, "9", "c:1"),
+        logged(2, 0, 99, "4"),
+        logged(2, 1, 99, "0.5", name="peak"),
+    ]
+)
+
+
+def test_the_first_of_an_identity_counts_in_its_cycle_and_below_a_watermark() -> None:
+    assert by_cycle(LOG.firsts(), {"a": [MARCH, APRIL]}) == {
+        ("a", "calls", MARCH): Sum(2, Decimal(5), Decimal(4)),
+        ("a", "calls", APRIL): Sum(1, Decimal(2), Decimal(2)),
+        ("a", "peak", MARCH): Sum(1, Decimal("0.5"), Decimal("0.5")),
+    }
+    assert by_cycle(LOG.firsts({0: 2}), {"a": [MARCH]}) == {("a", "calls", MARCH): Sum(1, Decimal(1), Decimal(1))}
+    assert by_cycle(LOG.firsts(), {"a": [MAY]}) == by_cycle(LOG.firsts(), {}) == {}
+
+
+def test_lines_are_rounded_once_half_up_and_nothing_is_paid_back() -> None:
+    calls = Sum(3, Decimal("124.5"), Decimal(100))
+    assert invoice_total(calls, Sum(1, Decimal(1), Decimal("0.01"))) == Decimal("0.03") + Decimal("0.12") + Decimal(
+        "0.01"
+    )
+    assert invoice_total(Sum(3, Decimal(-500), None), Sum()) == Decimal("0.03")
+
+
+def acknowledged(*identities: str, ranges: tuple[tuple[int, int, int, int], ...]) -> Any:
+    events = tuple(Sent("a", "calls", "", "1", identity) for identity in identities)
+    return SimpleNamespace(acknowledged=[Acknowledged(events, ranges)])
+
+
+def test_an_acknowledged_event_that_is_not_in_the_log_is_lost() -> None:
+    assert verdict.accepted(acknowledged("c:1", "", ranges=((0, 0, 0, 2),)), LOG).none
+    assert verdict.accepted(acknowledged("c:2", ranges=((0, 0, 0, 1),)), LOG).lost == 1
+    short = verdict.accepted(acknowledged("", "", ranges=((0, 1, 1, 2),)), LOG)
+    assert (short.lost, len(short.wrong)) == (1, 1)
+    assert verdict.accepted(acknowledged("", ranges=((0, 7, 7, 1),)), LOG).lost == 1
+
+
+def test_differences_are_told_apart() -> None:
+    found = verdict.Difference()
+    found.compare("equal", Sum(2, Decimal(1), None), Sum(2, Decimal(1), None))
+    assert found.none
+    found.compare("lost", Sum(1, Decimal(1), None), Sum(3, Decimal(1), None))
+    found.compare("doubled", Sum(5, Decimal(1), None), Sum(4, Decimal(1), None))
+    found.compare("another value", Sum(1, Decimal(1), None), Sum(1, Decimal(2), None))
+    assert (found.lost, found.double, len(found.wrong)) == (2, 1, 3)
+    assert not found.none
