@@ -23,12 +23,20 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.chaos.stack import UNIT_AMOUNTS
 
-_SCHEMA = fastavro.parse_schema(json.loads((Path(schemas.__file__).parent / "usage_batch.avsc").read_text()))
+
+def _schema(name: str) -> Any:
+    return fastavro.parse_schema(json.loads((Path(schemas.__file__).parent / name).read_text()))
+
+
+_BATCH, _VOID = _schema("usage_batch.avsc"), _schema("usage_void.avsc")
 _HEADER = 5
+_VOID_HEADER = b"\0\0\0\0\2"
 _CENT = Decimal("0.01")
 
 Place = tuple[int, int, int]
 """partition, offset, index in the message."""
+Identity = tuple[str, str, str]
+"""customer_id, event_name, identity."""
 Cycle = tuple[int, int]
 """start and end, µs."""
 Key = tuple[str, str, Cycle]
@@ -46,6 +54,10 @@ class Logged:
     value: Decimal | None
     identity: str
 
+    @property
+    def identified(self) -> Identity:
+        return (self.customer, self.name, self.identity)
+
 
 @dataclass(slots=True)
 class Sum:
@@ -62,24 +74,31 @@ class Sum:
 
 @dataclass
 class Log:
-    """Every event in the order of each partition, and how many messages were no batch."""
+    """Every event and every tombstone in the order of each partition, and how many messages were neither."""
 
     events: list[Logged] = field(default_factory=list[Logged])
+    voids: list[Logged] = field(default_factory=list[Logged])
     messages: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     unreadable: int = 0
 
-    def firsts(self, below: Mapping[int, int] | None = None) -> Iterator[Logged]:
-        """What counts: of events with one identity the first. below: partition → next offset of a watermark."""
-        seen: set[tuple[str, str, str]] = set()
-        for event in self.events:
-            partition, offset, _ = event.place
-            if below is not None and offset >= below.get(partition, 0):
-                continue
+    def firsts(self, below: Mapping[int, int] | None = None, *, voided: bool = False) -> Iterator[Logged]:
+        """What counts: of events with one identity the first, and none that a tombstone names.
+
+        below: partition → next offset of a watermark. voided: count what is voided too.
+        """
+
+        def known(event: Logged) -> bool:
+            return below is None or event.place[1] < below.get(event.place[0], 0)
+
+        seen: set[Identity] = set()
+        void = set() if voided else {each.identified for each in self.voids if known(each)}
+        for event in filter(known, self.events):
             if event.identity:
-                key = (event.customer, event.name, event.identity)
-                if key in seen:
+                if event.identified in seen:
                     continue
-                seen.add(key)
+                seen.add(event.identified)
+                if event.identified in void:
+                    continue
             yield event
 
 
@@ -115,7 +134,15 @@ def read_log(settings: Settings, poison: Iterable[bytes]) -> Log:
             log.unreadable += 1
             continue
         assert value is not None
-        batch: Any = fastavro.schemaless_reader(io.BytesIO(value[_HEADER:]), _SCHEMA, None)
+        is_void = value.startswith(_VOID_HEADER)
+        batch: Any = fastavro.schemaless_reader(io.BytesIO(value[_HEADER:]), _VOID if is_void else _BATCH, None)
+        if is_void:
+            names = zip(batch["customer_id"], batch["event_name"], batch["identity"], strict=True)
+            log.voids += [
+                Logged((partition, offset, index), customer, name, 0, None, identity)
+                for index, (customer, name, identity) in enumerate(names)
+            ]
+            continue
         identities = batch["identity"] or [""] * len(batch["customer_id"])
         columns = zip(
             batch["customer_id"], batch["event_name"], batch["timestamp"], batch["value"], identities, strict=True

@@ -17,6 +17,7 @@ from tests.chaos.stack import ADMIN, Stack
 PRODUCERS = 3
 BATCHES_PER_SECOND = 6.0  # of each producer
 EVENTS_PER_BATCH_MAX = 50
+VOIDS_PER_BATCH = 0.05
 _TIMEOUT_SECONDS = 8.0
 _RETRY_SECONDS = (0.05, 1.0)
 
@@ -42,11 +43,12 @@ class Acknowledged:
 
 @dataclass
 class Load:
-    """What the producers did. answered_at: monotonic seconds of the last 202."""
+    """What the producers did. answered_at: monotonic seconds of the last 202. voids: identities, acknowledged."""
 
     stack: Stack
     seed: int
     acknowledged: list[Acknowledged] = field(default_factory=list[Acknowledged])
+    voids: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     answered_at: float = 0.0
     retries: int = 0
     refused: list[str] = field(default_factory=list[str])
@@ -93,6 +95,8 @@ class _Producer:
             due = time.monotonic()
             while not self._load.stopping.is_set():
                 self._send(http)
+                if self._known and self._random.random() < VOIDS_PER_BATCH:
+                    self._void(http, self._random.choice(self._known))
                 due = max(due + 1 / BATCHES_PER_SECOND, time.monotonic() - 1)
                 self._load.stopping.wait(max(0.0, due - time.monotonic()))
 
@@ -135,6 +139,23 @@ class _Producer:
         self._load.note(Acknowledged(sent, ranges))
         if kind == "ids" and len(self._known) < 2_000:
             self._known += events[:3]
+
+    def _void(self, http: httpx.Client, event: dict[str, Any]) -> None:
+        """Until it is answered 202; to void the same event again is safe."""
+        names = ("customer_id", "event_name", "event_id")
+        body = {**{name: event[name] for name in names}, "reason": "by chance"}
+        while True:
+            try:
+                answer = http.post("/api/v1/usage/events/void", json=body)
+            except httpx.HTTPError:
+                answer = None
+            if answer is not None and answer.status_code == 202:
+                self._load.voids.append((body["customer_id"], body["event_name"], f"c:{body['event_id']}"))
+                return
+            if answer is not None and answer.status_code not in (429, 503):
+                self._load.refused.append(f"{answer.status_code} {answer.text[:300]}")
+                return
+            time.sleep(self._random.uniform(*_RETRY_SECONDS))
 
     def _post(self, http: httpx.Client, events: list[dict[str, Any]], headers: dict[str, str]) -> httpx.Response | None:
         try:

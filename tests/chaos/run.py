@@ -36,6 +36,7 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter[str])
     accepted: int = 0
     duplicates: int = 0
+    voids: int = 0
     unreadable: int = 0
     retries: int = 0
     invoices: int = 0
@@ -67,8 +68,8 @@ class Report:
         lines = [
             f"seed {self.seed}: {'ok' if self.ok else 'FAILED'}, {self.seconds:.0f} s, {sum(self.faults.values())} faults",
             f"  faults: {faults}",
-            f"  accepted {self.accepted} ({self.duplicates} duplicates among them), {self.unreadable} unreadable messages, "
-            f"{self.retries} retries, {self.invoices} invoices",
+            f"  accepted {self.accepted} ({self.duplicates} duplicates among them), {self.voids} voids, "
+            f"{self.unreadable} unreadable messages, {self.retries} retries, {self.invoices} invoices",
             *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
             f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, without reason {len(self.alerts_untrue)}",
             *(
@@ -169,6 +170,19 @@ def _settle(bench: Bench, report: Report) -> None:
         return {each["customer_id"] for each in found} >= due and set(states) <= {"paid"}
 
     wait_until(paid, "not all invoices were paid")
+    # What the product says of itself must be the same: every event in one class, live totals equal to what is stored.
+    # After voids they are so once they are reconciled.
+    said = (1, "")
+
+    def balances() -> bool:
+        nonlocal said
+        said = stack.command("audit")
+        return said[0] == 0
+
+    try:
+        wait_until(balances, "`audit` did not balance")
+    except NotRecovered as error:
+        raise NotRecovered(f"{error}: {said[1][-1500:]}") from None
 
 
 def _count(bench: Bench, report: Report) -> None:
@@ -177,8 +191,9 @@ def _count(bench: Bench, report: Report) -> None:
     cycles = {customer: list(stack.cycles(customer)) for customer in stack.customers}
     firsts = list(log.firsts())
     expected = by_cycle(firsts, cycles)
-    report.accepted, report.retries = load.events, load.retries
-    report.duplicates, report.unreadable = len(log.events) - len(firsts), log.unreadable
+    unvoided = by_cycle(log.firsts(voided=True), cycles)
+    report.accepted, report.retries, report.voids = load.events, load.retries, len(log.voids)
+    report.duplicates, report.unreadable = len(log.events) - len(list(log.firsts(voided=True))), log.unreadable
     report.problems += [f"the gateway refused a batch: {text}" for text in load.refused[:3]]
     report.ingest = verdict.accepted(load, log)
     report.live = verdict.in_totals(stack, expected)
@@ -192,4 +207,4 @@ def _count(bench: Bench, report: Report) -> None:
         for threshold in stack.rules.values()
         if name == "calls"
     )
-    report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected)
+    report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected, unvoided)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -82,18 +85,19 @@ class Stack:
             event_partitions=PARTITIONS,
             billing_seconds=1.0,
             sweep_seconds=3.0,
+            reconcile_seconds=15.0,
             coverage_timeout_seconds=20.0,
             stripe_api_base=self.stripe.address,
             stripe_api_key=SecretStr(self.stripe.api_key),
             admin_key=SecretStr(ADMIN),
         )
-        env = {
+        self.env = {
             **environment(self.settings),
             "STRIPE_API_BASE": self.stripe.address,
             "STRIPE_API_KEY": self.stripe.api_key,
         }
         kinds = ("serve", "aggregator", "aggregator", "sink", "sink", "billing", "aggregator")
-        self.services = [_part(Service(kind, env, directory / f"{kind}-{at}")) for at, kind in enumerate(kinds)]
+        self.services = [_part(Service(kind, self.env, directory / f"{kind}-{at}")) for at, kind in enumerate(kinds)]
         self.guest = self.services.pop()  # a third aggregator, which comes and goes
         self.guest.held = True
         self.kafka = Part(
@@ -118,6 +122,14 @@ class Stack:
     def keep(self) -> None:
         for part in self.parts:
             part.keep()
+
+    def command(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of `usage-billing` with these words."""
+        program = str(Path(sys.executable).with_name("usage-billing"))
+        done = subprocess.run(
+            [program, *words], env=os.environ | self.env, capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
 
     @property
     def address(self) -> str:

@@ -44,7 +44,10 @@ class Difference:
 def accepted(load: Load, log: Log) -> Difference:
     """Every event that was answered 202 is in the log; and its receipt's offsets are, with as many events."""
     found = Difference()
-    identities = {(event.customer, event.name, event.identity) for event in log.events if event.identity}
+    voids = {each.identified for each in log.voids}
+    if missing := [void for void in load.voids if void not in voids]:
+        found.wrong.append(f"{len(missing)} voids were acknowledged and are not in the log: {missing[:3]}")
+    identities = {event.identified for event in log.events if event.identity}
     at = Counter((event.place[0], event.place[1]) for event in log.events)
     for batch in load.acknowledged:
         missing = [e for e in batch.events if e.identity and (e.customer, e.name, e.identity) not in identities]
@@ -125,16 +128,19 @@ def on_invoices(stack: Stack, documents: list[dict[str, Any]], log: Log) -> Diff
     return found
 
 
-def alerts(stack: Stack, expected: Mapping[Key, Sum]) -> tuple[set[str], set[str]]:
-    """(missed, raised without reason): ids of alerts."""
+def alerts(stack: Stack, expected: Mapping[Key, Sum], unvoided: Mapping[Key, Sum]) -> tuple[set[str], set[str]]:
+    """(missed, raised without reason): ids of alerts. What was reached before a void, was reached."""
     fired = {alert_codec.decode(value).id for _, _, _, value in read_messages(stack.settings, USAGE_ALERTS) if value}
-    due = {
+    return _due(stack, expected) - fired, fired - _due(stack, unvoided)
+
+
+def _due(stack: Stack, totals: Mapping[Key, Sum]) -> set[str]:
+    return {
         alert_id(rule, customer, cycle[0])
-        for (customer, name, cycle), total in expected.items()
+        for (customer, name, cycle), total in totals.items()
         for rule, threshold in stack.rules.items()
         if name == "calls" and total.count >= threshold
     }
-    return due - fired, fired - due
 
 
 def invoices(stack: Stack) -> list[dict[str, Any]]:

@@ -46,9 +46,16 @@ def test_lines_are_rounded_once_half_up_and_nothing_is_paid_back() -> None:
     assert invoice_total(Sum(3, Decimal(-500), None), Sum()) == Decimal("0.03")
 
 
+def test_a_tombstone_below_the_watermark_takes_its_event_away_and_no_later_one_takes_its_place() -> None:
+    log = Log(LOG.events, voids=[logged(3, 0, 0, "0", "c:1")])
+    assert by_cycle(log.firsts(), {"a": [MARCH, APRIL]})["a", "calls", MARCH] == Sum(1, Decimal(4), Decimal(4))
+    assert sum(1 for _ in log.firsts()) == sum(1 for _ in log.firsts({0: 3})) - 1 == 3
+    assert list(log.firsts(voided=True)) == list(LOG.firsts())
+
+
 def acknowledged(*identities: str, ranges: tuple[tuple[int, int, int, int], ...]) -> Any:
     events = tuple(Sent("a", "calls", "", "1", identity) for identity in identities)
-    return SimpleNamespace(acknowledged=[Acknowledged(events, ranges)])
+    return SimpleNamespace(acknowledged=[Acknowledged(events, ranges)], voids=[])
 
 
 def test_an_acknowledged_event_that_is_not_in_the_log_is_lost() -> None:
@@ -57,6 +64,12 @@ def test_an_acknowledged_event_that_is_not_in_the_log_is_lost() -> None:
     short = verdict.accepted(acknowledged("", "", ranges=((0, 1, 1, 2),)), LOG)
     assert (short.lost, len(short.wrong)) == (1, 1)
     assert verdict.accepted(acknowledged("", ranges=((0, 7, 7, 1),)), LOG).lost == 1
+
+
+def test_an_acknowledged_void_that_is_not_in_the_log_is_told() -> None:
+    load = SimpleNamespace(acknowledged=[], voids=[("a", "calls", "c:1")])
+    assert not verdict.accepted(load, LOG).none  # pyright: ignore[reportArgumentType]
+    assert verdict.accepted(load, Log(voids=[logged(3, 0, 0, "0", "c:1")])).none  # pyright: ignore[reportArgumentType]
 
 
 def test_differences_are_told_apart() -> None:
