@@ -47,6 +47,7 @@ class Report:
     alerts: int = 0
     alerts_missed: set[str] = field(default_factory=set[str])
     alerts_untrue: set[str] = field(default_factory=set[str])
+    alerts_repeated: set[str] = field(default_factory=set[str])
     recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     ended_by_themselves: Counter[str] = field(default_factory=Counter[str])
     problems: list[str] = field(default_factory=list[str])
@@ -54,7 +55,8 @@ class Report:
     @property
     def ok(self) -> bool:
         parts = (self.ingest, self.live, self.clickhouse, self.billing)
-        return all(part.none for part in parts) and not (self.alerts_missed or self.alerts_untrue or self.problems)
+        alerts_wrong = self.alerts_missed or self.alerts_untrue or self.alerts_repeated
+        return all(part.none for part in parts) and not (alerts_wrong or self.problems)
 
     def lines(self) -> list[str]:
         """As it is printed."""
@@ -71,7 +73,8 @@ class Report:
             f"  accepted {self.accepted} ({self.duplicates} duplicates among them), {self.voids} voids, "
             f"{self.unreadable} unreadable messages, {self.retries} retries, {self.invoices} invoices",
             *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
-            f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, without reason {len(self.alerts_untrue)}",
+            f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, repeated {len(self.alerts_repeated)}, "
+            f"without reason {len(self.alerts_untrue)}",
             *(
                 f"  recovery of {kind}: median {median(found):.1f} s, max {max(found):.1f} s of {len(found)}"
                 for kind, found in sorted(self.recoveries.items())
@@ -170,6 +173,8 @@ def _settle(bench: Bench, report: Report) -> None:
         return {each["customer_id"] for each in found} >= due and set(states) <= {"paid"}
 
     wait_until(paid, "not all invoices were paid")
+    raised = verdict.fired(stack)
+    wait_until(lambda: stack.receiver.got.keys() >= raised, "not all alerts were sent to the webhook")
     # What the product says of itself must be the same: every event in one class, live totals equal to what is stored.
     # After voids they are so once they are reconciled.
     said = (1, "")
@@ -207,4 +212,5 @@ def _count(bench: Bench, report: Report) -> None:
         for threshold in stack.rules.values()
         if name == "calls"
     )
+    report.alerts_repeated = {each for each, times in stack.receiver.got.items() if times > 1}
     report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected, unvoided)

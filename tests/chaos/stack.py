@@ -22,6 +22,7 @@ from deploy.local.process import ManagedProcess, free_ports
 from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.settings import Settings
+from tests.chaos.receiver import Receiver
 from tests.services import Service, environment
 from warehouse.migrate import migrate
 
@@ -90,7 +91,9 @@ class Stack:
             stripe_api_base=self.stripe.address,
             stripe_api_key=SecretStr(self.stripe.api_key),
             admin_key=SecretStr(ADMIN),
+            webhook_private_targets=True,
         )
+        self.receiver = Receiver()
         self.env = {
             **environment(self.settings),
             "STRIPE_API_BASE": self.stripe.address,
@@ -161,6 +164,7 @@ class Stack:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for part in [*self.services, self.guest]:
             part.process.kill()
+        self.receiver.end()
         self.stripe.__exit__()
         self.engine.kill()
         self.broker.kill()
@@ -192,6 +196,7 @@ class Stack:
                 for aggregation, amount in UNIT_AMOUNTS.items()
             ]
             product = made("/products", {"name": "all", "currency": "eur", "prices": prices})
+            made("/webhook-endpoints", {"url": self.receiver.url})
             for threshold in ALERT_THRESHOLDS:
                 rule = {"meter_id": self.meters["count"], "kind": "quantity", "threshold": str(threshold)}
                 self.rules[made("/alert-rules", rule)] = threshold

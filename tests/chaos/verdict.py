@@ -128,10 +128,17 @@ def on_invoices(stack: Stack, documents: list[dict[str, Any]], log: Log) -> Diff
     return found
 
 
+def fired(stack: Stack) -> set[str]:
+    """Ids of all alerts in usage.alerts."""
+    return {alert_codec.decode(value).id for _, _, _, value in read_messages(stack.settings, USAGE_ALERTS) if value}
+
+
 def alerts(stack: Stack, expected: Mapping[Key, Sum], unvoided: Mapping[Key, Sum]) -> tuple[set[str], set[str]]:
-    """(missed, raised without reason): ids of alerts. What was reached before a void, was reached."""
-    fired = {alert_codec.decode(value).id for _, _, _, value in read_messages(stack.settings, USAGE_ALERTS) if value}
-    return _due(stack, expected) - fired, fired - _due(stack, unvoided)
+    """(missed, raised without reason): ids of alerts. What was reached before a void, was reached.
+
+    Missed is what the merchant's service did not get, whether it was raised or not.
+    """
+    return _due(stack, expected) - stack.receiver.got.keys(), fired(stack) - _due(stack, unvoided)
 
 
 def _due(stack: Stack, totals: Mapping[Key, Sum]) -> set[str]:
