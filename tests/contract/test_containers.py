@@ -4,29 +4,24 @@ Needs a container engine. Where none answers the tests are skipped, but not wher
 (.ci/run sets it, after it has started one). USAGE_TEST_KAFKA_IMAGE names another image than the official one.
 """
 
-import contextlib
-import gc
-import os
-import warnings
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
-import docker
 import httpx
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
-from docker.errors import DockerException
 from pydantic import SecretStr
 from testcontainers.core.container import DockerContainer
 
 from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.docker import KAFKA_IMAGE, kafka_environment
+from deploy.local.docker import kafka_environment
 from deploy.local.process import free_ports
 from deploy.local.supervisor import probe
 from runtime.topics import create_topics
 from schemas.settings import Settings
+from tests.contract.containers import kafka_image
 from tests.services import Service, environment
 from tests.waiting import until
 from warehouse.migrate import migrate
@@ -34,33 +29,10 @@ from warehouse.migrate import migrate
 pytestmark = pytest.mark.timeout(400)
 
 
-def _unavailable(reason: str) -> None:
-    if os.environ.get("USAGE_TEST_CONTAINERS") == "required":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def _get_image(image: str) -> None:
-    with warnings.catch_warnings():
-        # docker-py leaves the socket of a connection open that could not be made.
-        warnings.simplefilter("ignore", ResourceWarning)
-        reason = None
-        try:
-            with contextlib.closing(docker.DockerClient.from_env(timeout=120)) as engine:
-                if not engine.images.list(image):
-                    engine.images.pull(image)
-        except (DockerException, OSError) as error:
-            reason = f"no container engine with the image {image}: {error}"
-        gc.collect()
-    if reason is not None:
-        _unavailable(reason)
-
-
 @pytest.fixture(scope="module")
 def container() -> Iterator[tuple[DockerContainer, str]]:
     """A running broker in a container, and its bootstrap servers."""
-    image = os.environ.get("USAGE_TEST_KAFKA_IMAGE", KAFKA_IMAGE)
-    _get_image(image)
+    image = kafka_image()
     (port,) = free_ports(1)
     running = DockerContainer(image)
     running.ports[f"{port}/tcp"] = ("127.0.0.1", port)  # type: ignore[assignment]  # with_bind_ports takes no address
