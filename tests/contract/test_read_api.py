@@ -25,6 +25,7 @@ from schemas.period import parse_rfc3339
 from schemas.product import FlatFeePrice, GraduatedPrice, PerUnitPrice, Product, Tier
 from schemas.settings import Settings
 from schemas.subscription import Subscription
+from schemas.watermark import Watermark
 from warehouse.client import connect
 from warehouse.epochs import register_epoch
 from warehouse.migrate import migrate
@@ -378,6 +379,25 @@ async def test_nothing_of_another_organization_is_read(api: httpx.AsyncClient, i
         assert (await api.get(path, headers=theirs)).json()["data"] == []
     for path in ("/invoices/inv_1", "/invoices/preview?customer_id=UA"):
         assert (await api.get(path, headers=theirs)).status_code == 404
+
+
+async def test_the_audit_puts_every_event_into_a_class(
+    api: httpx.AsyncClient, settings: Settings, warehouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No sink commits here: the watermark is as far as the rows go.
+    monkeypatch.setattr("dashboard.read.audit.settled", lambda *_: ("topic-1", Watermark(1, {0: 3, 1: 0})))
+    warehouse.insert("stored_meters", [["default", "mtr_miles", "flight"]], ["organization_id", "id", "event_name"])
+    warehouse.insert("stored_customers", [["default", "UA"]], ["organization_id", "id"])
+    answer = (await api.get("/audit")).json()
+    assert answer["as_of"] == AS_OF
+    assert (answer["balances"], answer["accepted"]["events"], answer["faults"]) == (True, 9, [])
+    counted = {kind: each["events"] for kind, each in answer["classes"].items() if each["events"]}
+    assert counted == {"duplicate": 1, "voided": 1, "unmatched": 2, "unpriced": 5}
+    assert answer["classes"]["voided"]["value"].startswith("1000")
+    (conflict,) = answer["conflicts_at"]
+    assert conflict["last"] == {"epoch": 1, "partition": 0, "offset": 1, "index": 0}
+    theirs = (await api.get("/audit", headers={"Authorization": f"Bearer {OTHER_KEY}"})).json()
+    assert (theirs["accepted"]["events"], theirs["classes"]["unmatched"]["value"][:1]) == (1, "5")
 
 
 async def test_without_clickhouse_reading_is_503_and_says_so(settings: Settings, store: CatalogStore) -> None:

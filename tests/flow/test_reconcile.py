@@ -1,7 +1,8 @@
-"""Live totals repaired to what ClickHouse counts: real broker, engine, aggregator and sink."""
+"""Live totals repaired to what ClickHouse counts, and audited: real broker, engine, aggregator and sink."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -79,10 +80,10 @@ class World(MeteringWorld):
         with connect(self.settings) as client:
             return self.all_committed() and settled(client, self.settings)[1].offsets == self.ends()
 
-    def command(self, *arguments: str) -> tuple[int, str]:
-        """Exit code and output of `usage-billing reconcile`."""
+    def command(self, *arguments: str, name: str = "reconcile") -> tuple[int, str]:
+        """Exit code and output of `usage-billing reconcile`, or of another command."""
         done = subprocess.run(
-            [str(Path(sys.executable).with_name("usage-billing")), "reconcile", *arguments],
+            [str(Path(sys.executable).with_name("usage-billing")), name, *arguments],
             env=os.environ | environment(self.settings), capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
@@ -148,6 +149,8 @@ def test_a_duplicate_beyond_the_memory_of_ids_is_repaired_by_the_command(world: 
 def test_a_total_that_someone_changed_is_found_and_repaired(world: World) -> None:
     world.send(Event("tampered", value="5"))
     until(world.is_settled, 30)
+    code, said = world.command(name="audit")
+    assert (code, "balances" in said) == (0, True), said
     total = world.totals()["tampered", "calls", MARCH]
     forged = UsageRepair(
         repair_id(b"forged", 0, total.topic_id, 0), *total.cycle_key, 0, 1, "1000", "1000", "5",
@@ -158,11 +161,30 @@ def test_a_total_that_someone_changed_is_found_and_repaired(world: World) -> Non
     producer.produce(topic, repairs.encode(forged), forged.key, partition=forged.partition)
     assert producer.flush(10) == 0
     until(lambda: world.total("tampered") == ("1005", 2, "1000"), 30)
+    code, said = world.command("--json", name="audit")
+    assert code == 1
+    (named,) = json.loads(said)["live_totals"]["differences"]
+    assert (named["customer_id"], named["count"], named["sum"], named["max"]) == ("tampered", -1, "-1000", "5")
     code, said = world.command()
     assert code == 0, said
     assert "tampered" in said
     assert world.total("tampered") == ("5", 1, "5")
 
 
+def test_a_row_that_is_gone_is_named_by_its_place(world: World) -> None:
+    world.send(Event("gone", value="5", event_id="a"), Event("gone", value="2", event_id="b"))
+    until(world.is_settled, 30)
+    with connect(world.settings) as client:
+        query = "SELECT kafka_partition, kafka_offset FROM usage_events WHERE customer_id = 'gone' AND identity = 'c:b'"
+        ((partition, offset),) = client.query(query).result_rows
+        delete = "ALTER TABLE usage_events DELETE WHERE customer_id = 'gone' AND identity = 'c:b' SETTINGS mutations_sync = 1"
+        client.command(delete)
+    code, said = world.command("--organization", DEFAULT_ORGANIZATION, name="audit")
+    assert code == 1
+    assert f"row lost of default: 1 events, value -2.000000000, at 1/{partition}/{offset}/1" in said
+    assert "does not balance" in said
+
+
 def test_a_wrong_organization_is_wrong_usage(world: World) -> None:
     assert world.command("--organization", "nobody")[0] == 2
+    assert world.command("--organization", "nobody", name="audit")[0] == 2
