@@ -178,6 +178,8 @@ class Demo:
             self.close()
         with watch.part("invoices checked"):
             self.check_invoices()
+        with watch.part("audited"):
+            self.audit()
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -269,10 +271,17 @@ class Demo:
 
     def close(self) -> None:
         """The command that an operator would run."""
-        command = [sys.executable, "-m", "usage_billing.cli", "close", "--as-of", data.AFTER_LAST_CYCLE]
-        ended = subprocess.run([*command, "--organization", self.organization_id], check=False)
+        self._command("close", "--as-of", data.AFTER_LAST_CYCLE)
+
+    def audit(self) -> None:
+        """Every event that was accepted in one class, and every live total equal to what is stored, by the command."""
+        self._command("audit")
+
+    def _command(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "usage_billing.cli", *arguments, "--organization", self.organization_id]
+        ended = subprocess.run(command, check=False)
         if ended.returncode != 0:
-            raise DemoFailed(f"close ended with {ended.returncode}")
+            raise DemoFailed(f"{arguments[0]} ended with {ended.returncode}")
 
     def check_invoices(self) -> None:
         """Every quantity and amount of every invoice, its state, and that none is there twice."""
