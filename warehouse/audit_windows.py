@@ -131,4 +131,8 @@ def _invoiced(
         billed = EventClass.HELD if invoice.state in _HELD_STATES else EventClass.BILLED
         for name in sorted(set(invoice.event_names)):
             key = (invoice.organization_id, invoice.customer_id, name)
-            yield Window(*key, start, end, billed_below, max(trued, default=0), billed, late)
+            if invoice.state == "void":
+                # Nothing is late for it. Where its cycle was invoiced again, that invoice takes precedence.
+                yield Window(*key, start, end, billed_below, 0, EventClass.HELD, EventClass.HELD)
+            else:
+                yield Window(*key, start, end, billed_below, max(trued, default=0), billed, late)
