@@ -168,7 +168,7 @@ def _invoice_row(invoice: Invoice) -> Row:
         "updated_at": instant(invoice.updated_at),
         "document": msgspec.json.encode(document).decode(),
         "active_until": instant(invoice.fixed.active_until if invoice.fixed else invoice.cycle_end),
-        "event_names": sorted({meter["event_name"] for meter in invoice.fixed.meters} if invoice.fixed else ()),
+        "event_names": _event_names(invoice.fixed),
         # Only a ledger that knows of late usage says whether earlier cycles were held against its watermark too.
         "trued_up": bool(getattr(invoice.fixed, "trued_up", False)),
         "revision": invoice.revision,
@@ -180,6 +180,13 @@ def _invoice_row(invoice: Invoice) -> Row:
         "unpaid_reason": owed.reason if owed else "",
         "unpaid_since": _instant(owed.since if owed else None),
     }
+
+
+def _event_names(fixed: InvoiceFixed | None) -> list[str]:
+    """What is billed of its own cycle; a final invoice has none, it bills what came late for others."""
+    if fixed is None or getattr(fixed, "final", False):
+        return []
+    return sorted({meter["event_name"] for meter in fixed.meters})
 
 
 def _line_rows(invoice: Invoice, fixed: InvoiceFixed) -> Iterator[Row]:
