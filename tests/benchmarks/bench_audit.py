@@ -1,7 +1,7 @@
 """Audit: events/s that are put into classes, of stored rows, by the engine alone.
 
-`python -m tests.benchmarks.bench_audit [--events N]`: 9,600 customers, 12 partitions, one in fifty a
-duplicate; 96,000 invoices. The clock runs over the whole audit, staging included.
+`python -m tests.benchmarks.bench_audit [--events N]`: 9,600 customers, 12 partitions, 96,000 invoices. The
+clock runs over the whole audit, staging included.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _FILL = """
             i -> fromUnixTimestamp64Micro(toInt64(({start:Int64} + (number * 1009 + i * 257) % 31536000) * 1000000), 'UTC'),
             range({events:UInt32})),
         arrayMap(i -> toNullable(toDecimal128(i, 9)), range({events:UInt32})),
-        arrayMap(i -> concat('c:', toString(number * 1000 + i - if(i % 50 = 0, 1, 0))), range({events:UInt32})),
+        arrayMap(i -> concat('c:', toString(number * 1000 + i)), range({events:UInt32})),
         [], 'g'
     FROM numbers({messages:UInt64})
 """
