@@ -65,6 +65,8 @@ class LiveTotalsReader:
                 "group.id": f"{self._topic}-snapshot",  # never joined, never committed
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
+                # An end is told with the next answer of the broker, which otherwise waits half a second for more.
+                "fetch.wait.max.ms": 20,
                 "auto.offset.reset": "earliest",
             }
         )

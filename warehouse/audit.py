@@ -202,6 +202,12 @@ class Tally:
     events: int = 0
     value: Decimal = Decimal(0)
 
+    @property
+    def text(self) -> str:
+        """The value without trailing zeros."""
+        text = plain(self.value)
+        return text.rstrip("0").rstrip(".") if "." in text else text
+
     @exact
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.events + other.events, self.value + other.value)
@@ -220,7 +226,7 @@ class Fault:
     def __str__(self) -> str:
         at = ", ".join("/".join(map(str, place)) for place in self.places)
         whose = f" of {self.organization_id}" if self.organization_id else ""
-        return f"{self.kind}{whose}: {self.tally.events} events, value {self.tally.value:+f}, at {at}"
+        return f"{self.kind}{whose}: {self.tally.events} events, value {self.tally.text}, at {at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,7 +516,7 @@ def document(found: Audit) -> dict[str, Any]:
 
 
 def _tally_document(tally: Tally) -> dict[str, Any]:
-    return {"events": tally.events, "value": plain(tally.value)}
+    return {"events": tally.events, "value": tally.text}
 
 
 def _place_document(place: Place) -> dict[str, int]:

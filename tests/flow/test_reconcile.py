@@ -191,7 +191,7 @@ def test_a_row_that_is_gone_is_named_by_its_place(world: World) -> None:
         client.command(delete)
     code, said = world.command("--organization", DEFAULT_ORGANIZATION, name="audit")
     assert code == 1
-    assert f"row lost of default: 1 events, value -2.000000000, at 1/{partition}/{offset}/1" in said
+    assert f"row lost of default: 1 events, value -2, at 1/{partition}/{offset}/1" in said
     assert "does not balance" in said
 
 

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.topics import check_partitions
-from schemas.decimals import plain
 from schemas.organization import Organization
 from schemas.period import format_rfc3339
 from schemas.repair import UsageRepair
@@ -102,7 +101,7 @@ def _show_organization(each: Conservation) -> None:
     table = Table("class", "events", "value", title=each.organization_id, title_justify="left")
 
     def row(name: str, tally: Tally) -> None:
-        table.add_row(name, f"{tally.events:,}", plain(tally.value))
+        table.add_row(name, f"{tally.events:,}", tally.text)
 
     for kind, tally in each.classes.items():
         row(kind.label, tally)
