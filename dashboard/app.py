@@ -31,6 +31,7 @@ class Dashboard:
     def __init__(self, settings: Settings, catalog: CatalogStore, desk: InvoiceDesk | None = None) -> None:
         writer = LogWriter(settings)
         deliveries = DeliveryLog(settings, writer)
+        self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         live = LiveTotals(settings)
         self.services = Services(
             settings,
@@ -40,9 +41,9 @@ class Dashboard:
             deliveries,
             EventVoids(settings, writer),
             RevenueBook(catalog.view, live.view),
+            self._webhooks.check,
             desk,
         )
-        self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         self.app = create_app(self.services)
 
     @property

@@ -36,6 +36,7 @@ class Services:
     deliveries: DeliveryLog
     voids: EventVoids
     revenue: RevenueBook
+    webhooks: Check
     desk: InvoiceDesk | None = None
     figures: Countings[Figures] = field(default_factory=Countings[Figures])
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,6 +47,8 @@ class Services:
         return {
             "catalog": lambda: None if self.catalog.ready else "the catalog's log is not being read",
             "live_totals": self.live.check,
+            "webhooks": self.webhooks,
+            "clickhouse": self.warehouse.check,
         }
 
 

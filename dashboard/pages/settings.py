@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import lru_cache
 from typing import Any
 from zoneinfo import available_timezones
@@ -14,7 +15,7 @@ from dashboard.objects import OrganizationChanges
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
-from dashboard.services import services_of
+from dashboard.services import Services, services_of
 from dashboard.writes import change, found
 from runtime.health import failing
 from schemas.organization import Organization, OrganizationSpec
@@ -28,7 +29,13 @@ def zones() -> list[str]:
     return sorted(available_timezones())
 
 
-def _page(
+def _health(services: Services) -> list[tuple[str, str | None]]:
+    """What pages rest on, and why it is not well; None: it is. Blocks for a moment."""
+    reasons = failing(services.checks)
+    return [(name, reasons.get(name)) for name in sorted(services.checks)]
+
+
+async def _page(
     request: Request,
     visitor: Session,
     values: Any = None,
@@ -58,13 +65,13 @@ def _page(
         done=done,
         zones=zones(),
         default_grace=services.settings.close_grace_seconds,
-        checks=sorted((name, failing({name: check}).get(name)) for name, check in services.checks.items()),
+        checks=await asyncio.to_thread(_health, services),
     )
 
 
 @router.get("/settings")
 async def settings(request: Request, visitor: Visitor, done: str | None = None) -> Response:
-    return _page(request, visitor, done=done)
+    return await _page(request, visitor, done=done)
 
 
 @router.post("/settings")
@@ -86,5 +93,5 @@ async def change_settings(request: Request, visitor: Visitor, form: Form) -> Res
 
     _, errors, status = await attempted(making())
     if errors:
-        return _page(request, visitor, form, errors, status)
+        return await _page(request, visitor, form, errors, status)
     return RedirectResponse("/settings?done=saved", 303)
