@@ -180,6 +180,9 @@ class StripeApi:
         """Events of up to 20 types since then (Stripe keeps them for 30 days), oldest first."""
         return self._all("/v1/events", account, types=list(types), created={"gte": created_seconds})
 
+    def payment_method(self, method_id: str, account: str | None) -> Json:
+        return self._read("GET", f"/v1/payment_methods/{method_id}", account)
+
     def tax_ids_of(self, customer_id: str, account: str | None) -> list[Json]:
         """All tax ids of a customer, oldest first."""
         return self._all(f"/v1/customers/{customer_id}/tax_ids", account)

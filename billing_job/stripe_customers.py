@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -154,13 +155,14 @@ def _update(
         # The state that this starts from is part of it: details that come back are told again.
         return customer_call_key(customer.organization_id, customer.id, *call, digest, known.attempt.begun_at)
 
-    billing.api.update_customer(stripe_customer_id, customer_changes(customer), account, key("details"))
+    changes = customer_changes(customer)
+    _set(lambda n: billing.api.update_customer(stripe_customer_id, changes, account, key("details", n)))
     wanted = {(each.type, each.value) for each in customer.tax_ids}
     there = {(each["type"], each["value"]): each["id"] for each in billing.api.tax_ids_of(stripe_customer_id, account)}
     for place in there.keys() - wanted:
         billing.api.delete_tax_id(stripe_customer_id, there[place], account)
-    for kind, value in sorted(wanted - there.keys()):
-        billing.api.create_tax_id(stripe_customer_id, {"type": kind, "value": value}, account, key(kind, value))
+    for place in sorted(wanted - there.keys()):
+        _add_tax_id(billing, stripe_customer_id, place, account, key)
     billing.log.append(
         _record(
             billing,
@@ -175,6 +177,35 @@ def _update(
         )
     )
     return _in_force(billing, customer, account)
+
+
+def _add_tax_id(
+    billing: Billing, stripe_customer_id: str, place: tuple[str, str], account: str | None, key: Callable[..., str]
+) -> None:
+    params = dict(zip(("type", "value"), place, strict=True))
+
+    def add(n: int) -> Json:
+        # After an error that Stripe keeps, only the list tells whether it is there.
+        there = billing.api.tax_ids_of(stripe_customer_id, account) if n else []
+        for each in there:
+            if (each["type"], each["value"]) == place:
+                return each
+        return billing.api.create_tax_id(stripe_customer_id, params, account, key(*place, n))
+
+    _set(add)
+
+
+def _set(call: Callable[[int], Json]) -> Json:
+    """A call that changes nothing when it is repeated; where Stripe keeps an error under its key, under another one.
+
+    call: takes the number of the key. Raises StripeFailure.
+    """
+    for number in range(_ATTEMPTS_MAX - 1):
+        try:
+            return call(number)
+        except StripeReplayed as replayed:
+            log.warning("stripe_error_kept", reason=replayed.reason, request=replayed.request_id)
+    return call(_ATTEMPTS_MAX - 1)
 
 
 def _attach(
@@ -211,18 +242,33 @@ def _attach(
 def _attached(
     billing: Billing, customer: Customer, payment_method: str, known: StripeCustomerState, account: str | None
 ) -> str:
-    """Id of the payment method at Stripe. The calls need no record: repeated under their keys they change nothing."""
+    """Id of the payment method at Stripe. The calls need no record: repeated, they change nothing."""
     stripe_customer_id = known.stripe_customer_id
     assert stripe_customer_id is not None
 
-    def key(call: str) -> str:
+    def key(call: str, number: int) -> str:
         # The state that this starts from is part of it: a method that comes back after another is attached again.
-        return customer_call_key(customer.organization_id, customer.id, call, payment_method, known.attempt.begun_at)
+        state = (payment_method, known.attempt.begun_at)
+        return customer_call_key(customer.organization_id, customer.id, call, *state, number)
 
+    of_token = payment_method
     if payment_method.startswith("tok_"):
         params: dict[str, Any] = {"type": "card", "card": {"token": payment_method}}
-        payment_method = billing.api.create_payment_method(params, account, key("method"))["id"]
-    method_id: str = billing.api.attach_payment_method(payment_method, stripe_customer_id, account, key("attach"))["id"]
+        of_token = _set(lambda n: billing.api.create_payment_method(params, account, key("method", n)))["id"]
+
+    def attach(number: int) -> Json:
+        try:
+            return billing.api.attach_payment_method(of_token, stripe_customer_id, account, key("attach", number))
+        except StripeRefused as refused:
+            # It is refused, too, because it is attached: by a call of which we have lost the answer.
+            if isinstance(refused, IdempotencyMisuse) or refused.status in (401, 403, 429):
+                raise
+            seen = billing.api.payment_method(of_token, account)
+            if seen.get("customer") != stripe_customer_id:
+                raise
+            return seen
+
+    method_id: str = _set(attach)["id"]
     default = {"invoice_settings": {"default_payment_method": method_id}}
-    billing.api.update_customer(stripe_customer_id, default, account, key("default"))
+    _set(lambda n: billing.api.update_customer(stripe_customer_id, default, account, key("default", n)))
     return method_id

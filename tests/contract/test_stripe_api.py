@@ -81,6 +81,7 @@ CALLS: dict[str, Callable[[StripeApi], object]] = {
     "dispute": lambda api: api.dispute("dp_1", None),
     "payments_of": lambda api: api.payments_of("pi_1", None),
     "events_since": lambda api: api.events_since(1, ("refund.created", "credit_note.created"), None),
+    "payment_method": lambda api: api.payment_method("pm_1", None),
     "tax_ids_of": lambda api: api.tax_ids_of("cus_1", None),
     "create_customer": lambda api: api.create_customer(customer_params(CUSTOMER), None, "k", **ONCE),
     "update_customer": lambda api: api.update_customer(

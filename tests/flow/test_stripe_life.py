@@ -544,6 +544,14 @@ def test_what_changes_of_a_customer_is_told_before_the_next_invoice(world: Billi
     assert world.changes() == calls
 
 
+def test_a_card_that_is_attached_already_is_taken(world: BillingWorld) -> None:
+    """By an earlier run whose answer was lost, and whose key Stripe has forgotten."""
+    given = world.at_stripe("POST", "/v1/customers", name="attached")["id"]
+    method = world.at_stripe("POST", "/v1/payment_methods/pm_card_visa/attach", customer=given)["id"]
+    world.stripe.fault("error", "POST", f"/v1/payment_methods/{method}/attach", message="already attached", status=400)
+    assert billed(world, "attached", stripe_customer_id=given, payment_method=method).state == "paid"
+
+
 def test_what_others_left_pending_for_a_customer_is_not_drawn_in(world: BillingWorld) -> None:
     """Items without an invoice, and discounts, of a customer that was given: our invoice says only what we say."""
     given = world.at_stripe("POST", "/v1/customers", name="pending")["id"]
