@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,21 +38,34 @@ class WebhookRefused(Exception):
     """No event of Stripe's: signature or body are wrong."""
 
 
-def verified_event(payload: bytes, signature: str | None, secret: str) -> Mapping[str, Any]:
-    """The event that Stripe signed. Raises WebhookRefused."""
+def verified_event(payload: bytes, signature: str | None, secrets: Sequence[str]) -> Mapping[str, Any]:
+    """The event that Stripe signed with one of the secrets. Raises WebhookRefused."""
     try:
         text = payload.decode()
-        stripe.WebhookSignature.verify_header(text, signature or "", secret, TOLERANCE_SECONDS)
+        _require_signature(text, signature or "", secrets)
         return msgspec.json.decode(text, type=dict[str, Any])
     except (stripe.SignatureVerificationError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise WebhookRefused(str(error)) from error
+
+
+def _require_signature(text: str, signature: str, secrets: Sequence[str]) -> None:
+    """Raises stripe.SignatureVerificationError."""
+    for last, secret in enumerate(secrets, start=1 - len(secrets)):
+        try:
+            stripe.WebhookSignature.verify_header(text, signature, secret, TOLERANCE_SECONDS)
+        except stripe.SignatureVerificationError:
+            if not last:
+                raise
+        else:
+            return
 
 
 class StripeWebhooks:
     """The ASGI application of PATH, and what it holds open. start, then stop; `checks` are for /readyz."""
 
     def __init__(self, settings: Settings) -> None:
-        self._secret = settings.stripe_webhook_secret.get_secret_value()
+        # One for each endpoint at Stripe: of the owner's account, of connected ones, of before it was rolled.
+        self._secrets = [each.strip() for each in settings.stripe_webhook_secret.get_secret_value().split(",")]
         quick = {"stripe_retry_seconds": min(settings.stripe_retry_seconds, RETRY_SECONDS)}
         self._billing = Billing(LedgerLog(settings), StripeApi(settings.model_copy(update=quick)))
         self.app = Starlette(routes=[Route(PATH, self._answer, methods=["POST"])])
@@ -87,7 +100,7 @@ class StripeWebhooks:
             payload += part
             if len(payload) > BODY_BYTES_MAX:
                 raise WebhookRefused(f"larger than {BODY_BYTES_MAX} bytes")
-        event = verified_event(bytes(payload), request.headers.get("Stripe-Signature"), self._secret)
+        event = verified_event(bytes(payload), request.headers.get("Stripe-Signature"), self._secrets)
         return await run_in_threadpool(apply_event, self._billing, event)
 
 

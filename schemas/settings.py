@@ -88,7 +88,10 @@ class Settings(BaseSettings):
     ] = Field(default_factory=lambda known: f"http://127.0.0.1:{known['local_stripe_port']}")
     stripe_webhook_secret: Annotated[
         SecretStr,
-        Field(validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"), description="secret of Stripe's webhook signature"),
+        Field(
+            validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"),
+            description="Stripe's webhook secret; of several endpoints, with commas between",
+        ),
     ] = SecretStr("whsec_local")
 
     stripe_calls_per_second: Annotated[

@@ -21,6 +21,7 @@ from tests.flow.billing import BillingWorld
 pytestmark = pytest.mark.timeout(300)
 
 SECRET = "whsec_of_this_test"
+ROLLED = "whsec_of_the_other_endpoint"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def world(
     kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BillingWorld]:
     directory = tmp_path_factory.mktemp("billing")
-    with BillingWorld(kafka, clickhouse, directory, stripe_webhook_secret=SECRET) as world:
+    both = f"{SECRET}, {ROLLED}"
+    with BillingWorld(kafka, clickhouse, directory, stripe_webhook_secret=both) as world:
         yield world
 
 
@@ -218,6 +220,12 @@ def test_what_is_not_ours_is_answered_and_left_alone(client: Client, ignored: di
 
 
 PAYLOAD = json.dumps({"type": "invoice.paid", "data": {"object": {"id": "in_1"}}})
+
+
+def test_each_endpoint_at_stripe_has_a_secret(client: Client) -> None:
+    for secret in (SECRET, ROLLED):
+        headers = {"Stripe-Signature": signature(PAYLOAD, secret=secret)}
+        assert client.request("POST", PAYLOAD, **headers).status_code == 200
 
 
 @pytest.mark.parametrize(
