@@ -12,8 +12,19 @@ import msgspec
 import structlog
 
 from billing_job.gate import explained, subtotal_differences
-from billing_job.steps import Begun, Billing, InvoiceStopped, Outcome, begin, done, failed, may_be_done, take
-from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused
+from billing_job.steps import (
+    ATTEMPTS_MAX,
+    Begun,
+    Billing,
+    InvoiceStopped,
+    Outcome,
+    begin,
+    done,
+    failed,
+    may_be_done,
+    take,
+)
+from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused, StripeReplayed
 from billing_job.stripe_objects import LINE, invoice_key, invoice_params, item_params, metadata_of, of_invoice
 from schemas.currency import from_minor
 from schemas.decimals import plain
@@ -253,27 +264,33 @@ def _items(
     records: list[InvoiceStep] = []
     try:
         for key in missing:
-            item = present.get(key[1])
+            item, attempt = present.get(key[1]), begun[key].attempt
             if item is None:
                 params = item_params(fixed, key[1], stripe_invoice_id, stripe_customer_id)
-                item = _item(billing, fixed, key, begun[key], params)
-            records.append(done(billing, fixed, key, begun[key].attempt, Outcome(item)))
+                item, attempt = _item(billing, fixed, key, begun[key], params)
+            records.append(done(billing, fixed, key, attempt, Outcome(item)))
     finally:
         billing.log.append_all(records)
 
 
-def _item(billing: Billing, fixed: InvoiceFixed, key: StepKey, begun: Begun, params: Json) -> Json:
-    idempotency_key = invoice_key(fixed.invoice_id, *key, begun.attempt)
-    try:
-        return billing.api.create_item(
-            params, fixed.seller.stripe_account_id, idempotency_key, may_have_run=not begun.fresh
-        )
-    except StripeFailure as failure:
-        found = _present(billing, fixed, params["invoice"]).get(key[1]) if may_be_done(failure) else None
-        if found is not None:
-            return found
-        failed(billing, fixed, key, begun, failure)
-        raise
+def _item(billing: Billing, fixed: InvoiceFixed, key: StepKey, begun: Begun, params: Json) -> tuple[Json, int]:
+    """The item, and the attempt that made it."""
+    for _ in range(ATTEMPTS_MAX):
+        idempotency_key = invoice_key(fixed.invoice_id, *key, begun.attempt)
+        try:
+            made = billing.api.create_item(
+                params, fixed.seller.stripe_account_id, idempotency_key, may_have_run=not begun.fresh
+            )
+            return made, begun.attempt
+        except StripeFailure as failure:
+            found = _present(billing, fixed, params["invoice"]).get(key[1]) if may_be_done(failure) else None
+            if found is not None:
+                return found, begun.attempt
+            failed(billing, fixed, key, begun, failure)
+            if not isinstance(failure, StripeReplayed):
+                raise
+        begun = begin(billing, fixed, [key])[key]
+    raise InvoiceStopped("item: Stripe keeps answering with an error of its own")
 
 
 def _present(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> Mapping[int, Json]:

@@ -42,7 +42,7 @@ Find = Callable[[], Outcome | None]
 Call = Callable[[str, bool], Outcome]
 """(idempotency key, whether an earlier call with it may have run) → what came of it."""
 
-_ATTEMPTS_MAX = 3  # in one run; only a kept 5xx lets the next one begin at once
+ATTEMPTS_MAX = 3  # in one run; only a kept 5xx lets the next one begin at once
 _REST_SECONDS = 60
 _REST_SECONDS_MAX = 6 * 3600
 _MISMATCH_ATTEMPT = 3  # rests as long as after a third attempt: people have to look at it
@@ -163,7 +163,7 @@ def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, cal
     find: looks whether what the call is for is there already. Returns the object; raises StripeFailure, with the
     result recorded, or InvoiceStopped.
     """
-    for _ in range(_ATTEMPTS_MAX):
+    for _ in range(ATTEMPTS_MAX):
         begun = begin(billing, fixed, [key])[key]
         outcome = None if begun.fresh else find()
         if outcome is None:

@@ -428,7 +428,7 @@ class _Audit:
             SELECT
                 organization_id, customer_id, subscription_id, state, toUnixTimestamp64Micro(cycle_start),
                 toUnixTimestamp64Micro(active_until), event_names, watermark, trued_up
-            FROM stored_invoices FINAL WHERE ORGANIZATION
+            FROM stored_invoices FINAL WHERE NOT reissued AND ORGANIZATION
         """
         return [
             AuditedInvoice(
