@@ -156,10 +156,26 @@ class CatalogView:
         if refusal := self.refusal(record):
             return refusal
         state = record.state
-        objects = self._objects[type(state)]
-        objects[state.organization_id, state.id] = Versioned(state, record.expected_version + 1)
-        self._index(state)
+        before = self.get(type(state), state.organization_id, state.id)
+        if isinstance(state, Subscription):
+            kept = before.zone_changes if isinstance(before, Subscription) else ()
+            state = state.model_copy(update={"zone_changes": kept})
+        self._put(state, record.expected_version + 1)
+        if isinstance(state, Organization) and isinstance(before, Organization) and before.time_zone != state.time_zone:
+            self._change_zone(state, record.written_at)
         return None
+
+    def _put(self, state: CatalogObject, version: int) -> None:
+        self._objects[type(state)][state.organization_id, state.id] = Versioned(state, version)
+        self._index(state)
+
+    def _change_zone(self, organization: Organization, at_us: int) -> None:
+        """Subscriptions made before the change have their cycles in the new zone from the next one on."""
+        for subscription in self.all(Subscription, organization.id):
+            last = subscription.zone_changes[-1][0] if subscription.zone_changes else at_us
+            changes = (*subscription.zone_changes, (max(at_us, last), organization.time_zone))
+            version = self.version(Subscription, organization.id, subscription.id)
+            self._put(subscription.model_copy(update={"zone_changes": changes}), version)
 
     def _in_force(self, model: type[CatalogObject], organization_id: str, object_id: str) -> bool:
         found = self._objects[model].get((organization_id, object_id))
@@ -178,6 +194,11 @@ class CatalogView:
         for product_id in subscription.product_ids:
             if self.get(Product, subscription.organization_id, product_id) is None:
                 return Refusal("unknown_reference", f"there is no product {product_id}", "product_id")
+        products = (self.get(Product, subscription.organization_id, each) for each in subscription.product_ids)
+        if len({product.currency for product in products if product is not None}) > 1:
+            return Refusal(
+                "currency_differs", "a subscription is billed in one currency: begin another one instead", "product_id"
+            )
         meters = self.meters_priced(subscription)
         for other in self.subscriptions_of(subscription.organization_id, subscription.customer_id):
             twice = meters & self.meters_priced(other)

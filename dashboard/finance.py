@@ -20,7 +20,7 @@ from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import currency_units
 from schemas.decimals import plain
 from schemas.meter import Meter
-from schemas.period import SECOND_US, Cycle, cycles, format_rfc3339, parse_rfc3339
+from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
@@ -206,7 +206,7 @@ def accrual(
 
 def _begun(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
     until = at_us if subscription.ends_at is None else min(at_us, subscription.ends_at)
-    return cycles(subscription.started_at, subscription.billing_interval, subscription.time_zone, until)
+    return subscription.calendar.before(until)
 
 
 def _billed(client: Client, organization_id: str, at_us: int) -> set[tuple[str, int]]:

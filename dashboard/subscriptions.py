@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dashboard.problems import field_problem
-from schemas.period import Cycle, cycle_containing, parse_rfc3339
+from schemas.period import Cycle, parse_rfc3339
 from schemas.subscription import ProductChange, Subscription, SubscriptionSpec
 
 Status = Literal["scheduled", "active", "ended"]
@@ -51,17 +51,12 @@ def cycle_at(subscription: Subscription, now: int) -> Cycle | None:
     """The whole billing cycle in which now lies, also where the subscription ends within it; None unless active."""
     if status_at(subscription, now) != "active":
         return None
-    return cycle_containing(subscription.started_at, subscription.billing_interval, subscription.time_zone, now)
+    return subscription.calendar.containing(now)
 
 
 def next_cycle_start(subscription: Subscription, now: int) -> int:
     """Start of the next cycle to begin, µs."""
-    cycle = cycle_containing(
-        subscription.started_at,
-        subscription.billing_interval,
-        subscription.time_zone,
-        max(now, subscription.started_at),
-    )
+    cycle = subscription.calendar.containing(max(now, subscription.started_at))
     return cycle.start_us if now < subscription.started_at else cycle.end_us
 
 

@@ -17,7 +17,7 @@ from dashboard.chart import Chart, chart
 from dashboard.usage_queries import UsageRow, quantity, usage_rows
 from dashboard.warehouse_access import WarehouseAccess
 from schemas.meter import Aggregation, Meter
-from schemas.period import Cycle, UsageWindow, cycle_containing, cycles_between, windows_between
+from schemas.period import Cycle, UsageWindow, windows_between
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
 from warehouse.totals import TotalsRequest, exact_totals
@@ -66,19 +66,16 @@ def pricing_subscription(
 def cycle_and_before(subscription: Subscription, at: int) -> tuple[Cycle, Cycle | None]:
     """The cycle of an instant and the one before it, where there is one."""
     last = at if subscription.ends_at is None else min(at, subscription.ends_at - 1)
-    terms = subscription.started_at, subscription.billing_interval, subscription.time_zone
-    cycle = cycle_containing(*terms, max(last, subscription.started_at))
-    before = cycle_containing(*terms, cycle.start_us - 1) if cycle.start_us > subscription.started_at else None
+    calendar = subscription.calendar
+    cycle = calendar.containing(max(last, subscription.started_at))
+    before = calendar.containing(cycle.start_us - 1) if cycle.start_us > subscription.started_at else None
     return cycle, before
 
 
 def last_cycles(subscription: Subscription, period: Cycle) -> list[Cycle]:
     """The cycles in a period, the last twelve of them."""
     until = period.end_us if subscription.ends_at is None else min(period.end_us, subscription.ends_at)
-    found = cycles_between(
-        subscription.started_at, subscription.billing_interval, subscription.time_zone, period.start_us, until
-    )
-    return list(found)[-CYCLES_SHOWN:]
+    return list(subscription.calendar.between(period.start_us, until))[-CYCLES_SHOWN:]
 
 
 def fitting_window(period: Cycle, wanted: str) -> UsageWindow:

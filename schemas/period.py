@@ -8,7 +8,6 @@ n − 1: after a short month it is back on the anchor's day (31 January, 28 Febr
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,6 +58,11 @@ def parse_rfc3339(text: str) -> int:
 def format_rfc3339(us: int) -> str:
     """RFC 3339 in UTC with Z, with as many decimals as are needed: `2026-03-30T12:00:00.25Z`."""
     return _instant(us).format_iso()
+
+
+def format_local_date(us: int, zone: str) -> str:
+    """The zone's calendar date at that instant: `2026-03-30`."""
+    return _local(us, zone).date().format_iso()
 
 
 def _instant(us: int) -> Instant:
@@ -120,17 +124,11 @@ def _start(anchor: PlainDateTime, interval: BillingInterval, zone: str, n: int) 
 
 
 def _index(anchor: PlainDateTime, interval: BillingInterval, zone: str, t_us: int) -> int:
-    """Greatest n whose cycle starts at or before t."""
+    """About the greatest n whose cycle starts at or before t: the calendar brings it within one of the right one."""
     local = _local(t_us, zone).to_plain()
     months = (local.year - anchor.year) * 12 + local.month - anchor.month
     days = (local.date().to_stdlib() - anchor.date().to_stdlib()).days
-    n = {"day": days, "week": days // 7, "month": months, "year": months // 12}[interval]
-    # The calendar brings n within one of the right cycle; day of month and time of day decide. It may be one more where
-    # a clock goes back over midnight: it is yesterday's evening once again, and today's cycle has already begun.
-    n += 1
-    while _start(anchor, interval, zone, n) > t_us:
-        n -= 1
-    return n
+    return {"day": days, "week": days // 7, "month": months, "year": months // 12}[interval]
 
 
 @lru_cache(maxsize=65_536)
@@ -138,83 +136,108 @@ def _anchor(started_at_us: int, zone: str) -> PlainDateTime:
     return _local(started_at_us, zone).to_plain()
 
 
-def _starts(
-    started_at_us: int, interval: BillingInterval, zone: str, from_us: int, first_start_us: int | None
-) -> Iterator[int]:
-    """Starts of cycles, ascending without end, from that of the cycle that contains from_us."""
-    first = started_at_us if first_start_us is None else first_start_us
-    if from_us < first:
-        raise BeforeFirstCycle(f"{format_rfc3339(from_us)} is before the first cycle, {format_rfc3339(first)}")
-    anchor = _anchor(started_at_us, zone)
-    n = _index(anchor, interval, zone, from_us)
-    # The first cycle starts where it is said to, even where that is not n intervals from the anchor.
-    start = max(first, _start(anchor, interval, zone, n))
-    yield start
-    while True:
-        n += 1
-        following = _start(anchor, interval, zone, n)
-        if following > start:  # Where a zone skips a whole day, two local starts are one instant and one cycle is none.
-            yield following
-            start = following
+_Regime = tuple[int, str]
+"""(first n, zone): from start n on, until the next regime's, starts are local times of the zone."""
+_BEFORE_ALL = -(2**63)
 
 
-def cycle_containing(
-    started_at_us: int, interval: BillingInterval, zone: str, t_us: int, *, first_start_us: int | None = None
-) -> Cycle:
-    """The billing cycle in which t lies.
+@dataclass(frozen=True, slots=True)
+class BillingCalendar:
+    """When the cycles of a subscription start.
 
-    started_at_us: the anchor, µs. zone: IANA name, in which anchor and starts are local times. first_start_us: start of
-    the first cycle where it is not the anchor (that cycle then ends at the first anchored start after it).
-    Raises BeforeFirstCycle.
+    started_at_us: the anchor, µs. zone: IANA name; anchor and starts are local times of it. later_zones: (when the zone
+    was changed, µs, the new zone), ascending. The cycle in progress then keeps its end; what comes after it ends at the
+    anchor's local times in the new zone.
     """
-    starts = _starts(started_at_us, interval, zone, t_us, first_start_us)
-    return Cycle(next(starts), next(starts))
+
+    started_at_us: int
+    interval: BillingInterval
+    zone: str
+    later_zones: tuple[tuple[int, str], ...] = ()
+
+    def containing(self, t_us: int) -> Cycle:
+        """The cycle in which t lies. Raises BeforeFirstCycle."""
+        starts = self._starts(t_us)
+        return Cycle(next(starts), next(starts))
+
+    def between(self, from_us: int, until_us: int) -> Iterator[Cycle]:
+        """Cycles that have an instant in common with [from, until), in order; from before the first is no error."""
+        starts = self._starts(max(from_us, self.started_at_us))
+        start = next(starts)
+        while start < until_us:
+            end = next(starts)
+            yield Cycle(start, end)
+            start = end
+
+    def before(self, until_us: int) -> Iterator[Cycle]:
+        """All cycles that start before `until`, from the first one; the last may end after it."""
+        return self.between(self.started_at_us, until_us)
+
+    def zone_at(self, t_us: int) -> str:
+        """The zone in which the cycle that contains t ends."""
+        if not self.later_zones:
+            return self.zone
+        regimes = self._regimes()
+        return _zone_of(regimes, self._place(regimes, t_us) + 1)
+
+    def _regimes(self) -> list[_Regime]:
+        found: list[_Regime] = [(_BEFORE_ALL, self.zone)]
+        for changed_at, zone in self.later_zones:
+            found.append((self._place(found, changed_at) + 2, zone))  # start n + 1 ends the cycle in progress
+        return found
+
+    def _start_of(self, regimes: Sequence[_Regime], n: int) -> int:
+        return _start(_anchor(self.started_at_us, self.zone), self.interval, _zone_of(regimes, n), n)
+
+    def _place(self, regimes: Sequence[_Regime], t_us: int) -> int:
+        """Greatest n whose cycle starts at or before t; -1 before the first."""
+        if t_us < self.started_at_us:
+            return -1
+        n = _index(_anchor(self.started_at_us, self.zone), self.interval, regimes[-1][1], t_us)
+        # Day of month and time of day decide. It may be one more where a clock goes back over midnight: it is
+        # yesterday's evening once again, and today's cycle has already begun.
+        n += 1
+        while self._start_of(regimes, n) > t_us:
+            n -= 1
+        while len(regimes) > 1 and self._start_of(regimes, n + 1) <= t_us:
+            n += 1
+        return n
+
+    def _starts(self, from_us: int) -> Iterator[int]:
+        """Starts of cycles, ascending without end, from that of the cycle that contains from_us."""
+        first = self.started_at_us
+        if from_us < first:
+            raise BeforeFirstCycle(f"{format_rfc3339(from_us)} is before the first cycle, {format_rfc3339(first)}")
+        regimes = self._regimes()
+        n = self._place(regimes, from_us)
+        # The first cycle starts where it is said to, also where the anchor's local time comes twice.
+        start = max(first, self._start_of(regimes, n))
+        yield start
+        while True:
+            n += 1
+            following = self._start_of(regimes, n)
+            # Where a zone skips a whole day, two local starts are one instant and one cycle is none.
+            if following > start:
+                yield following
+                start = following
+
+
+def _zone_of(regimes: Sequence[_Regime], n: int) -> str:
+    if len(regimes) == 1:
+        return regimes[0][1]
+    return next(zone for first, zone in reversed(regimes) if first <= n)
+
+
+def cycle_containing(started_at_us: int, interval: BillingInterval, zone: str, t_us: int) -> Cycle:
+    """`BillingCalendar.containing`, of a zone that was never changed. Raises BeforeFirstCycle."""
+    return BillingCalendar(started_at_us, interval, zone).containing(t_us)
 
 
 def cycles_between(
-    started_at_us: int,
-    interval: BillingInterval,
-    zone: str,
-    from_us: int,
-    until_us: int,
-    *,
-    first_start_us: int | None = None,
+    started_at_us: int, interval: BillingInterval, zone: str, from_us: int, until_us: int
 ) -> Iterator[Cycle]:
-    """Cycles that have an instant in common with [from, until), in order; from before the first cycle is no error."""
-    first = started_at_us if first_start_us is None else first_start_us
-    starts = _starts(started_at_us, interval, zone, max(from_us, first), first_start_us)
-    start = next(starts)
-    while start < until_us:
-        end = next(starts)
-        yield Cycle(start, end)
-        start = end
-
-
-def cycles(
-    started_at_us: int, interval: BillingInterval, zone: str, until_us: int, *, first_start_us: int | None = None
-) -> Iterator[Cycle]:
-    """All cycles that start before `until`, from the first one; the last may end after it."""
-    first = started_at_us if first_start_us is None else first_start_us
-    return cycles_between(started_at_us, interval, zone, first, until_us, first_start_us=first_start_us)
-
-
-def cycle_boundaries(
-    started_at_us: int, interval: BillingInterval, zone: str, until_us: int, *, first_start_us: int | None = None
-) -> tuple[int, ...]:
-    """Starts of all cycles that start before `until`, and the end of the last: to keep and to bisect, see `cycle_in`.
-
-    Empty where the first cycle starts at or after `until`.
-    """
-    found = tuple(cycles(started_at_us, interval, zone, until_us, first_start_us=first_start_us))
-    return (*(cycle.start_us for cycle in found), found[-1].end_us) if found else ()
-
-
-def cycle_in(boundaries: Sequence[int], t_us: int) -> Cycle | None:
-    """The cycle between two neighbouring boundaries in which t lies; None outside of them all."""
-    position = bisect_right(boundaries, t_us)
-    if position in (0, len(boundaries)):
-        return None
-    return Cycle(boundaries[position - 1], boundaries[position])
+    """`BillingCalendar.between`, of a zone that was never changed."""
+    return BillingCalendar(started_at_us, interval, zone).between(from_us, until_us)
 
 
 # --- Calendar windows -------------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from schemas.customer import CollectionMethod
 from schemas.organization import Identifier, TimeZone
-from schemas.period import BillingInterval, parse_rfc3339
+from schemas.period import BillingCalendar, BillingInterval, parse_rfc3339
 
 
 def _instant(text: str) -> str:
@@ -50,7 +50,8 @@ class Subscription(BaseModel):
     """A subscription as the catalog keeps it; instants are µs since 1970, UTC.
 
     started_at, ends_at: half-open; ends_at None: it goes on. time_zone: the organization's when it was made; its local
-    time of started_at is the anchor. changes: later products, ascending.
+    time of started_at is the anchor. changes: later products, ascending. zone_changes: (µs, zone) of the organization's
+    later zones; the catalog's view keeps them, no record says them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,8 +66,14 @@ class Subscription(BaseModel):
     collection_method: CollectionMethod
     time_zone: TimeZone
     changes: tuple[ProductChange, ...] = ()
+    zone_changes: Annotated[tuple[tuple[int, TimeZone], ...], Field(exclude=True)] = ()
     created_at: int
     archived: bool = False
+
+    @property
+    def calendar(self) -> BillingCalendar:
+        """When its cycles start, whenever it ends."""
+        return BillingCalendar(self.started_at, self.billing_interval, self.time_zone, self.zone_changes)
 
     def product_at(self, cycle_start: int) -> str:
         """Id of the product in force in the cycle that starts then."""

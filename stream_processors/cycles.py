@@ -14,7 +14,7 @@ from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from schemas.meter import Meter
 from schemas.organization import Organization
-from schemas.period import Cycle, calendar_month_containing, cycle_containing
+from schemas.period import Cycle, calendar_month_containing
 from schemas.product import Product, UsagePrice
 from schemas.subscription import Subscription
 
@@ -96,9 +96,7 @@ def _has_cycle(subscription: Subscription, cycle: Cycle) -> bool:
     start = cycle.start_us
     if start < subscription.started_at or (subscription.ends_at is not None and start >= subscription.ends_at):
         return False
-    return cycle == cycle_containing(
-        subscription.started_at, subscription.billing_interval, subscription.time_zone, start
-    )
+    return cycle == subscription.calendar.containing(start)
 
 
 def cycles_before(
@@ -137,9 +135,7 @@ def _meter_tile(view: CatalogView, organization_id: str, customer_id: str, meter
         elif t_us >= ends_at:
             from_us = max(from_us, ends_at)
         else:
-            cycle = cycle_containing(
-                subscription.started_at, subscription.billing_interval, subscription.time_zone, t_us
-            )
+            cycle = subscription.calendar.containing(t_us)
             product = view.get(Product, organization_id, subscription.product_at(cycle.start_us))
             if product is not None and meter_id in product.meter_ids:
                 return Tile(cycle.start_us, min(cycle.end_us, ends_at), (cycle,))

@@ -26,7 +26,7 @@ async def get_organization(request: Request, response: Response, caller: Caller)
 async def change_organization(
     request: Request, response: Response, caller: Caller, body: OrganizationChanges, if_match: IfMatch = None
 ) -> OrganizationOut:
-    """A new time_zone holds for subscriptions made from now on; those that run keep theirs."""
+    """A new time_zone holds for new subscriptions, and for those that run from their next cycle on."""
     edit = patched(OrganizationSpec, body)
     organization, version = await change(
         store_of(request), Organization, caller.organization_id, caller.organization_id, if_match, edit

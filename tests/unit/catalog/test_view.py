@@ -165,3 +165,33 @@ def test_every_object_survives_the_log() -> None:
 def test_garbage_is_unreadable_and_nothing_else(message: bytes) -> None:
     with pytest.raises(UnreadableRecord):
         decode(message)
+
+
+# -- zones and currencies ----------------------------------------------------------------------------------------------
+
+
+def test_a_zone_that_changes_reaches_the_subscriptions_that_are_there() -> None:
+    organization = Organization(id=ORG, organization_id=ORG, created_at=0)
+    before = (organization, meter(), product("a", "mtr_calls"), customer(), subscription("1", "a"))
+    view = view_of(*before)
+    moved = organization.model_copy(update={"time_zone": "Asia/Tokyo"})
+    assert view.apply(CatalogRecord(moved, 1, 77)) is None
+    assert view.apply(CatalogRecord(moved.model_copy(update={"name": "other"}), 2, 88)) is None
+    found = view.get(Subscription, ORG, "sub_1")
+    assert found is not None
+    assert (found.zone_changes, found.calendar.later_zones) == (((77, "Asia/Tokyo"),), ((77, "Asia/Tokyo"),))
+    assert view.subscriptions_of(ORG, "cus") == (found,)
+    assert view.version(Subscription, ORG, "sub_1") == 1
+    # Who wrote it anew had not heard of the change; the log had. And no record says it.
+    ended = subscription("1", "a", end=10**16)
+    assert view.apply(CatalogRecord(ended, 1, 100)) is None
+    again = view.get(Subscription, ORG, "sub_1")
+    assert again is not None
+    assert (again.ends_at, again.zone_changes) == (10**16, ((77, "Asia/Tokyo"),))
+    assert b"zone_changes" not in encode(CatalogRecord(again, 2, 0))
+
+
+def test_a_subscription_keeps_its_currency() -> None:
+    view = view_of(meter(), product("a", "mtr_calls"), product("b", currency="usd"), customer(), subscription("1", "a"))
+    changed = subscription("1", "a", changes=(ProductChange(product_id="prod_b", from_us=5),))
+    assert code(view, changed, 1) == "currency_differs"

@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 
 from schemas.period import (
     BeforeFirstCycle,
+    BillingCalendar,
     Cycle,
     InvalidTimestamp,
     calendar_month_containing,
-    cycle_boundaries,
     cycle_containing,
-    cycle_in,
-    cycles,
-    cycles_between,
     format_rfc3339,
     parse_rfc3339,
     window_containing,
@@ -69,7 +66,7 @@ STARTS = [
 @pytest.mark.parametrize(("interval", "zone", "expected"), STARTS)
 def test_starts(interval, zone, expected):
     starts = [us(text) for text in expected]
-    found = list(islice(cycles(starts[0], interval, zone, FAR), len(starts) - 1))
+    found = list(islice(BillingCalendar(starts[0], interval, zone).before(FAR), len(starts) - 1))
     assert found == [Cycle(start, end) for start, end in pairwise(starts)]
     for cycle in found:
         for t in (cycle.start_us, (cycle.start_us + cycle.end_us) // 2, cycle.end_us - 1):
@@ -86,51 +83,30 @@ def test_an_evening_that_comes_twice_after_midnight_belongs_to_the_new_day():
 
 def test_twelve_months_of_2013_in_new_york():
     start, end = us("2013-01-01T00:00:00-05:00"), us("2014-01-01T00:00:00-05:00")
-    months = list(cycles(start, "month", NEW_YORK, end))
+    months = list(BillingCalendar(start, "month", NEW_YORK).before(end))
     assert [cycle.start for cycle in months] == [
         f"2013-{month:02}-01T{4 if 4 <= month <= 11 else 5:02}:00:00Z" for month in range(1, 13)
     ]
     assert months[-1].end == "2014-01-01T05:00:00Z"
     assert months == [calendar_month_containing(NEW_YORK, cycle.start_us) for cycle in months]
     assert months == list(windows_between(NEW_YORK, "month", start, end))
-    assert cycle_boundaries(start, "month", NEW_YORK, end) == (*(cycle.start_us for cycle in months), end)
 
 
 def test_nothing_before_the_first_cycle():
     start = us("2024-01-31T09:00:00Z")
     with pytest.raises(BeforeFirstCycle, match=r"2024-01-31T08:59:59\.999999Z is before the first cycle"):
         cycle_containing(start, "month", "UTC", start - 1)
-    assert list(cycles(start, "month", "UTC", start)) == []
-    assert cycle_boundaries(start, "month", "UTC", start) == ()
-
-
-def test_first_cycle_may_start_off_the_anchor():
-    anchor, first = us("2024-01-31T00:00:00Z"), us("2024-02-10T00:00:00Z")
-    expected = [us(f"2024-{day}T00:00:00Z") for day in ("02-10", "02-29", "03-31")]
-    assert cycle_boundaries(anchor, "month", "UTC", us("2024-03-01T00:00:00Z"), first_start_us=first) == tuple(expected)
-    assert cycle_containing(anchor, "month", "UTC", first, first_start_us=first) == Cycle(*expected[:2])
-    # An anchor that is still to come aligns the cycles before it as well.
-    early = us("2023-12-15T00:00:00Z")
-    assert cycle_containing(anchor, "month", "UTC", early, first_start_us=early).end == "2023-12-31T00:00:00Z"
-    with pytest.raises(BeforeFirstCycle):
-        cycle_containing(anchor, "month", "UTC", first - 1, first_start_us=first)
+    assert list(BillingCalendar(start, "month", "UTC").before(start)) == []
 
 
 def test_cycles_between_takes_those_that_overlap():
     start = us("2024-01-01T00:00:00Z")
     day = 86_400_000_000
-    found = list(cycles_between(start, "day", "UTC", start + day // 2, start + 2 * day))
+    calendar = BillingCalendar(start, "day", "UTC")
+    found = list(calendar.between(start + day // 2, start + 2 * day))
     assert found == [Cycle(start, start + day), Cycle(start + day, start + 2 * day)]
-    assert list(cycles_between(start, "day", "UTC", 0, start + 1)) == [Cycle(start, start + day)]
-    assert list(cycles_between(start, "day", "UTC", 0, start)) == []
-
-
-def test_cycle_in_boundaries():
-    boundaries = (10, 20, 40)
-    found = {t: cycle_in(boundaries, t) for t in (9, 10, 19, 20, 39, 40)}
-    first, second = Cycle(10, 20), Cycle(20, 40)
-    assert found == {9: None, 10: first, 19: first, 20: second, 39: second, 40: None}
-    assert cycle_in((), 5) is None
+    assert list(calendar.between(0, start + 1)) == [Cycle(start, start + day)]
+    assert list(calendar.between(0, start)) == []
 
 
 def test_a_cycle_is_half_open_and_never_empty():
@@ -143,17 +119,63 @@ ZONES = st.sampled_from(["UTC", NEW_YORK, BERLIN, APIA, LORD_HOWE, "America/St_J
 INSTANTS = st.integers(0, us("2060-01-01T00:00:00Z"))
 
 
-@given(INSTANTS, st.sampled_from(["day", "week", "month", "year"]), ZONES, st.integers(0, 400 * 86_400_000_000))
-def test_cycles_leave_no_gap_and_agree_with_look_up(started_at, interval, zone, later):
-    found = list(islice(cycles(started_at, interval, zone, FAR), 6))
+CHANGES = st.lists(st.tuples(st.integers(0, 400 * 86_400_000_000), ZONES), max_size=3)
+
+
+@given(
+    INSTANTS, st.sampled_from(["day", "week", "month", "year"]), ZONES, st.integers(0, 400 * 86_400_000_000), CHANGES
+)
+def test_cycles_leave_no_gap_and_agree_with_look_up(started_at, interval, zone, later, changes):
+    later_zones = tuple(sorted((started_at + offset, zone) for offset, zone in changes))
+    calendar = BillingCalendar(started_at, interval, zone, later_zones)
+    found = list(islice(calendar.before(FAR), 6))
     assert found[0].start_us == started_at
     assert all(before.end_us == after.start_us for before, after in pairwise(found))
     t = started_at + later
-    cycle = cycle_containing(started_at, interval, zone, t)
+    cycle = calendar.containing(t)
     assert t in cycle
-    boundaries = cycle_boundaries(started_at, interval, zone, t + 1)
-    assert cycle_in(boundaries, t) == cycle
-    assert boundaries[-1] == cycle.end_us
+    assert list(calendar.between(t, t + 1)) == [cycle]
+    for each in found:
+        assert calendar.containing(each.start_us) == calendar.containing(each.end_us - 1) == each
+
+
+# fmt: off
+ZONE_CHANGES = [
+    # interval, zone, started_at, (changed at, new zone) ..., starts
+    # New York is 5 hours behind: the cycle in progress keeps its end, the one after it ends at midnight there.
+    ("month", "UTC", [("2024-01-15T00:00:00Z", NEW_YORK)],
+     ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z", "2024-03-01T05:00:00Z", "2024-04-01T04:00:00Z"]),
+    ("month", NEW_YORK, [("2024-02-01T04:59:59.999999Z", "UTC")],
+     ["2024-01-01T05:00:00Z", "2024-02-01T05:00:00Z", "2024-03-01T00:00:00Z"]),
+    # At the very start of a cycle, it is that cycle that is in progress.
+    ("month", "UTC", [("2024-02-01T00:00:00Z", BERLIN)],
+     ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z", "2024-03-01T00:00:00Z", "2024-03-31T22:00:00Z"]),
+    # The anchor's local time stays, and so does its day.
+    ("month", BERLIN, [("2024-01-15T00:00:00Z", NEW_YORK)],
+     ["2023-12-31T12:00:00+01:00", "2024-01-31T12:00:00+01:00", "2024-02-29T12:00:00-05:00", "2024-03-31T12:00:00-04:00"]),
+    # Changed before it began: its start is an instant, what follows is in the new zone.
+    ("month", "UTC", [("2023-12-01T00:00:00Z", NEW_YORK)],
+     ["2024-01-01T00:00:00Z", "2024-02-01T05:00:00Z", "2024-03-01T05:00:00Z"]),
+    # Twice, and back within one cycle.
+    ("month", "UTC", [("2024-01-10T00:00:00Z", NEW_YORK), ("2024-01-11T00:00:00Z", "UTC")],
+     ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z", "2024-03-01T00:00:00Z"]),
+    ("month", "UTC", [("2024-01-10T00:00:00Z", NEW_YORK), ("2024-03-10T00:00:00Z", "UTC")],
+     ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z", "2024-03-01T05:00:00Z", "2024-04-01T04:00:00Z", "2024-05-01T00:00:00Z"]),
+    ("day", "UTC", [("2024-01-01T12:00:00Z", NEW_YORK)],
+     ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z", "2024-01-03T05:00:00Z", "2024-01-04T05:00:00Z"]),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("interval", "zone", "changes", "expected"), ZONE_CHANGES)
+def test_a_changed_zone_holds_from_the_next_cycle_on(interval, zone, changes, expected):
+    starts = [us(text) for text in expected]
+    calendar = BillingCalendar(starts[0], interval, zone, tuple((us(at), to) for at, to in changes))
+    found = list(islice(calendar.before(FAR), len(starts) - 1))
+    assert found == [Cycle(start, end) for start, end in pairwise(starts)]
+    assert [calendar.containing(cycle.start_us) for cycle in found] == found
+    last = changes[-1][1]
+    assert calendar.zone_at(FAR) == last
 
 
 # fmt: off
