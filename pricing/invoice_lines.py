@@ -80,6 +80,7 @@ class InvoiceComputation:
     total_minor: int
 
 
+@exact
 def price_lines(
     product: ProductSpec,
     quantities: Mapping[str, Decimal],
@@ -184,7 +185,7 @@ def _readable(number: Decimal) -> str:
 
 def _prorated(amount: Decimal, currency: str, share: Fraction) -> int:
     """Minor units of a fixed amount for a share of the cycle, rounded once."""
-    return round_to_minor(Fraction(amount) * share, currency)
+    return round_to_minor(amount if share == WHOLE else Fraction(amount) * share, currency)
 
 
 def _fixed_line(currency: str, index: int, model: str, name: str, amount_minor: int, share: Fraction) -> InvoiceLine:

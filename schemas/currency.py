@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from math import floor
 from types import MappingProxyType
@@ -16,6 +16,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
+
+from schemas.decimals import EXACT
+
+_POWER = {1: 0, 10: 1, 100: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class CurrencyUnits:
 
     exponent: int
     step_minor: int
+
+    @property
+    def shift(self) -> int:
+        """Powers of ten from a major unit to a step."""
+        return self.exponent - _POWER[self.step_minor]
 
 
 _TWO_DECIMAL = """
@@ -91,8 +100,11 @@ def half_up(number: Fraction) -> int:
 def round_to_minor(amount: Decimal | Fraction, currency: str) -> int:
     """Minor units of `amount`, rounded half up to the currency's chargeable step. 1.005 eur → 101, 5.5 isk → 600."""
     units = currency_units(currency)
-    steps = Fraction(amount) * 10**units.exponent / units.step_minor
-    return half_up(steps) * units.step_minor
+    if isinstance(amount, Decimal):
+        # A step is a power of ten, so it is a shift, which is exact; ROUND_HALF_UP is half_up.
+        steps = amount.scaleb(units.shift, EXACT).to_integral_value(ROUND_HALF_UP, EXACT)
+        return int(steps) * units.step_minor
+    return half_up(amount * 10**units.exponent / units.step_minor) * units.step_minor
 
 
 def round_to_step(amount: Decimal | Fraction, currency: str) -> Decimal:
@@ -110,6 +122,5 @@ def to_minor(amount: Decimal, currency: str) -> int:
 
 def from_minor(amount_minor: int, currency: str) -> Decimal:
     """Major units of Stripe's integer: 13500 eur → 135.00, 500 jpy → 500."""
-    sign, digits = int(amount_minor < 0), tuple(map(int, str(abs(amount_minor))))
-    # Built from its digits: exact for any length and in any context.
-    return Decimal((sign, digits, -currency_units(currency).exponent))
+    # From text: exact for any length and in any context.
+    return Decimal(f"{amount_minor}e-{currency_units(currency).exponent}")

@@ -9,7 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from decimal import Context, Decimal, DivisionByZero, FloatOperation, Inexact, InvalidOperation, Overflow, localcontext
+from decimal import (
+    Context,
+    Decimal,
+    DivisionByZero,
+    FloatOperation,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    getcontext,
+    localcontext,
+)
 from functools import wraps
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -36,6 +46,9 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def in_exact_context(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = getcontext()
+        if context.prec == EXACT.prec and context.traps[Inexact]:  # as in EXACT: to enter it again costs a microsecond
+            return function(*args, **kwargs)
         with localcontext(EXACT):
             return function(*args, **kwargs)
 
@@ -44,7 +57,8 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
 
 def plain(number: Decimal) -> str:
     """A decimal as it is written by hand: digits and a point, no exponent. `Decimal("1E+3")` → `"1000"`."""
-    return format(number, "f")
+    text = str(number)  # a fifth of the time of format
+    return format(number, "f") if "E" in text else text
 
 
 def loads_exact(body: bytes | str) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pricing.invoice_lines import MissingMeter, price_lines
 from pricing.proration import prorated_share
 from pricing.quantity import NegativeQuantity
+from schemas.decimals import EXACT
 from schemas.period import Cycle, calendar_month_containing, parse_rfc3339
 from schemas.product import ProductSpec
 
@@ -197,3 +198,45 @@ def test_a_flat_fee_is_prorated_by_seconds():
     share = prorated_share(APRIL, APRIL.start_us, us("2024-04-11T06:00:01Z"))
     assert share == Fraction(885_601, 2_592_000)
     assert str(compute("eur", [FEE], {}, share).total) == "16.74"
+
+
+VALUES = st.lists(st.decimals(-(10**9), 10**12, places=9), max_size=30)
+
+
+@given(VALUES, st.randoms(use_true_random=False), st.integers(1, 7))
+def test_an_invoice_does_not_depend_on_the_order_or_the_batches_of_its_events(values, chance, size):
+    def billed(events):
+        batches = [events[start : start + size] for start in range(0, len(events), size)]
+        with localcontext(EXACT):
+            total = sum((sum(batch, D(0)) for batch in batches), D(0))
+        greatest = max((max(batch) for batch in batches), default=D(0))
+        return compute("eur", [GRADUATED_1000_INCLUDED, PER_GB, MINIMUM, FEE], {"api": total, "gb": greatest})
+
+    shuffled = list(values)
+    chance.shuffle(shuffled)
+    assert billed(shuffled) == billed(values)
+
+
+# A year's invoices by hand: the same product in a long, a short and a partial month.
+YEAR = [
+    # active until              api          lines                                total
+    ("2024-05-01T00:00:00Z",    "12000",     ["21.00", "79.00", "49.00"],         "149.00"),
+    ("2024-04-16T00:00:00Z",    "12000",     ["21.00", "29.00", "24.50"],         "74.50"),
+    ("2024-04-16T00:00:00Z",    "150000",    ["134.50", "24.50"],                 "159.00"),
+    ("2024-04-01T00:00:00.000001Z", "12000", ["21.00", "0.00"],                   "21.00"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("until", "quantity", "amounts", "total"), YEAR)
+def test_a_partial_cycle_prorates_fee_and_minimum_and_nothing_else(until, quantity, amounts, total):
+    share = prorated_share(APRIL, APRIL.start_us, us(until))
+    computed = compute("eur", [GRADUATED_1000_INCLUDED, MINIMUM, FEE], {"api": quantity}, share)
+    assert ([str(line.amount) for line in computed.lines], str(computed.total)) == (amounts, total)
+
+
+def test_amounts_are_exact_to_twelve_decimals():
+    price = {**PER_GB, "unit_amount": "0.000000000001"}
+    assert str(compute("eur", [price], {"gb": "4999999999.999999999"}).total) == "0.00"
+    assert str(compute("eur", [price], {"gb": "5000000000"}).total) == "0.01"
+    assert str(compute("jpy", [price], {"gb": "499999999999.999999999"}).total) == "0"
+    assert str(compute("jpy", [price], {"gb": "500000000000"}).total) == "1"
