@@ -6,15 +6,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.watermark_sql import below, not_voided
 
 
-@dataclass(frozen=True, slots=True)
-class TotalsRequest:
+class TotalsRequest(NamedTuple):
     """Events of one name of one customer in the half-open window [start_us, end_us), µs since 1970."""
 
     organization_id: str
@@ -135,27 +134,13 @@ def _totals(
     totals = dict.fromkeys(distinct, NO_USAGE)
     if not distinct:
         return totals
-    condition, parameters = below(watermark)
+    query, parameters = totals_sql(_JOINED.replace("EVENTS", events), distinct, watermark)
     request_id = uuid.uuid4()
-    parameters |= {
-        "request_id": request_id,
-        "span_start": min(one.start_us for one in distinct),
-        "span_end": max(one.end_us for one in distinct),
-    }
-    customers = len({(one.organization_id, one.customer_id) for one in distinct})
-    if customers <= _CUSTOMERS_BY_KEY_MAX:
-        by_key, shares = _BY_KEY, min(shares, customers)
-    else:
-        by_key = "1"
-    query = (
-        _JOINED.replace("EVENTS", events)
-        .replace("NOT_VOIDED", not_voided(condition))
-        .replace("BELOW", condition)
-        .replace("SPAN", _SPAN)
-    )
-    query = query.replace("CUSTOMERS", by_key).replace("STAGED", _STAGED)
+    parameters["request_id"] = request_id
+    if _by_key(distinct):
+        shares = min(shares, len(_customers(distinct)))
     try:
-        _stage(client, request_id, distinct)
+        staged(client, request_id, distinct)
         for share in range(shares):
             parameters |= {"shares": shares, "share": share}
             for position, total, count, greatest in client.query(query, parameters).result_rows:
@@ -166,7 +151,28 @@ def _totals(
     return totals
 
 
-def _stage(client: Client, request_id: uuid.UUID, wanted: Sequence[TotalsRequest]) -> None:
+def totals_sql(
+    template: str, wanted: Sequence[TotalsRequest], watermark: Watermark | None
+) -> tuple[str, dict[str, object]]:
+    """The query with BELOW, CUSTOMERS, SPAN and STAGED written out, and its parameters but for request_id."""
+    condition, parameters = below(watermark)
+    parameters |= {
+        "span_start": min(one.start_us for one in wanted),
+        "span_end": max(one.end_us for one in wanted),
+    }
+    query = template.replace("NOT_VOIDED", not_voided(condition)).replace("BELOW", condition).replace("SPAN", _SPAN)
+    return query.replace("CUSTOMERS", _BY_KEY if _by_key(wanted) else "1").replace("STAGED", _STAGED), parameters
+
+
+def _customers(wanted: Sequence[TotalsRequest]) -> set[tuple[str, str]]:
+    return {(one.organization_id, one.customer_id) for one in wanted}
+
+
+def _by_key(wanted: Sequence[TotalsRequest]) -> bool:
+    return len(_customers(wanted)) <= _CUSTOMERS_BY_KEY_MAX
+
+
+def staged(client: Client, request_id: uuid.UUID, wanted: Sequence[TotalsRequest]) -> None:
     """Put the windows beside the events; the table forgets them after a day."""
     columns: dict[str, Sequence[Any]] = {
         "request_id": [request_id] * len(wanted),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from schemas.watermark import Watermark
 
 
-def below(watermark: Watermark | None) -> tuple[str, dict[str, object]]:
+def below(watermark: Watermark | None, *, name: str = "below") -> tuple[str, dict[str, object]]:
     """SQL over kafka_epoch, kafka_partition and kafka_offset, and its parameters; None: everything is below.
 
-    A partition that the watermark does not name has nothing below it in its epoch.
+    A partition that the watermark does not name has nothing below it in its epoch. name: of the parameters, where one
+    query asks for two.
     """
     if watermark is None:
         return "1", {}
@@ -16,10 +17,10 @@ def below(watermark: Watermark | None) -> tuple[str, dict[str, object]]:
     # Arrays count from 1, and what is beyond their end is 0.
     offsets = [watermark.offsets.get(partition, 0) for partition in range(partitions)]
     condition = (
-        "(kafka_epoch < {below_epoch:UInt16} OR (kafka_epoch = {below_epoch:UInt16}"
-        " AND kafka_offset < {below_offsets:Array(Int64)}[kafka_partition + 1]))"
+        f"(kafka_epoch < {{{name}_epoch:UInt16}} OR (kafka_epoch = {{{name}_epoch:UInt16}}"
+        f" AND kafka_offset < {{{name}_offsets:Array(Int64)}}[kafka_partition + 1]))"
     )
-    return condition, {"below_epoch": watermark.epoch, "below_offsets": offsets}
+    return condition, {f"{name}_epoch": watermark.epoch, f"{name}_offsets": offsets}
 
 
 def not_voided(below_condition: str) -> str:
