@@ -31,6 +31,7 @@ from schemas.decimals import plain
 from schemas.ledger import (
     ACTION_REQUIRED,
     NO_PAYMENT_METHOD,
+    HoldCode,
     Invoice,
     InvoiceFixed,
     InvoiceStep,
@@ -56,7 +57,7 @@ _ADOPTED_FIRST = ("paid", "open", "uncollectible", "draft", "void")
 
 def settle_zero(billing: Billing, fixed: InvoiceFixed) -> Invoice:
     """An invoice of 0 has nothing to charge: no Stripe invoice, paid, an order of 0. The counts agree already."""
-    _pass_gate(billing, fixed)
+    pass_gate(billing, fixed)
     now = billing.clock()
     _record_order(billing, fixed, amount_paid_minor=0, paid_at=now)
     return billing.invoice(fixed.invoice_id)
@@ -74,7 +75,7 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
         seen = billing.api.invoice(seen["id"], fixed.seller.stripe_account_id)
         if not _subtotal_agrees(billing, fixed, seen):
             return billing.invoice(fixed.invoice_id)
-        _pass_gate(billing, fixed)
+        pass_gate(billing, fixed)
         seen = _finalize(billing, fixed, seen["id"])
     else:
         observe(billing, billing.invoice(fixed.invoice_id), seen)
@@ -141,16 +142,16 @@ def _record_order(billing: Billing, fixed: InvoiceFixed, *, amount_paid_minor: i
 # --- Gate -------------------------------------------------------------------------------------------------------------
 
 
-def _pass_gate(billing: Billing, fixed: InvoiceFixed) -> None:
+def pass_gate(billing: Billing, fixed: InvoiceFixed) -> None:
     if billing.invoice(fixed.invoice_id).gate != "done":
         billing.log.append(billing.record(fixed, "gate", "done"))
 
 
-def hold(billing: Billing, fixed: InvoiceFixed, reason: str) -> None:
+def hold(billing: Billing, fixed: InvoiceFixed, code: HoldCode, reason: str) -> None:
     """Record that the totals differ; the same news is not written twice."""
     invoice = billing.invoice(fixed.invoice_id)
     if invoice.gate != "failed" or invoice.reason != reason:
-        billing.log.append(billing.record(fixed, "gate", "failed", reason=reason))
+        billing.log.append(billing.record(fixed, "gate", "failed", code=code, reason=reason))
 
 
 def _subtotal_agrees(billing: Billing, fixed: InvoiceFixed, seen: Json) -> bool:
@@ -158,7 +159,7 @@ def _subtotal_agrees(billing: Billing, fixed: InvoiceFixed, seen: Json) -> bool:
     if differences:
         reason = explained(differences)
         log.error("invoice_held", invoice=fixed.invoice_id, stripe_invoice=seen["id"], reason=reason)
-        hold(billing, fixed, reason)
+        hold(billing, fixed, "subtotal", reason)
     return not differences
 
 
@@ -228,7 +229,9 @@ def discard(billing: Billing, fixed: InvoiceFixed, stray: Json) -> None:
             billing.api.void(stray["id"], account, invoice_key(stray["id"], "void", 0, 1), may_have_run=True)
         case "paid":
             log.critical("charged_twice", invoice=fixed.invoice_id, stray=stray["id"])
-            hold(billing, fixed, f"Stripe invoice {stray['id']} was paid for the same cycle: refund it")
+            hold(
+                billing, fixed, "charged_twice", f"Stripe invoice {stray['id']} was paid for the same cycle: refund it"
+            )
             return
         case _:
             return

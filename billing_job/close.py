@@ -6,6 +6,7 @@ decided by its first record in the ledger, and every run works only from what it
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter, defaultdict
@@ -17,22 +18,21 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from billing_job import metrics
-from billing_job.charge import discard_strays, hold, settle, settle_zero
-from billing_job.compute import fixed_invoice, seller_of
-from billing_job.counts import Counts, Need, NotCovered
+from billing_job.charge import discard_strays, hold, pass_gate, settle, settle_zero
+from billing_job.content import fixed_now, trues_up
+from billing_job.counts import Counts, NotCovered
 from billing_job.due import DueCycle, due_cycles
-from billing_job.gate import explained, quantity_differences
+from billing_job.gate import Difference, explained, quantity_differences
+from billing_job.late import Counted, counted_for
 from billing_job.ledger import LedgerLog
+from billing_job.share import Share
 from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, system_clock
-from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown
+from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown, calls_per_second
 from billing_job.stripe_customers import ensure_stripe_customer
 from billing_job.void_credit import NotPossible, void
 from catalog.store import CatalogStore
 from schemas.customer import Customer
-from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, InvoiceStep
-from schemas.meter import Meter
-from schemas.organization import Organization
-from schemas.product import Product
+from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, InvoiceStep, just_fixed
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
@@ -41,6 +41,9 @@ log = structlog.get_logger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """part of the close (wait, fix, gate, charge), invoices done, invoices in all."""
+
+
+_FIX_ATTEMPTS_MAX = 5
 
 
 class UnknownOrganization(ValueError):
@@ -53,7 +56,8 @@ class CloseReport:
 
     invoices: every one that is due, as it is now (of a dry run: as it would be fixed), oldest cycle first; those not
     fixed are left out. fixed: how many this run fixed. in_grace: ended by as_of, closed later. waiting: why those in
-    waiting_for could not be fixed. problems: invoice id → why it could not go on now. seconds: part → time it took.
+    waiting_for could not be fixed. awaiting_approval: ids of those that someone has to let be charged. problems:
+    invoice id → why it could not go on now. seconds: part → time it took.
     """
 
     as_of: int
@@ -63,6 +67,7 @@ class CloseReport:
     in_grace: tuple[DueCycle, ...] = ()
     waiting: str | None = None
     waiting_for: tuple[DueCycle, ...] = ()
+    awaiting_approval: tuple[str, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict[str, str])
     watermark: Watermark | None = None
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -90,19 +95,37 @@ class Stage:
     api: StripeApi
     counts: Counts
 
+    def fixed_now(self, due: Sequence[DueCycle], watermark: Watermark, now_us: int) -> list[InvoiceFixed]:
+        """What would be fixed now; see there."""
+        return fixed_now(
+            self.catalog.view, self.log.state, self.counts, due, watermark, now_us=now_us, writer=self.log.writer
+        )
+
     def billing(self, *, scheduled: bool = False) -> Billing:
         return Billing(self.log, self.api, system_clock, scheduled)
 
 
 @contextmanager
-def opened(settings: Settings) -> Generator[Stage]:
-    """Raises CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable when one can't be reached in time."""
+def opened(settings: Settings, share: Share | None = None, *, charging: bool = True) -> Generator[Stage]:
+    """share: a worker's; without one, who is charging takes its part of Stripe's rate beside the workers.
+
+    Raises CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable when one can't be reached in time.
+    """
     with ExitStack() as stack:
         counts = stack.enter_context(Counts(settings))
         catalog = stack.enter_context(CatalogStore(settings))
         ledger = stack.enter_context(LedgerLog(settings))
-        api = stack.enter_context(StripeApi(settings))
+        if share is None and charging and calls_per_second(settings) is not None:
+            share = stack.enter_context(Share(settings, is_worker=False))
+        api = stack.enter_context(StripeApi(settings, *(() if share is None else (share.of_rate,))))
+        forbear_collecting()
         yield Stage(settings, catalog, ledger, api, counts)
+
+
+def forbear_collecting() -> None:
+    """What is there by now stays: the collector need not walk it again and again while invoices are made."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def close(
@@ -126,6 +149,11 @@ def close(
         )
 
 
+def _all(due: DueCycle) -> bool:
+    del due
+    return True
+
+
 def close_cycles(
     stage: Stage,
     as_of_us: int,
@@ -136,8 +164,11 @@ def close_cycles(
     progress: Progress | None = None,
     scheduled: bool = False,
     stopping: threading.Event | None = None,
+    only: Callable[[DueCycle], bool] = _all,
 ) -> CloseReport:
-    """`close` with what is open already. scheduled: wait for imports, and longer after each failure."""
+    """`close` with what is open already. scheduled: wait for imports, and longer after each failure. only: of what is
+    due, what is this run's to do.
+    """
     run = _Run(stage, stage.billing(scheduled=scheduled), progress or _silent, stopping or threading.Event())
     now = system_clock() if now_us is None else now_us
     view = stage.catalog.view
@@ -148,9 +179,10 @@ def close_cycles(
         as_of_us=as_of_us,
         now_us=now,
         grace_seconds=run.grace_seconds,
+        trues_up=lambda organization: trues_up(view, organization),
         wait_for_imports=scheduled,
     )
-    due = [in_force(stage.log.state, each) for each in found.due]
+    due = [in_force(stage.log.state, each) for each in found.due if only(each)]
     report = replace(run.close(due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
     _tell(report)
     return report
@@ -160,6 +192,7 @@ def _tell(report: CloseReport) -> None:
     metrics.CLOSES.labels("ok" if report.ok else "incomplete").inc()
     metrics.WAITING.set(len(report.waiting_for))
     metrics.PROBLEMS.set(len(report.problems))
+    metrics.AWAITING_APPROVAL.set(len(report.awaiting_approval))
     for part, seconds in report.seconds.items():
         metrics.CLOSE_SECONDS.labels(part).observe(seconds)
 
@@ -178,6 +211,7 @@ class _Run:
     stopping: threading.Event
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     problems: dict[str, str] = field(default_factory=dict[str, str])
+    awaiting_approval: list[str] = field(default_factory=list[str])
     down: str | None = None  # why Stripe is not asked any more in this run
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -200,24 +234,33 @@ class _Run:
             self.seconds[part] = time.monotonic() - started
 
     def close(self, due: Sequence[DueCycle], *, as_of_us: int, dry_run: bool) -> CloseReport:
-        open_cycles = [each for each in due if (found := self.ledger.get(each.invoice_id)) is None or not found.fixed]
+        open_cycles = self._unfixed(due)
         computed: list[InvoiceFixed] = []
         waiting: str | None = None
         watermark: Watermark | None = None
-        if open_cycles:
-            try:
-                watermark, computed = self._compute(open_cycles)
-            except NotCovered as lag:
-                waiting = str(lag)
-                log.warning("close_waits", reason=waiting, detail=lag.detail, invoices=len(open_cycles))
-                if not dry_run:
-                    self._record_waiting(open_cycles, waiting)
         fixed = 0
+        try:
+            for _ in range(_FIX_ATTEMPTS_MAX):
+                if not open_cycles:
+                    break
+                watermark, computed = self._compute(open_cycles)
+                if dry_run:
+                    break
+                with self.timed("fix"):
+                    fixed += sum(self.stage.log.append_all(computed))
+                # Where another run fixed a subscription's invoice a moment before, what followed it is computed anew.
+                lost = {each.invoice_id for each in computed}
+                open_cycles = [each for each in self._unfixed(open_cycles) if each.invoice_id in lost]
+            else:
+                self.problems |= {each.invoice_id: "other runs fixed the invoices before it" for each in open_cycles}
+        except NotCovered as lag:
+            waiting = str(lag)
+            log.warning("close_waits", reason=waiting, detail=lag.detail, invoices=len(open_cycles))
+            if not dry_run:
+                self._record_waiting(open_cycles, lag)
         if dry_run:
             invoices = _as_if_fixed(due, computed, self.ledger)
         else:
-            with self.timed("fix"):
-                fixed = sum(self.stage.log.append_all(computed))
             self._collect([each.invoice_id for each in due])
             invoices = _that_are_fixed(self.ledger.get(each.invoice_id) for each in due)
         return CloseReport(
@@ -227,10 +270,14 @@ class _Run:
             fixed=fixed,
             waiting=waiting,
             waiting_for=tuple(open_cycles) if waiting else (),
+            awaiting_approval=tuple(self.awaiting_approval),
             problems=self.problems,
             watermark=watermark,
             seconds=self.seconds,
         )
+
+    def _unfixed(self, due: Sequence[DueCycle]) -> list[DueCycle]:
+        return [each for each in due if (found := self.ledger.get(each.invoice_id)) is None or not found.fixed]
 
     # -- compute -------------------------------------------------------------------------------------------------------
 
@@ -242,10 +289,10 @@ class _Run:
             watermark = counts.watermark()
             counts.wait_until_covered(watermark, self.stopping)
         with self.timed("count"):
-            return watermark, fixed_now(self.stage, due, watermark, self.billing.clock())
+            return watermark, self.stage.fixed_now(due, watermark, self.billing.clock())
 
-    def _record_waiting(self, due: Sequence[DueCycle], reason: str) -> None:
-        now = self.billing.clock()
+    def _record_waiting(self, due: Sequence[DueCycle], lag: NotCovered) -> None:
+        now, reason = self.billing.clock(), str(lag)
         self.stage.log.append_all(
             [
                 InvoiceStep(
@@ -255,6 +302,7 @@ class _Run:
                     step="wait",
                     phase="failed",
                     at=now,
+                    code=lag.code,
                     reason=reason,
                     subscription_id=each.subscription_id,
                     cycle_start=each.cycle.start_us,
@@ -287,7 +335,17 @@ class _Run:
         with self.timed("gate"):
             agreed = self._gate(unfinished)
         with self.timed("charge"):
-            self._charge(agreed)
+            self._charge([fixed for fixed in agreed if not self._awaits_approval(fixed)])
+
+    def _awaits_approval(self, fixed: InvoiceFixed) -> bool:
+        """Whether its organization lets nothing be charged that nobody has approved. The counts agree already."""
+        organization = self.stage.catalog.view.organization(fixed.organization_id)
+        manual = organization is not None and organization.invoice_approval == "manual"
+        if not manual or not fixed.total_minor or self.billing.invoice(fixed.invoice_id).approved:
+            return False
+        pass_gate(self.billing, fixed)
+        self.awaiting_approval.append(fixed.invoice_id)
+        return True
 
     def _finish_void(self, invoice: Invoice, fixed: InvoiceFixed) -> None:
         """A void that was begun and not finished: nothing else may follow."""
@@ -300,22 +358,29 @@ class _Run:
 
     def _gate(self, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
         """Those whose quantities an independent count confirms; the others are held as `mismatch`."""
-        to_count: dict[str, list[InvoiceFixed]] = defaultdict(list)
+        to_count = [each for each in invoices if self.billing.invoice(each.invoice_id).gate != "done"]
+        differences = self._differences(to_count)
+        for fixed in to_count:
+            if found := differences.get(fixed.invoice_id):
+                reason = explained(found)
+                log.error("invoice_held", invoice=fixed.invoice_id, reason=reason)
+                hold(self.billing, fixed, "quantity", reason)
+        self.progress("gate", len(invoices), len(invoices))
+        return [fixed for fixed in invoices if not differences.get(fixed.invoice_id)]
+
+    def _differences(self, invoices: Sequence[InvoiceFixed]) -> dict[str, list[Difference]]:
+        """Invoice id → where its quantities are not those of the independent count, at each watermark's once."""
+        found: dict[str, list[Difference]] = defaultdict(list)
+        checks: dict[str, list[tuple[InvoiceFixed, Counted]]] = defaultdict(list)
         for fixed in invoices:
-            if self.billing.invoice(fixed.invoice_id).gate != "done":
-                to_count[repr(fixed.watermark)].append(fixed)
-        held: set[str] = set()
-        for group in to_count.values():
-            counted = self.stage.counts.independent_totals([need_of(fixed) for fixed in group], group[0].counted_to)
-            for fixed in group:
-                differences = quantity_differences(fixed, counted[fixed.invoice_id])
-                if differences:
-                    reason = explained(differences)
-                    log.error("invoice_held", invoice=fixed.invoice_id, reason=reason)
-                    hold(self.billing, fixed, reason)
-                    held.add(fixed.invoice_id)
-            self.progress("gate", len(group), len(invoices))
-        return [fixed for fixed in invoices if fixed.invoice_id not in held]
+            for check in counted_for(self.ledger, fixed):
+                checks[repr(check.watermark)].append((fixed, check))
+        for group in checks.values():
+            needs = {check.need.invoice_id: check.need for _, check in group}
+            counted = self.stage.counts.independent_totals(list(needs.values()), group[0][1].watermark)
+            for fixed, check in group:
+                found[fixed.invoice_id] += quantity_differences(check, counted[check.need.invoice_id])
+        return found
 
     def _charge(self, invoices: Sequence[InvoiceFixed]) -> None:
         """Customers at the same time, each customer's invoices one after the other, oldest cycle first."""
@@ -395,68 +460,10 @@ class _Steps:
             self._progress(self._part, self._done, self._total)
 
 
-def fixed_now(stage: Stage, due: Sequence[DueCycle], watermark: Watermark, now_us: int) -> list[InvoiceFixed]:
-    """What each cycle's invoice says by the catalog of now and the events below the watermark. Writes nothing."""
-    view = stage.catalog.view
-    catalog: list[tuple[Organization, Subscription, Product, dict[str, Meter]]] = []
-    needs: list[Need] = []
-    for each in due:
-        organization = view.organization(each.organization_id)
-        subscription = view.get(Subscription, each.organization_id, each.subscription_id)
-        product = view.get(Product, each.organization_id, each.product_id)
-        # The catalog takes no subscription without a product, and no product without its meters.
-        assert organization is not None
-        assert subscription is not None
-        assert product is not None
-        meters: dict[str, Meter] = {}
-        for meter_id in product.meter_ids:
-            meter = view.get(Meter, each.organization_id, meter_id)
-            assert meter is not None
-            meters[meter_id] = meter
-        catalog.append((organization, subscription, product, meters))
-        needs.append(
-            Need(
-                each.invoice_id,
-                each.organization_id,
-                each.customer_id,
-                each.cycle.start_us,
-                each.active_until,
-                tuple(meters.values()),
-            )
-        )
-    quantities = stage.counts.totals(needs, watermark)
-    return [
-        fixed_invoice(
-            each,
-            product=product,
-            meters=meters,
-            quantities=quantities[each.invoice_id],
-            watermark=watermark,
-            seller=seller_of(organization, subscription),
-            time_zone=subscription.time_zone,
-            now_us=now_us,
-            writer=stage.log.writer,
-        )
-        for each, (organization, subscription, product, meters) in zip(due, catalog, strict=True)
-    ]
-
-
 def in_force(ledger: InvoiceLedger, due: DueCycle) -> DueCycle:
     """The cycle with the revision of the invoice that bills it."""
     invoice_id, revision = ledger.in_force(due.organization_id, due.subscription_id, due.cycle.start_us)
     return replace(due, invoice_id=invoice_id, revision=revision)
-
-
-def need_of(fixed: InvoiceFixed) -> Need:
-    """What to count for an invoice, by its own snapshot."""
-    return Need(
-        fixed.invoice_id,
-        fixed.organization_id,
-        fixed.customer_id,
-        fixed.cycle_start,
-        fixed.active_until,
-        tuple(fixed.priced_meters.values()),
-    )
 
 
 def is_ours_to_do(invoice: Invoice) -> bool:
@@ -477,10 +484,8 @@ def _as_if_fixed(
     due: Sequence[DueCycle], computed: Sequence[InvoiceFixed], ledger: InvoiceLedger
 ) -> tuple[Invoice, ...]:
     """What a dry run shows: what is fixed as it is, the rest as it would be fixed now."""
-    scratch = InvoiceLedger()
-    for fixed in computed:
-        scratch.apply(fixed)
-    return _that_are_fixed(scratch.get(each.invoice_id) or ledger.get(each.invoice_id) for each in due)
+    as_fixed = {fixed.invoice_id: just_fixed(fixed) for fixed in computed}
+    return _that_are_fixed(as_fixed.get(each.invoice_id) or ledger.get(each.invoice_id) for each in due)
 
 
 def _that_are_fixed(found: Iterable[Invoice | None]) -> tuple[Invoice, ...]:

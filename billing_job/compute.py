@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property, lru_cache
+from typing import Any
 
 import msgspec
 
@@ -11,19 +14,40 @@ from billing_job.due import DueCycle
 from pricing.invoice_lines import InvoiceComputation, InvoiceLine, price_lines
 from pricing.proration import prorated_share
 from pricing.tier_charge import TierCharge
+from schemas.currency import from_minor
 from schemas.decimals import plain
-from schemas.ledger import InvoiceFixed, Line, Seller, TierPart, with_hash
+from schemas.ledger import Correction, InvoiceFixed, Line, Seller, TierPart, with_hash
 from schemas.meter import Meter
 from schemas.organization import Organization
-from schemas.period import Cycle
+from schemas.period import Cycle, format_local_date
 from schemas.product import Product
 from schemas.subscription import Subscription
-from schemas.watermark import Watermark
 
 DAYS_UNTIL_DUE = 30
 """Of invoices that are sent (collection_method send_invoice)."""
 
 
+@dataclass(frozen=True, slots=True)
+class LateCorrection:
+    """corrected: the cycle's own invoice."""
+
+    corrected: InvoiceFixed
+    correction: Correction
+
+
+@dataclass(frozen=True, slots=True)
+class TrueUp:
+    """complete: every earlier cycle was looked at. follows: hash of the invoice before."""
+
+    corrections: tuple[LateCorrection, ...] = ()
+    complete: bool = False
+    follows: str | None = None
+
+
+NO_TRUE_UP = TrueUp()
+
+
+@lru_cache(maxsize=65_536)  # equal numbers have one text, and most are on many lines
 def decimal_text(number: Decimal) -> str:
     """Digits and a point, without trailing zeros: the same text however many decimals a store keeps."""
     text = plain(number)
@@ -43,24 +67,45 @@ def seller_of(organization: Organization, subscription: Subscription) -> Seller:
     )
 
 
+@dataclass(frozen=True)
+class PricedBy:
+    """A product, and by id every meter that it prices; their snapshots are made once for all invoices."""
+
+    product: Product
+    meters: Mapping[str, Meter]
+
+    @cached_property
+    def product_json(self) -> dict[str, Any]:
+        return self.product.model_dump(mode="json")
+
+    @cached_property
+    def meters_json(self) -> tuple[dict[str, Any], ...]:
+        return tuple(self.meters[meter_id].model_dump(mode="json") for meter_id in self.product.meter_ids)
+
+
 def fixed_invoice(
     due: DueCycle,
     *,
-    product: Product,
-    meters: Mapping[str, Meter],
+    priced_by: PricedBy,
     quantities: Mapping[str, Decimal],
-    watermark: Watermark,
+    watermark: dict[str, Any],
     seller: Seller,
     time_zone: str,
     now_us: int,
     writer: str,
+    true_up: TrueUp = NO_TRUE_UP,
 ) -> InvoiceFixed:
     """The record that fixes an invoice.
 
-    meters, quantities: by meter id, for every meter that the product prices; quantities count what lies below the
-    watermark. Raises MissingMeter.
+    quantities: by meter id, for every meter that the product prices; they count what lies below the watermark, which is
+    in the form of JSON. true_up: of earlier cycles; a final invoice is of nothing else. Raises MissingMeter.
     """
-    computed = _price(product, quantities, meters, due.cycle, due.active_until)
+    corrections = tuple(each.correction for each in true_up.corrections)
+    own = (
+        () if due.final else _price(priced_by.product, quantities, priced_by.meters, due.cycle, due.active_until).lines
+    )
+    lines = _lines(own, true_up.corrections)
+    total_minor, currency = sum(line.amount_minor for line in lines), priced_by.product.currency
     return with_hash(
         InvoiceFixed(
             invoice_id=due.invoice_id,
@@ -72,32 +117,92 @@ def fixed_invoice(
             cycle_end=due.cycle.end_us,
             active_until=due.active_until,
             time_zone=time_zone,
-            currency=computed.currency,
-            lines=tuple(map(_line, computed.lines)),
-            total=plain(computed.total),
-            total_minor=computed.total_minor,
-            watermark=watermark.as_json(),
-            product=product.model_dump(mode="json"),
-            meters=tuple(meters[meter_id].model_dump(mode="json") for meter_id in product.meter_ids),
+            currency=currency,
+            lines=lines,
+            total=plain(from_minor(total_minor, currency)),
+            total_minor=total_minor,
+            watermark=watermark,
+            product=priced_by.product_json,
+            meters=priced_by.meters_json,
             seller=seller,
             hash="",
             fixed_at=now_us,
+            corrections=corrections,
+            trued_up=true_up.complete,
+            follows=true_up.follows,
+            final=due.final,
             writer=writer,
         )
     )
 
 
-def recomputed(fixed: InvoiceFixed, quantities: Mapping[str, Decimal]) -> InvoiceFixed:
-    """The invoice again, from its own snapshot and these quantities: equal hashes mean that nothing differs."""
-    computed = _price(fixed.priced_product, quantities, fixed.priced_meters, fixed.cycle, fixed.active_until)
+def priced_again(fixed: InvoiceFixed, quantities: Mapping[str, Decimal]) -> InvoiceComputation:
+    """Its own cycle, from its snapshot and these quantities."""
+    return _price(fixed.priced_product, quantities, fixed.priced_meters, fixed.cycle, fixed.active_until)
+
+
+def recomputed(
+    fixed: InvoiceFixed, quantities: Mapping[str, Decimal], corrections: Sequence[LateCorrection] = ()
+) -> InvoiceFixed:
+    """The invoice again, from its own snapshot and these quantities: equal hashes mean that nothing differs.
+
+    corrections: those of the invoice, made again.
+    """
+    currency = fixed.priced_product.currency
+    lines = _lines(() if fixed.final else priced_again(fixed, quantities).lines, corrections)
+    total_minor = sum(line.amount_minor for line in lines)
     return with_hash(
         msgspec.structs.replace(
             fixed,
-            currency=computed.currency,
-            lines=tuple(map(_line, computed.lines)),
-            total=plain(computed.total),
-            total_minor=computed.total_minor,
+            currency=currency,
+            lines=lines,
+            total=plain(from_minor(total_minor, currency)),
+            total_minor=total_minor,
+            corrections=tuple(each.correction for each in corrections),
         )
+    )
+
+
+# --- Corrections of earlier cycles ------------------------------------------------------------------------------------
+
+
+def correction_of(
+    corrected: InvoiceFixed, counted: Sequence[str], before_minor: int, quantities: Mapping[str, Decimal]
+) -> LateCorrection:
+    """What the cycle costs with these quantities, by its own snapshot, against what was billed for it."""
+    return LateCorrection(
+        corrected,
+        Correction(
+            corrects=corrected.invoice_id,
+            cycle_start=corrected.cycle_start,
+            cycle_end=corrected.cycle_end,
+            counted=tuple(counted),
+            quantities={meter_id: decimal_text(number) for meter_id, number in sorted(quantities.items())},
+            before_minor=before_minor,
+            total_minor=priced_again(corrected, quantities).total_minor,
+        ),
+    )
+
+
+def correction_line(late: LateCorrection) -> Line:
+    """`Late usage, 2026-03-01 to 2026-04-01`: dates in the zone of the cycle, the second one exclusive."""
+    corrected, amount_minor = late.corrected, late.correction.difference_minor
+    begins, ends = (
+        format_local_date(instant, corrected.time_zone) for instant in (corrected.cycle_start, corrected.active_until)
+    )
+    return Line(
+        meter_id=None,
+        price_index=-1,
+        model="late_usage",
+        description=f"{'Late usage' if amount_minor > 0 else 'Credit for usage'}, {begins} to {ends}",
+        quantity="1",
+        included="0",
+        priced_quantity="1",
+        amount=plain(from_minor(amount_minor, corrected.currency)),
+        amount_minor=amount_minor,
+        corrects=corrected.invoice_id,
+        period_start=corrected.cycle_start,
+        period_end=corrected.active_until,
     )
 
 
@@ -108,7 +213,16 @@ def _price(
     return price_lines(product, quantities, meters=meters, proration=share)
 
 
-def _line(line: InvoiceLine) -> Line:
+def _lines(own: Sequence[InvoiceLine], corrections: Sequence[LateCorrection]) -> tuple[Line, ...]:
+    """Of its own cycle, then of those corrections that change an amount."""
+    return (
+        *map(line_of, own),
+        *(correction_line(each) for each in corrections if each.correction.difference_minor),
+    )
+
+
+def line_of(line: InvoiceLine) -> Line:
+    """A priced line as the ledger has it."""
     return Line(
         meter_id=line.meter_id,
         price_index=line.price_index,

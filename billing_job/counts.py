@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -16,13 +16,17 @@ from confluent_kafka import (
 )
 
 from runtime.topics import admin_client, describe_topic
+from schemas.ledger import InvoiceFixed, WaitCode
 from schemas.meter import Aggregation, Meter
+from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, WarehouseUnavailable, connect, unavailable
 from warehouse.coverage import coverage
 from warehouse.epochs import UnknownTopic, lookup_epoch
+from warehouse.evidence import CountedEvent, counted_events, row_faults
+from warehouse.late import late_windows
 from warehouse.totals import TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 log = structlog.get_logger(__name__)
@@ -35,11 +39,12 @@ _TOLD_EVERY_SECONDS = 5.0
 class NotCovered(WarehouseUnavailable):
     """ClickHouse does not have yet what is to be counted.
 
-    The message stays the same while that lasts; detail says by how much it lags.
+    code and message stay the same while that lasts; detail says by how much it lags.
     """
 
-    def __init__(self, message: str, detail: str = "") -> None:
+    def __init__(self, code: WaitCode, message: str, detail: str = "") -> None:
         super().__init__(message)
+        self.code: WaitCode = code
         self.detail = detail
 
 
@@ -57,6 +62,19 @@ class Need:
     def window(self, meter: Meter) -> TotalsRequest:
         """What a meter's quantity is made of."""
         return TotalsRequest(self.organization_id, self.customer_id, meter.event_name, self.start_us, self.end_us)
+
+
+def need_of(fixed: InvoiceFixed) -> Need:
+    """What to count for an invoice's own cycle, by its own snapshot; nothing for a final one."""
+    meters = () if fixed.final else tuple(fixed.priced_meters.values())
+    return Need(
+        fixed.invoice_id,
+        fixed.organization_id,
+        fixed.customer_id,
+        fixed.cycle_start,
+        fixed.active_until,
+        meters,
+    )
 
 
 Quantities = dict[str, dict[str, Decimal]]
@@ -141,11 +159,10 @@ class Counts:
             lag = self._lag(watermark)
             if lag is None:
                 return
-            reason, detail = lag
             if time.monotonic() > deadline or stopping.is_set():
-                raise NotCovered(reason, detail)
+                raise lag
             if time.monotonic() - told > _TOLD_EVERY_SECONDS:
-                log.info("waiting_for_coverage", reason=reason, detail=detail)
+                log.info("waiting_for_coverage", reason=str(lag), detail=lag.detail)
                 told = time.monotonic()
             stopping.wait(_POLL_SECONDS)
 
@@ -153,23 +170,41 @@ class Counts:
 
     def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
         """Quantities of events below the watermark, all in one query. Raises WarehouseUnavailable."""
-        return quantities(needs, exact_totals(self._client, _windows(needs), watermark))
+        return quantities(needs, exact_totals(self._client, windows(needs), watermark))
 
     def independent_totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
         """The same by a fold of raw rows, the first of each identity. Raises WarehouseUnavailable."""
-        return quantities(needs, independent_totals(self._client, _windows(needs), watermark))
+        return quantities(needs, independent_totals(self._client, windows(needs), watermark))
 
-    def _lag(self, watermark: Watermark) -> tuple[str, str] | None:
-        """(why not yet, by how much); None: it is reached."""
+    def with_late_events(self, needs: Sequence[Need], since: Watermark, watermark: Watermark) -> set[str]:
+        """Ids of those with events, stored at or after `since` and below the watermark. Raises WarehouseUnavailable."""
+        late = late_windows(self._client, windows(needs), since, watermark)
+        return {need.invoice_id for need in needs if any(need.window(meter) in late for meter in need.meters)}
+
+    def events(
+        self, need: Need, meter: Meter, watermark: Watermark, invoiced: Watermark | None
+    ) -> Iterator[list[CountedEvent]]:
+        """Those that make a meter's quantity, oldest first. Raises WarehouseUnavailable."""
+        return counted_events(self._client, need.window(meter), watermark, invoiced)
+
+    def row_faults(self, need: Need, meter: Meter, watermark: Watermark) -> list[str]:
+        """Stored rows behind a meter's quantity that are not what was accepted. Raises WarehouseUnavailable."""
+        partition = partition_of(need.organization_id, need.customer_id, self._partitions)
+        return row_faults(self._client, need.window(meter), partition, watermark)
+
+    def _lag(self, watermark: Watermark) -> NotCovered | None:
+        """Why not yet; None: it is reached."""
         try:
             stored = self._stored(watermark.epoch)
         except ClickHouseError as error:
-            return "ClickHouse does not answer", str(unavailable(error))
+            return NotCovered("clickhouse_away", "ClickHouse does not answer", str(unavailable(error)))
         if not watermark.reached_by(stored.epoch, stored.offsets):
-            return "ClickHouse does not have all events of the watermark yet", _missing(watermark, stored.offsets)
+            reason = "ClickHouse does not have all events of the watermark yet"
+            return NotCovered("not_stored", reason, _missing(watermark, stored.offsets))
         committed = self._committed()
         if not watermark.reached_by(watermark.epoch, committed):
-            return "the sink has not committed all events of the watermark yet", _missing(watermark, committed)
+            reason = "the sink has not committed all events of the watermark yet"
+            return NotCovered("not_committed", reason, _missing(watermark, committed))
         return None
 
     def _epoch(self) -> int:
@@ -177,7 +212,7 @@ class Counts:
         try:
             return lookup_epoch(self._client, topic.topic_id)
         except UnknownTopic as error:
-            raise NotCovered("no sink has read usage.events yet", str(error)) from error
+            raise NotCovered("no_sink", "no sink has read usage.events yet", str(error)) from error
         except ClickHouseError as error:
             raise unavailable(error) from error
 
@@ -191,7 +226,7 @@ class Counts:
         return {place.partition: max(0, place.offset) for place in found}
 
 
-def _windows(needs: Sequence[Need]) -> list[TotalsRequest]:
+def windows(needs: Sequence[Need]) -> list[TotalsRequest]:
     return [need.window(meter) for need in needs for meter in need.meters]
 
 

@@ -1,6 +1,7 @@
 """subscriptions, as_of, now → the cycles that are due, and those whose grace still runs. Pure.
 
-A cycle is billed up to its end, or up to the end of a subscription that ended within it.
+A cycle is billed up to its end, or up to the end of a subscription that ended within it. What comes late for the last
+one is on a final invoice, FINAL_AFTER_DAYS later.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from schemas.ledger import FIRST_REVISION, invoice_id
-from schemas.period import SECOND_US, Cycle, cycle_containing, cycles, format_rfc3339
+from schemas.period import SECOND_US, Cycle, format_rfc3339
 from schemas.subscription import Subscription
+
+FINAL_AFTER_DAYS = 30
+_FINAL_AFTER_US = FINAL_AFTER_DAYS * 86_400 * SECOND_US
 
 
 class AsOfInFuture(ValueError):
@@ -21,8 +25,9 @@ class AsOfInFuture(ValueError):
 class DueCycle:
     """A cycle of a subscription that ended, with what it is billed by.
 
-    active_until: µs, end of what is billed. closable_at: µs, from when on it may be closed. revision: of its invoice;
-    a later one where that of before is void and was to be made anew.
+    active_until: µs, end of what is billed. closable_at: µs, from when on it may be closed. final: it is the time after
+    a subscription's end, of which nothing is billed but corrections of what was before. revision: of its invoice; a
+    later one where that of before is void and was to be made anew.
     """
 
     invoice_id: str
@@ -33,6 +38,7 @@ class DueCycle:
     cycle: Cycle
     active_until: int
     closable_at: int
+    final: bool = False
     revision: int = FIRST_REVISION
 
 
@@ -50,13 +56,14 @@ def due_cycles(
     as_of_us: int,
     now_us: int,
     grace_seconds: Callable[[str], int],
+    trues_up: Callable[[str], bool],
     wait_for_imports: bool = False,
 ) -> DueCycles:
-    """Cycles that ended at or before as_of and began while their subscription ran.
+    """Cycles that ended at or before as_of and began while their subscription ran; final invoices where that has ended.
 
-    grace_seconds: of an organization's id. wait_for_imports: what is billed of a time before the subscription was made
-    waits for its creation + grace, so that history can be imported first; an explicit close does not wait for that.
-    Raises AsOfInFuture.
+    grace_seconds: of an organization's id. trues_up: whether an organization bills late usage. wait_for_imports: what
+    is billed of a time before the subscription was made waits for its creation + grace, so that history can be imported
+    first; an explicit close does not wait for that. Raises AsOfInFuture.
     """
     if as_of_us > now_us:
         raise AsOfInFuture(f"{format_rfc3339(as_of_us)} has not come yet")
@@ -64,27 +71,60 @@ def due_cycles(
     in_grace: list[DueCycle] = []
     for subscription in subscriptions:
         grace_us = grace_seconds(subscription.organization_id) * SECOND_US
-        for found in _ended(subscription, as_of_us, grace_us, wait_for_imports=wait_for_imports):
+        ended = list(_ended(subscription, as_of_us, grace_us, wait_for_imports=wait_for_imports))
+        if ended and trues_up(subscription.organization_id):
+            final = _final(subscription, as_of_us, grace_us, wait_for_imports=wait_for_imports)
+            ended += [] if final is None else [final]
+        for found in ended:
             (due if found.closable_at <= now_us else in_grace).append(found)
     return DueCycles(_oldest_first(due), _oldest_first(in_grace))
 
 
-def open_cycle(subscription: Subscription, now_us: int) -> DueCycle | None:
-    """The cycle that runs now, billed as if it ended as planned; None before the start and after the end."""
+def cycle_at(subscription: Subscription, at_us: int) -> DueCycle | None:
+    """The cycle that runs then, billed as if it ended as planned; after the end the time of the final invoice.
+
+    None before the start and after that time.
+    """
     ends_at = subscription.ends_at
-    if now_us < subscription.started_at or (ends_at is not None and ends_at <= now_us):
+    if at_us < subscription.started_at:
         return None
-    current = cycle_containing(subscription.started_at, subscription.billing_interval, subscription.time_zone, now_us)
+    if ends_at is not None and ends_at <= at_us:
+        never_begun = ends_at <= subscription.started_at or at_us >= ends_at + _FINAL_AFTER_US
+        return None if never_begun else _after(subscription, ends_at, grace_us=0, wait_for_imports=False)
+    current = subscription.calendar.containing(at_us)
     return _due(subscription, current, grace_us=0, wait_for_imports=False)
 
 
 def _ended(subscription: Subscription, as_of_us: int, grace_us: int, *, wait_for_imports: bool) -> Iterable[DueCycle]:
     # A cycle that starts at the subscription's end was never begun.
     until = as_of_us if subscription.ends_at is None else min(as_of_us, subscription.ends_at)
-    for cycle in cycles(subscription.started_at, subscription.billing_interval, subscription.time_zone, until):
+    for cycle in subscription.calendar.before(until):
         found = _due(subscription, cycle, grace_us, wait_for_imports=wait_for_imports)
         if found.active_until <= as_of_us:
             yield found
+
+
+def _final(subscription: Subscription, as_of_us: int, grace_us: int, *, wait_for_imports: bool) -> DueCycle | None:
+    ends_at = subscription.ends_at
+    if ends_at is None or ends_at + _FINAL_AFTER_US > as_of_us:
+        return None
+    return _after(subscription, ends_at, grace_us, wait_for_imports=wait_for_imports)
+
+
+def _after(subscription: Subscription, ends_at: int, grace_us: int, *, wait_for_imports: bool) -> DueCycle:
+    after = Cycle(ends_at, ends_at + _FINAL_AFTER_US)
+    counts_from = max(after.end_us, subscription.created_at) if wait_for_imports else after.end_us
+    return DueCycle(
+        invoice_id=invoice_id(subscription.organization_id, subscription.id, ends_at),
+        organization_id=subscription.organization_id,
+        customer_id=subscription.customer_id,
+        subscription_id=subscription.id,
+        product_id=subscription.product_at(ends_at - 1),
+        cycle=after,
+        active_until=after.end_us,
+        closable_at=counts_from + grace_us,
+        final=True,
+    )
 
 
 def _due(subscription: Subscription, cycle: Cycle, grace_us: int, *, wait_for_imports: bool) -> DueCycle:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from billing_job.compute import decimal_text
+from billing_job.late import Counted
 from schemas.ledger import InvoiceFixed
 
 
@@ -30,12 +31,12 @@ class Difference:
         )
 
 
-def quantity_differences(fixed: InvoiceFixed, counted: Mapping[str, Decimal]) -> tuple[Difference, ...]:
+def quantity_differences(check: Counted, counted: Mapping[str, Decimal]) -> tuple[Difference, ...]:
     """Meters of which the independent count (meter id → quantity) is not what the invoice says."""
     return tuple(
-        Difference(line.meter_id, Decimal(line.quantity), counted[line.meter_id])
-        for line in fixed.lines
-        if line.meter_id is not None and Decimal(line.quantity) != counted[line.meter_id]
+        Difference(f"{check.of}{meter_id}", Decimal(quantity), counted[meter_id])
+        for meter_id, quantity in check.quantities.items()
+        if Decimal(quantity) != counted[meter_id]
     )
 
 

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
+from itertools import chain, zip_longest
 from typing import Any
 
-from billing_job.close import Stage, fixed_now, need_of, opened
+import msgspec
+
+from billing_job.close import opened
 from billing_job.compute import recomputed
-from billing_job.counts import Counts
-from billing_job.due import open_cycle
-from billing_job.gate import quantity_differences
+from billing_job.content import fixed_now
+from billing_job.counts import Counts, Need, Quantities
+from billing_job.due import cycle_at
+from billing_job.explain import (
+    NoSuchLine,
+    event_text,
+    events_csv,
+    events_of_line,
+    explained_invoice,
+    explained_line,
+)
+from billing_job.gate import Difference, quantity_differences
+from billing_job.late import Counted, corrected_again, counted_for
 from billing_job.ledger import LedgerLog
+from billing_job.simulate import NotSimulable, simulated
 from billing_job.steps import system_clock
-from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, Line, canonical_hash
+from catalog.view import CatalogView
+from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, canonical_hash, just_fixed
 from schemas.organization import DEFAULT_ORGANIZATION
-from schemas.period import format_rfc3339
+from schemas.period import SECOND_US, Cycle
+from schemas.product import Product, ProductSpec
 from schemas.settings import Settings
 from schemas.subscription import Subscription
+from schemas.watermark import Watermark
 
 
 class UnknownInvoice(LookupError):
@@ -57,6 +73,13 @@ def _found(ledger: InvoiceLedger, invoice_id: str) -> Invoice:
     return invoice
 
 
+def _fixed(ledger: InvoiceLedger, invoice_id: str) -> InvoiceFixed:
+    fixed = _found(ledger, invoice_id).fixed
+    if fixed is None:
+        raise UnknownInvoice(f"invoice {invoice_id} is not fixed yet")
+    return fixed
+
+
 def show(settings: Settings, invoice_id: str) -> dict[str, Any]:
     """The invoice as the API shows it. Raises UnknownInvoice, LedgerUnavailable."""
     with _ledger(settings) as ledger:
@@ -69,47 +92,30 @@ def explain(settings: Settings, invoice_id: str) -> list[str]:
         return explained_invoice(_found(ledger, invoice_id))
 
 
-def explained_invoice(invoice: Invoice) -> list[str]:
-    """`explain`, from what is known. Pure."""
-    head = f"{invoice.id}: {invoice.customer_id}, {_day(invoice.cycle_start)} to {_day(invoice.cycle_end)} (exclusive)"
-    fixed = invoice.fixed
-    if fixed is None:
-        return [head, f"{invoice.state}: {invoice.reason}"]
-    meters = fixed.priced_meters
-    told = [head]
-    for line in fixed.lines:
-        told.append(f"{line.description}: {line.amount} {fixed.currency}")
-        if line.meter_id is not None:
-            meter = meters[line.meter_id]
-            told.append(
-                f"  {meter.aggregation} of {meter.event_name} from {_day(fixed.cycle_start)} to "
-                f"{_day(fixed.active_until)}, each event once: {line.quantity}"
-            )
-        told.extend(f"  {text}" for text in _priced(line))
-    offsets = ", ".join(f"{p}: {o}" for p, o in fixed.counted_to.offsets.items())
-    told.append(f"total before tax: {fixed.total} {fixed.currency}")
-    told.append(f"counted: events of epoch {fixed.counted_to.epoch} before offsets {{{offsets}}} of their partitions")
-    told.append(f"hash: {fixed.hash}")
-    told.append(f"state: {invoice.state}" + (f" ({invoice.reason})" if invoice.reason else ""))
-    return told
+@contextmanager
+def line_events(settings: Settings, invoice_id: str, line: int | None = None) -> Generator[Iterator[str]]:
+    """The events behind one line, or all of them, as CSV in blocks.
+
+    Raises UnknownInvoice, NoSuchLine, LedgerUnavailable, WarehouseUnavailable; the last two of these on the way too.
+    """
+    with _ledger(settings) as ledger, Counts(settings) as counts:
+        fixed = _fixed(ledger, invoice_id)
+        if line is not None and not 0 <= line < len(fixed.lines):
+            raise NoSuchLine(f"the invoice has {len(fixed.lines)} lines, numbered from 0")
+        yield events_csv(ledger, counts, fixed, range(len(fixed.lines)) if line is None else range(line, line + 1))
 
 
-def _day(us: int) -> str:
-    return format_rfc3339(us)
-
-
-def _priced(line: Line) -> list[str]:
-    if line.meter_id is None:
-        return []
-    told: list[str] = []
-    if Decimal(line.included):
-        told.append(f"{line.quantity} - {line.included} included = {line.priced_quantity} priced")
-    for tier in line.tiers:
-        upper = "and more" if tier.up_to_inclusive is None else f"to {tier.up_to_inclusive}"
-        told.append(f"above {tier.from_exclusive} {upper}: {tier.quantity} x {tier.unit_amount} = {tier.amount}")
-    if not line.tiers:
-        told.append(f"{line.model} of {line.priced_quantity} = {line.amount}")
-    return told
+def explain_events(settings: Settings, invoice_id: str, line: int | None = None) -> Iterator[str]:
+    """`explain` with the events under each line; a line of text each. Raises as line_events."""
+    with _ledger(settings) as ledger, Counts(settings) as counts:
+        fixed = _fixed(ledger, invoice_id)
+        for number in range(len(fixed.lines)) if line is None else (line,):
+            blocks = events_of_line(ledger, counts, fixed, number)
+            first = next(blocks, None)
+            yield from explained_line(fixed, number)
+            for meter, block in () if first is None else chain([first], blocks):
+                for event in block:
+                    yield f"  {event_text(event, meter)}"
 
 
 def verify(settings: Settings, invoice_id: str) -> Verification:
@@ -117,19 +123,87 @@ def verify(settings: Settings, invoice_id: str) -> Verification:
 
     Raises UnknownInvoice (also for one that is not fixed yet), LedgerUnavailable, WarehouseUnavailable.
     """
-    with _ledger(settings) as ledger:
-        fixed = _found(ledger, invoice_id).fixed
-    if fixed is None:
-        raise UnknownInvoice(f"invoice {invoice_id} is not fixed yet")
-    with Counts(settings) as counts:
-        counted = counts.independent_totals([need_of(fixed)], fixed.counted_to)[fixed.invoice_id]
-    again = recomputed(fixed, counted)
-    differences = [str(each) for each in quantity_differences(fixed, counted)]
+    with _ledger(settings) as ledger, Counts(settings) as counts:
+        return verified(ledger, [_fixed(ledger, invoice_id)], counts)[0]
+
+
+def verify_all(settings: Settings, organization_id: str | None = None) -> list[Verification]:
+    """Every invoice that is fixed, of an organization or of all. Raises LedgerUnavailable, WarehouseUnavailable."""
+    with _ledger(settings) as ledger, Counts(settings) as counts:
+        fixed = [
+            invoice.fixed
+            for invoice in ledger.invoices.values()
+            if invoice.fixed is not None and organization_id in (None, invoice.organization_id)
+        ]
+        return verified(ledger, fixed, counts)
+
+
+def verified(ledger: InvoiceLedger, invoices: Sequence[InvoiceFixed], counts: Counts) -> list[Verification]:
+    """`verify` of many, with what is open already: what they were counted by is counted once a watermark."""
+    checks = {fixed.invoice_id: counted_for(ledger, fixed) for fixed in invoices}
+    needs: dict[Watermark, dict[str, Need]] = {}
+    for check in chain.from_iterable(checks.values()):
+        needs.setdefault(check.watermark, {})[check.need.invoice_id] = check.need
+    counted = {
+        watermark: counts.independent_totals(list(of_watermark.values()), watermark)
+        for watermark, of_watermark in needs.items()
+    }
+    return [_verified(ledger, fixed, checks[fixed.invoice_id], counted, counts) for fixed in invoices]
+
+
+def _verified(
+    ledger: InvoiceLedger,
+    fixed: InvoiceFixed,
+    checks: Sequence[Counted],
+    counted: Mapping[Watermark, Quantities],
+    counts: Counts,
+) -> Verification:
+    differences: list[str] = []
+    for check in checks:
+        unequal = quantity_differences(check, counted[check.watermark][check.need.invoice_id])
+        differences += map(str, unequal)
+        differences += _faults(counts, check, unequal)
+    now = counted.get(fixed.counted_to, {})
+    corrections = [corrected_again(ledger, each, now[each.corrects]) for each in fixed.corrections]
+    again = recomputed(fixed, now.get(fixed.invoice_id, {}), corrections)
     if canonical_hash(fixed) != fixed.hash:
         differences.append("the record in the ledger is not what its hash says")
-    if again.total_minor != fixed.total_minor:
-        differences.append(f"total: {fixed.total} invoiced, {again.total} recomputed")
-    return Verification(invoice_id, fixed.hash, again.hash, tuple(differences))
+    differences += [f"{path}: {old} invoiced, {new} recomputed" for path, old, new in unlike(fixed, again)]
+    return Verification(fixed.invoice_id, fixed.hash, again.hash, tuple(differences))
+
+
+def _faults(counts: Counts, check: Counted, unequal: Iterable[Difference]) -> Iterator[str]:
+    """The rows at fault, where a count is not what was invoiced."""
+    names = {each.what.removeprefix(check.of) for each in unequal}
+    seen: set[str] = set()
+    for meter in check.need.meters:
+        if meter.id in names and meter.event_name not in seen:
+            seen.add(meter.event_name)
+            yield from counts.row_faults(check.need, meter, check.watermark)
+
+
+def unlike(fixed: InvoiceFixed, again: InvoiceFixed) -> Iterator[tuple[str, object, object]]:
+    """Where two invoices differ: `lines.0.amount`, what the one says, what the other says. In the order of fields."""
+    skipped = ("hash", "fixed_at", "writer")
+    yield from _unlike(
+        "", *({k: v for k, v in msgspec.to_builtins(each).items() if k not in skipped} for each in (fixed, again))
+    )
+
+
+def _unlike(path: str, one: object, other: object) -> Iterator[tuple[str, object, object]]:
+    if one == other:
+        return
+    pairs: Iterable[tuple[object, object, object]]
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = dict.fromkeys([*one, *other])
+        pairs = [(name, one.get(name), other.get(name)) for name in names]
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        pairs = [(place, *both) for place, both in enumerate(zip_longest(one, other))]
+    else:
+        yield path, one, other
+        return
+    for name, left, right in pairs:
+        yield from _unlike(f"{path}.{name}" if path else str(name), left, right)
 
 
 def preview(
@@ -145,27 +219,102 @@ def preview(
     One of customer_id and subscription_id. Raises NothingToPreview, and what `close` raises when a part is away.
     """
     now = system_clock() if now_us is None else now_us
-    with opened(settings) as stage:
+    with opened(settings, charging=False) as stage:
         found = [
             each
             for each in stage.catalog.view.all(Subscription, organization_id)
             if (customer_id is None or each.customer_id == customer_id)
             and (subscription_id is None or each.id == subscription_id)
         ]
-        return [{**fixed_document(fixed), "as_of": fixed.watermark} for fixed in previewed(stage, found, now)]
-
-
-def previewed(stage: Stage, subscriptions: list[Subscription], now_us: int) -> list[InvoiceFixed]:
-    """What would be fixed now. Raises NothingToPreview."""
-    open_cycles = [due for each in subscriptions if (due := open_cycle(each, now_us)) is not None]
-    if not open_cycles:
+        made = previewed(stage.catalog.view, stage.log.state, stage.counts, found, now)
+    if not made:
         raise NothingToPreview("no subscription runs now")
-    watermark = stage.counts.covered()
-    return fixed_now(stage, open_cycles, watermark, now_us)
+    return made
 
 
-def fixed_document(fixed: InvoiceFixed) -> dict[str, Any]:
-    """The document of an invoice that is in no ledger."""
-    scratch = InvoiceLedger()
-    scratch.apply(fixed)
-    return scratch.invoices[fixed.invoice_id].document()
+def previewed(
+    view: CatalogView, ledger: InvoiceLedger, counts: Counts, subscriptions: Iterable[Subscription], at_us: int
+) -> list[dict[str, Any]]:
+    """The invoice of each subscription's cycle at that time, as it would be fixed with what is stored now.
+
+    With the late usage of earlier cycles that is pending. After a subscription's end: its final invoice, while that is
+    not made. A cycle that was invoiced is shown as it would be invoiced now, by itself.
+    """
+    found = [due for each in subscriptions if (due := cycle_at(each, at_us)) is not None]
+    if not found:
+        return []
+    watermark = counts.covered()
+    is_fixed = {each.invoice_id for each in found if (known := ledger.get(each.invoice_id)) and known.fixed}
+    made: list[InvoiceFixed] = []
+    for chosen, of_ledger in ((False, ledger), (True, InvoiceLedger())):
+        due = [each for each in found if (each.invoice_id in is_fixed) is chosen and not (chosen and each.final)]
+        made += fixed_now(view, of_ledger, counts, due, watermark, now_us=at_us, writer="preview")
+    return [preview_document(each) for each in made]
+
+
+def preview_document(fixed: InvoiceFixed) -> dict[str, Any]:
+    """The document of an invoice that is in no ledger: it has no id and no hash."""
+    return {
+        **just_fixed(fixed).document(),
+        "id": None,
+        "state": "preview",
+        "hash": None,
+        "as_of": fixed.watermark,
+    }
+
+
+def simulate(
+    settings: Settings,
+    *,
+    organization_id: str,
+    customer_id: str,
+    product: ProductSpec | str,
+    period: Cycle | None = None,
+) -> list[dict[str, Any]]:
+    """What a product (or that of an id) would have charged for each cycle that began in the period, a year by default.
+
+    Raises NotSimulable, and what `close` raises when a part is away.
+    """
+    with opened(settings, charging=False) as stage:
+        return simulation(
+            stage.catalog.view,
+            stage.log.state,
+            stage.counts,
+            organization_id=organization_id,
+            customer_id=customer_id,
+            product=product,
+            period=period or past_year(system_clock()),
+        )
+
+
+def past_year(now_us: int) -> Cycle:
+    return Cycle(now_us - 366 * 86_400 * SECOND_US, now_us)
+
+
+def simulation(
+    view: CatalogView,
+    ledger: InvoiceLedger,
+    counts: Counts,
+    *,
+    organization_id: str,
+    customer_id: str,
+    product: ProductSpec | str,
+    period: Cycle,
+) -> list[dict[str, Any]]:
+    """`simulate`, with what is open already."""
+    spec = view.get(Product, organization_id, product) if isinstance(product, str) else product
+    if spec is None:
+        raise NotSimulable("product_id", f"there is no product {str(product)[:80]!r}")
+    if not view.has_customer(organization_id, customer_id):
+        raise NotSimulable("customer_id", f"there is no customer {customer_id[:80]!r}")
+    found = simulated(
+        view,
+        ledger,
+        counts,
+        organization_id=organization_id,
+        customer_id=customer_id,
+        product=spec,
+        period=period,
+        watermark=counts.covered(),
+    )
+    return [each.document() for each in found]

@@ -22,6 +22,9 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _LOAD_BATCH = 10_000
+_APPENDED_AT_ONCE = (
+    5_000  # so that neither the producer's queue nor the time for an answer depends on how many there are
+)
 _GAPS = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -115,6 +118,12 @@ class LedgerLog:
 
     def append_all(self, records: Sequence[LedgerRecord]) -> list[bool]:
         """append, for records that do not wait for one another; those of one customer keep their order."""
+        verdicts: list[bool] = []
+        for start in range(0, len(records), _APPENDED_AT_ONCE):
+            verdicts += self._append_some(records[start : start + _APPENDED_AT_ONCE])
+        return verdicts
+
+    def _append_some(self, records: Sequence[LedgerRecord]) -> list[bool]:
         written: list[Place | str | None] = [None] * len(records)
         left = threading.Semaphore(0)
 

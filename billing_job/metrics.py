@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from schemas.ledger import InvoiceLedger, State
+from schemas.ledger import HoldCode, InvoiceLedger, State, WaitCode
 
 CLOSE_SECONDS = Histogram(
     "usage_billing_close_seconds",
@@ -21,20 +21,33 @@ CLOSE_SECONDS = Histogram(
 CLOSES = Counter("usage_billing_closes", "Closes that ended", ["outcome"])
 WAITING = Gauge("usage_billing_waiting_invoices", "Due invoices that wait for ClickHouse to have their events")
 PROBLEMS = Gauge("usage_billing_problem_invoices", "Due invoices that the last close could not take further")
+AWAITING_APPROVAL = Gauge("usage_billing_awaiting_approval_invoices", "Due invoices that nobody has approved yet")
 STRIPE_CALLS = Counter("usage_stripe_calls", "Calls to Stripe", ["method", "outcome"])
 STRIPE_SECONDS = Histogram("usage_stripe_call_seconds", "Time that a call to Stripe took", ["method"])
 WEBHOOKS = Counter("usage_stripe_webhooks", "Webhooks from Stripe", ["outcome"])
 
 
+HELD_CODES = (
+    *(("waiting", code) for code in get_args(WaitCode)),
+    *(("mismatch", code) for code in get_args(HoldCode)),
+)
+
+
 class InvoicesByState(Collector):
-    """usage_invoices{state}: counted when asked, from the ledger's fold."""
+    """usage_invoices{state} and usage_held_invoices{state, reason}: counted when asked, from the ledger's fold."""
 
     def __init__(self, ledger: Callable[[], InvoiceLedger]) -> None:
         self._ledger = ledger
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        states = Count(invoice.state for invoice in list(self._ledger().invoices.values()))
+        invoices = list(self._ledger().invoices.values())
+        states = Count(invoice.state for invoice in invoices)
+        held = Count((invoice.state, code) for invoice in invoices if (code := invoice.held_by))
         family = GaugeMetricFamily("usage_invoices", "Invoices by state", labels=["state"])
         for state in get_args(State):
             family.add_metric([state], states[state])
+        yield family
+        family = GaugeMetricFamily("usage_held_invoices", "Invoices held, by reason", labels=["state", "reason"])
+        for state, code in HELD_CODES:
+            family.add_metric([state, code], held[state, code])
         yield family

@@ -117,13 +117,18 @@ def rests_until(begun_at_us: int, attempt: int) -> int:
 
 
 def invoice_rests_until(invoice: Invoice) -> int:
-    """When a scheduled run looks again at an invoice that is held or has a step that failed. µs; 0: at once."""
+    """When a scheduled run looks again at an invoice that is held or has a step that failed. µs; 0: at once.
+
+    Someone who asks for a retry ends the rest.
+    """
+    asked_at = invoice.retry_asked_at
     rests = [
         rests_until(attempt.begun_at, attempt.number)
         for (step, _), attempt in invoice.steps.items()
-        if attempt.phase == "failed" and step not in ("void", "credit")  # of commands, not of a close
+        # void and credit are of commands, not of a close
+        if attempt.phase == "failed" and step not in ("void", "credit") and attempt.begun_at > asked_at
     ]
-    if invoice.state == "mismatch":
+    if invoice.state == "mismatch" and invoice.updated_at > asked_at:
         rests.append(rests_until(invoice.updated_at, _MISMATCH_ATTEMPT))
     return max(rests, default=0)
 

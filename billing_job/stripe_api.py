@@ -6,14 +6,16 @@ call is repeated with the same idempotency key while that can help, and what it 
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import stamina
 import stripe
 import structlog
-from pyrate_limiter import Duration, Limiter, Rate
 
 from billing_job import metrics
 from billing_job.stripe_http import PooledClient
@@ -29,6 +31,7 @@ T = TypeVar("T")
 PAGE = 100
 _STRIPE_HOST = "api.stripe.com"
 # Source: Stripe, "Rate limits": 100 operations a second in live mode, 25 in test mode. A quarter is left to others.
+_NO_SHARE_SECONDS = 0.2
 _LIVE_CALLS_PER_SECOND = 75
 _TEST_CALLS_PER_SECOND = 25
 
@@ -105,14 +108,34 @@ def calls_per_second(settings: Settings) -> int | None:
     return _LIVE_CALLS_PER_SECOND if live else _TEST_CALLS_PER_SECOND
 
 
+class _Pace:
+    """Calls a second, for all threads, evenly: a part of the limit that may change while it is used."""
+
+    def __init__(self, rate: int, share: Callable[[], Fraction]) -> None:
+        self._rate, self._share = rate, share
+        self._lock = threading.Lock()
+        self._next_at = 0.0
+
+    def wait(self) -> None:
+        """Until a call may be made."""
+        while not (allowed := self._rate * self._share()):
+            time.sleep(_NO_SHARE_SECONDS)
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next_at)
+            self._next_at = at + float(1 / allowed)
+        time.sleep(at - now)
+
+
 class StripeApi:
     """What billing asks of Stripe. Thread-safe, a context manager. Objects come as dicts. Every call raises
     StripeFailure.
 
+    share: this process's part of the rate, where there is a limit.
     account: the `Stripe-Account` to act for, None is the owner of the key.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, share: Callable[[], Fraction] = lambda: Fraction(1)) -> None:
         self._http = PooledClient(
             settings.stripe_api_base,
             timeout_seconds=settings.stripe_timeout_seconds,
@@ -127,7 +150,7 @@ class StripeApi:
         )
         self._retry_seconds = settings.stripe_retry_seconds
         rate = calls_per_second(settings)
-        self._limiter = None if rate is None else Limiter(Rate(rate, Duration.SECOND))
+        self._pace = None if rate is None else _Pace(rate, share)
 
     def __enter__(self) -> StripeApi:
         return self
@@ -138,8 +161,6 @@ class StripeApi:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-        if self._limiter is not None:
-            self._limiter.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -267,8 +288,8 @@ class StripeApi:
 
     def _request(self, method: str, path: str, account: str | None, key: str | None, params: Json) -> Json:
         """One call. Raises stripe.StripeError."""
-        if self._limiter is not None:
-            self._limiter.try_acquire("stripe")
+        if self._pace is not None:
+            self._pace.wait()
         options = {name: value for name, value in (("stripe_account", account), ("idempotency_key", key)) if value}
         outcome = "failed"
         try:

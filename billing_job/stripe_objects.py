@@ -75,15 +75,17 @@ def invoice_metadata(fixed: InvoiceFixed) -> dict[str, str]:
 
 
 def item_params(fixed: InvoiceFixed, index: int, stripe_invoice_id: str, stripe_customer_id: str) -> dict[str, Any]:
-    """Line `index` of the invoice as one item: an integer amount over the time that is billed."""
+    """Line `index` of the invoice as one item: an integer amount over the time that it bills."""
     line = fixed.lines[index]
+    begins = fixed.cycle_start if line.period_start is None else line.period_start
+    ends = fixed.active_until if line.period_end is None else line.period_end
     params: dict[str, Any] = {
         "customer": stripe_customer_id,
         "invoice": stripe_invoice_id,
         "currency": fixed.currency,
         "amount": line.amount_minor,
         "description": line.description,
-        "period": {"start": fixed.cycle_start // SECOND_US, "end": fixed.active_until // SECOND_US},
+        "period": {"start": begins // SECOND_US, "end": ends // SECOND_US},
         "metadata": {INVOICE_ID: fixed.invoice_id, LINE: str(index)},
     }
     if fixed.seller.tax_mode == "stripe_automatic":

@@ -45,11 +45,16 @@ class Sweep:
     """Reads what may have changed at Stripe: soon after there was news, then ever less often, down to `every_seconds`.
 
     A payment that is made by hand is made soon after the bill; what is open for weeks is worth few calls.
+
+    is_mine: (organization_id, customer_id) → whether this process looks after the customer.
     """
 
-    def __init__(self, billing: Billing, every_seconds: float) -> None:
+    def __init__(
+        self, billing: Billing, every_seconds: float, is_mine: Callable[[str, str], bool] = lambda *_: True
+    ) -> None:
         self._billing = billing
         self._every = every_seconds
+        self._is_mine = is_mine
         self._read_at: dict[str, float] = {}
         self._in_vain: dict[str, int] = {}  # invoice → readings since there was news of it
         self._listed_at: dict[str | None, float] = {}
@@ -79,7 +84,8 @@ class Sweep:
 
     def _due(self) -> Iterator[Invoice]:
         for invoice in list(self._billing.log.state.invoices.values()):
-            if self._wanted(invoice) and self._is_time(invoice.id):
+            mine = self._is_mine(invoice.organization_id, invoice.customer_id)
+            if mine and self._wanted(invoice) and self._is_time(invoice.id):
                 yield invoice
 
     def _wanted(self, invoice: Invoice) -> bool:

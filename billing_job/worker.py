@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from billing_job.close import Stage, close_cycles, opened
 from billing_job.ledger import LedgerUnavailable
 from billing_job.metrics import InvoicesByState
+from billing_job.share import Share
 from billing_job.steps import system_clock
 from billing_job.sweep import Sweep
 from runtime.health import Check, HealthServer
@@ -24,6 +25,7 @@ from warehouse.client import WarehouseUnavailable
 log = structlog.get_logger(__name__)
 
 _ROUNDS_MISSED_MAX = 10
+_LOOK_SECONDS = 0.5
 
 
 def run(settings: Settings) -> int:
@@ -31,39 +33,50 @@ def run(settings: Settings) -> int:
     stopping = stop_on_signals()
     check_partitions(settings)
     with ExitStack() as stack:
-        stage = stack.enter_context(opened(settings))
+        share = stack.enter_context(Share(settings, is_worker=True))
+        stage = stack.enter_context(opened(settings, share))
         collector = InvoicesByState(lambda: stage.log.state)
         REGISTRY.register(collector)
         stack.callback(REGISTRY.unregister, collector)
-        worker = Worker(stage)
+        worker = Worker(stage, share)
         stack.enter_context(HealthServer(settings.metrics_host, settings.billing_metrics_port, worker.checks))
         log.info("billing_started", every_seconds=settings.billing_seconds)
         while not stopping.is_set():
             worker.round(stopping)
-            stopping.wait(settings.billing_seconds)
+            worker.rest(stopping)
     log.info("billing_stopped")
     return 0
 
 
 class Worker:
-    """One round after the other; each is complete in itself, so that the next repairs what one left."""
+    """One round after the other; each is complete in itself, so that the next repairs what one left.
 
-    def __init__(self, stage: Stage) -> None:
+    Several workers share the customers.
+    """
+
+    def __init__(self, stage: Stage, share: Share) -> None:
         self._stage = stage
-        self._sweep = Sweep(stage.billing(scheduled=True), stage.settings.sweep_seconds)
+        self._share = share
+        self._sweep = Sweep(stage.billing(scheduled=True), stage.settings.sweep_seconds, share.is_mine)
         self._alive_at = time.monotonic()
         self._failure: str | None = None
         self.checks: dict[str, Check] = {
             "catalog": lambda: None if stage.catalog.ready else "not following the log",
             "ledger": stage.log.check,
             "round": self._check,
+            "share": share.check,
         }
 
     def round(self, stopping: threading.Event) -> None:
         """Close what is due now, then look at open invoices. What is away is told and tried again next time."""
         try:
             report = close_cycles(
-                self._stage, system_clock(), scheduled=True, stopping=stopping, progress=self._progress
+                self._stage,
+                system_clock(),
+                scheduled=True,
+                stopping=stopping,
+                progress=self._progress,
+                only=lambda due: self._share.is_mine(due.organization_id, due.customer_id),
             )
             self._failure = report.waiting
             if report.fixed or report.problems or report.waiting:
@@ -80,6 +93,12 @@ class Worker:
             self._failure = str(error)
             log.warning("round_failed", error=str(error))
         self._alive_at = time.monotonic()
+
+    def rest(self, stopping: threading.Event) -> None:
+        """Until the next round: at once where other customers came to this worker."""
+        before, deadline = self._share.partitions, time.monotonic() + self._stage.settings.billing_seconds
+        while not stopping.is_set() and time.monotonic() < deadline and self._share.partitions <= before:
+            stopping.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _progress(self, part: str, done: int, total: int) -> None:
         del part, done, total

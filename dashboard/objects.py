@@ -190,6 +190,7 @@ class OrganizationChanges(Changes):
     name: Name | None = None
     time_zone: TimeZone | None = None
     late_policy: Literal["next_invoice", "ignore"] | None = None
+    invoice_approval: Literal["automatic", "manual"] | None = None
     grace_seconds: GraceSeconds | None = None
     tax_mode: Literal["none", "stripe_automatic", "rates"] | None = None
     tax_rates: tuple[str, ...] | None = None

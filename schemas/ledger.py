@@ -11,8 +11,9 @@ integers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from schemas.partition import customer_key
 from schemas.period import Cycle, format_rfc3339
 from schemas.product import Product
 from schemas.watermark import Watermark
+from schemas.watermark import from_json as watermark_from_json
 
 FIRST_REVISION = 1
 IDEMPOTENCY_ERROR = "idempotency_error"
@@ -33,8 +35,24 @@ IDEMPOTENCY_ERROR = "idempotency_error"
 
 State = Literal["waiting", "computed", "draft", "open", "paid", "payment_failed", "uncollectible", "mismatch", "void"]
 StepName = Literal[
-    "wait", "gate", "draft", "item", "finalize", "pay", "void", "reissue", "credit", "observe", "discard"
+    "wait",
+    "gate",
+    "approve",
+    "retry",
+    "draft",
+    "item",
+    "finalize",
+    "pay",
+    "void",
+    "reissue",
+    "credit",
+    "observe",
+    "discard",
 ]
+WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed"]
+"""Why an invoice is `waiting`."""
+HoldCode = Literal["quantity", "subtotal", "charged_twice"]
+"""Why an invoice is a `mismatch`: a count, Stripe's subtotal, or a second payment."""
 Phase = Literal["intent", "done", "failed", "unknown"]
 StripeStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 CreditTarget = Literal["balance", "refund"]
@@ -75,7 +93,11 @@ class TierPart(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One price on an invoice. meter_id None: flat fee or minimum. amount: major units, rounded; before tax."""
+    """One price on an invoice, or what a `Correction` comes to. amount: major units, rounded; before tax.
+
+    meter_id None: flat fee, minimum or correction. corrects: the invoice that a correction belongs to. price_index: -1
+    of a correction. period_start, period_end: µs, of a line about another time than the invoice's own.
+    """
 
     meter_id: str | None
     price_index: int
@@ -87,6 +109,31 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     amount: str
     amount_minor: int
     tiers: tuple[TierPart, ...] = ()
+    corrects: str | None = None
+    period_start: int | None = None
+    period_end: int | None = None
+
+
+class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What late and voided events change about an earlier cycle of the subscription, below this invoice's watermark.
+
+    corrects: the invoice whose product, meters and cycle it is priced by. counted: invoices that billed the cycle so
+    far, in the order of the log; the record is in force only where the log says the same. quantities: meter id → the
+    whole cycle's total now. before_minor: what `counted` billed for the cycle. total_minor: what it costs now, minimum
+    and flat fees included. The difference is on the invoice as a line, unless it is 0.
+    """
+
+    corrects: str
+    cycle_start: int
+    cycle_end: int
+    counted: tuple[str, ...]
+    quantities: dict[str, str]
+    before_minor: int
+    total_minor: int
+
+    @property
+    def difference_minor(self) -> int:
+        return self.total_minor - self.before_minor
 
 
 class Seller(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -99,12 +146,26 @@ class Seller(msgspec.Struct, frozen=True, omit_defaults=True):
     tax_rates: tuple[str, ...] = ()
 
 
+# Many invoices have the same snapshot.
+@lru_cache(maxsize=1024)
+def _product(document: bytes) -> Product:
+    return Product.model_validate(msgspec.json.decode(document))
+
+
+@lru_cache(maxsize=1024)
+def _meter(document: bytes) -> Meter:
+    return Meter.model_validate(msgspec.json.decode(document))
+
+
 class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_fixed"):
     """What an invoice says, once and for all: the first of an invoice id wins.
 
     cycle_start, cycle_end: the billing cycle, half-open. active_until: end of what is billed: the cycle's, or that of a
     subscription that ended within it. watermark: what was counted, {"epoch": 1, "offsets": {"0": 1871}}.
     product, meters: the catalog's objects as they were priced with. hash: `canonical_hash` of this record.
+    corrections: of earlier cycles. trued_up: every earlier cycle was held against this watermark, and those that are
+    not among the corrections had not changed; then follows is the hash of the subscription's invoice before this one in
+    the log, and the record is in force only where that is so. final: after the subscription's end, of corrections only.
     writer: the run that wrote it, for people.
     """
 
@@ -127,6 +188,10 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
     seller: Seller
     hash: str
     fixed_at: int
+    corrections: tuple[Correction, ...] = ()
+    trued_up: bool = False
+    follows: str | None = None
+    final: bool = False
     writer: str = ""
 
     @property
@@ -134,20 +199,28 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
         return Cycle(self.cycle_start, self.cycle_end)
 
     @property
+    def quantities(self) -> dict[str, str]:
+        """Meter id → the total of its own cycle."""
+        return {line.meter_id: line.quantity for line in self.lines if line.meter_id is not None}
+
+    @property
+    def own_minor(self) -> int:
+        """What it bills for its own cycle."""
+        return self.total_minor - sum(each.difference_minor for each in self.corrections)
+
+    @property
     def counted_to(self) -> Watermark:
         """The watermark as a value."""
-        return Watermark(
-            epoch=self.watermark["epoch"], offsets={int(p): int(o) for p, o in self.watermark["offsets"].items()}
-        )
+        return watermark_from_json(self.watermark)
 
     @property
     def priced_product(self) -> Product:
-        return Product.model_validate(self.product)
+        return _product(msgspec.json.encode(self.product))
 
     @property
     def priced_meters(self) -> dict[str, Meter]:
         """Meter id → the meter as it was."""
-        return {meter["id"]: Meter.model_validate(meter) for meter in self.meters}
+        return {meter["id"]: _meter(msgspec.json.encode(meter)) for meter in self.meters}
 
 
 class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -185,11 +258,12 @@ class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
 class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_step"):
     """An intent before a call to Stripe, or what came of it.
 
-    step: `wait` (not computed yet, reason says why) · `gate` (do the totals agree?) · `draft` · `item` (index: of the
-    line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else begins
-    after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `credit` (index:
-    of the credit note; its amount_minor goes to target) · `observe` (the object was read again) · `discard` (object_id,
-    a draft, is gone: a second one, or the one that was in use).
+    step: `wait` (not computed yet, reason and code say why) · `gate` (do the totals agree?) · `approve` (someone let it
+    be charged) · `retry` (someone asked for it to be tried again now, whatever failed) · `draft` · `item` (index: of
+    the line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else
+    begins after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `credit`
+    (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) · `discard`
+    (object_id, a draft, is gone: a second one, or the one that was in use).
     phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
     object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
     """
@@ -335,13 +409,19 @@ def order_id(invoice: str) -> str:
     return _digest("ord", invoice)
 
 
-# What says when and by whom it was written, and the hash itself, are not part of what the invoice says.
-_NOT_CANONICAL = ("hash", "fixed_at", "writer", "kind")
+# What says when and by whom it was written, and the hash itself, are not part of what the invoice says; defaults are
+# left out, as in the record.
+_CANONICAL = tuple(
+    (each.name, each.default)
+    for each in msgspec.structs.fields(InvoiceFixed)
+    if each.name not in ("hash", "fixed_at", "writer")
+)
 
 
 def canonical_form(fixed: InvoiceFixed) -> bytes:
     """JSON with sorted keys of everything that the invoice says."""
-    content = {name: value for name, value in msgspec.to_builtins(fixed).items() if name not in _NOT_CANONICAL}
+    values = ((name, getattr(fixed, name), default) for name, default in _CANONICAL)
+    content = {name: value for name, value, default in values if value != default}
     return msgspec.json.encode(content, order="sorted")
 
 
@@ -387,8 +467,9 @@ class Invoice:
     """An invoice after the records applied so far.
 
     fixed None: it is waiting, and only subscription_id and cycle are known. reason: of waiting, mismatch, or the last
-    failure. stripe: the newest facts known. steps: (step, index) → its latest attempt. adjustments: Stripe's id →
-    credit note, refund or dispute. reissued: void, and its cycle is invoiced by the next revision.
+    failure. code: what kind of waiting or mismatch. retry_asked_at: µs; what failed before it need not rest. stripe:
+    the newest facts known. steps: (step, index) → its latest attempt. adjustments: Stripe's id → credit note, refund or
+    dispute. reissued: void, and its cycle is invoiced by the next revision.
     """
 
     id: str
@@ -405,6 +486,9 @@ class Invoice:
     stripe_invoice_id: str | None = None
     order: OrderRecorded | None = None
     gate: Phase | None = None
+    code: str | None = None
+    approved: bool = False
+    retry_asked_at: int = 0
     steps: Mapping[StepKey, Attempt] = field(default_factory=lambda: NO_STEPS)
     adjustments: Mapping[str, InvoiceAdjusted] = field(default_factory=lambda: NO_ADJUSTMENTS)
     reissued: bool = False
@@ -423,6 +507,15 @@ class Invoice:
     def finished(self) -> bool:
         """Nothing is left to do for us: paid with its order, or void. (payment_failed is Stripe's to retry.)"""
         return self.state == "void" or (self.state == "paid" and self.order is not None)
+
+    @property
+    def held_by(self) -> str | None:
+        """What kind of waiting or mismatch holds it; None: nothing does."""
+        return self.code if self.state in ("waiting", "mismatch") else None
+
+    @property
+    def fixed_hash(self) -> str | None:
+        return None if self.fixed is None else self.fixed.hash
 
     def attempt(self, step: StepName, index: int = 0) -> Attempt | None:
         return self.steps.get((step, index))
@@ -445,6 +538,8 @@ class Invoice:
             "total": fixed.total if fixed else None,
             "state": self.state,
             "reason": self.reason,
+            "reason_code": self.held_by,
+            "approved": self.approved,
             "stripe_invoice_id": self.stripe_invoice_id,
             "number": seen.number if seen else None,
             "hosted_invoice_url": seen.hosted_invoice_url if seen else None,
@@ -459,10 +554,38 @@ class Invoice:
             "adjustments": [each.document() for each in self.adjustments.values()],
             "watermark": fixed.watermark if fixed else None,
             "hash": fixed.hash if fixed else None,
+            "corrections": [correction_document(each, fixed.currency) for each in fixed.corrections] if fixed else [],
             "revision": self.revision,
             "reissued": self.reissued,
             "order_id": self.order.order_id if self.order else None,
         }
+
+
+def just_fixed(record: InvoiceFixed) -> Invoice:
+    """The invoice that a record makes, before anything else is known of it."""
+    return Invoice(
+        id=record.invoice_id,
+        organization_id=record.organization_id,
+        customer_id=record.customer_id,
+        subscription_id=record.subscription_id,
+        cycle_start=record.cycle_start,
+        cycle_end=record.cycle_end,
+        state="computed",
+        updated_at=record.fixed_at,
+        fixed=record,
+    )
+
+
+def correction_document(correction: Correction, currency: str) -> dict[str, Any]:
+    """A correction as the API shows it: amounts in major units."""
+    return {
+        "invoice_id": correction.corrects,
+        "cycle": {"start": format_rfc3339(correction.cycle_start), "end": format_rfc3339(correction.cycle_end)},
+        "quantities": correction.quantities,
+        "billed_before": plain(from_minor(correction.before_minor, currency)),
+        "total": plain(from_minor(correction.total_minor, currency)),
+        "amount": plain(from_minor(correction.difference_minor, currency)),
+    }
 
 
 def _instant(us: int | None) -> str | None:
@@ -495,6 +618,8 @@ class InvoiceLedger:
         self.invoices: dict[str, Invoice] = {}
         self.customers: dict[tuple[str, str, str | None], StripeCustomerState] = {}
         self._by_stripe_id: dict[str, str] = {}
+        self._by_subscription: dict[tuple[str, str], list[str]] = {}
+        self._snapshots: dict[bytes, dict[str, Any]] = {}
         self._adjustments: dict[str, InvoiceAdjusted] = {}
 
     def get(self, invoice: str) -> Invoice | None:
@@ -532,6 +657,10 @@ class InvoiceLedger:
         ]
         return sorted(found, key=lambda invoice: (invoice.cycle_start, invoice.id))
 
+    def of_subscription(self, organization_id: str, subscription_id: str) -> list[Invoice]:
+        """A subscription's fixed invoices, in the order of the log."""
+        return [self.invoices[each] for each in self._by_subscription.get((organization_id, subscription_id), ())]
+
     @property
     def orders(self) -> list[OrderRecorded]:
         return [invoice.order for invoice in self.invoices.values() if invoice.order]
@@ -556,20 +685,36 @@ class InvoiceLedger:
 
     def _fix(self, record: InvoiceFixed) -> bool:
         known = self.invoices.get(record.invoice_id)
-        if known is not None and known.fixed is not None:
+        if (known is not None and known.fixed is not None) or not self._continues(record):
             return False
-        return self._put(
-            Invoice(
-                id=record.invoice_id,
-                organization_id=record.organization_id,
-                customer_id=record.customer_id,
-                subscription_id=record.subscription_id,
-                cycle_start=record.cycle_start,
-                cycle_end=record.cycle_end,
-                state="computed",
-                updated_at=record.fixed_at,
-                fixed=record,
-            )
+        of_subscription = self._by_subscription.setdefault((record.organization_id, record.subscription_id), [])
+        of_subscription.append(record.invoice_id)
+        return self._put(just_fixed(self._shared(record)))
+
+    def _shared(self, record: InvoiceFixed) -> InvoiceFixed:
+        """The record with parts that many have in common held once: they are most of what an invoice weighs."""
+
+        def share(part: dict[str, Any]) -> dict[str, Any]:
+            return self._snapshots.setdefault(msgspec.json.encode(part), part)
+
+        return msgspec.structs.replace(
+            record,
+            product=share(record.product),
+            meters=tuple(map(share, record.meters)),
+            watermark=share(record.watermark),
+        )
+
+    def _continues(self, record: InvoiceFixed) -> bool:
+        """Whether what it corrects was billed as its writer believed: two runs must not true up the same events."""
+        if not record.trued_up:
+            return not record.corrections
+        before = self.of_subscription(record.organization_id, record.subscription_id)
+        if record.follows != (before[-1].fixed_hash if before else None):
+            return False
+        bills = cycle_bills(before) if record.corrections else {}
+        return all(
+            (bill := bills.get(each.cycle_start)) is not None and bill.counted == each.counted
+            for each in record.corrections
         )
 
     def _order(self, record: OrderRecorded) -> bool:
@@ -589,6 +734,11 @@ class InvoiceLedger:
         match record.step:
             case "gate":
                 return self._gate(record, known)
+            case "approve":
+                # What was counted when it was fixed is counted again before it is charged.
+                return not known.approved and self._put(replace(known, approved=True, gate=None, updated_at=record.at))
+            case "retry":
+                return self._retry(record, known)
             case "observe":
                 return self._observe(record, known)
             case "discard":
@@ -614,6 +764,7 @@ class InvoiceLedger:
                 state="waiting",
                 updated_at=record.at,
                 reason=record.reason,
+                code=record.code,
             )
         )
 
@@ -622,9 +773,20 @@ class InvoiceLedger:
             return False
         gated = replace(known, gate=record.phase, updated_at=record.at)
         if record.phase == "failed":
-            return self._put(replace(gated, state="mismatch", reason=record.reason))
+            return self._put(replace(gated, state="mismatch", reason=record.reason, code=record.code))
         reason = None if known.state == "mismatch" else known.reason
         return self._put(replace(gated, state=_state(replace(gated, state="computed")), reason=reason))
+
+    def _retry(self, record: InvoiceStep, known: Invoice) -> bool:
+        """What failed for good may be tried once more, under a new key."""
+        steps = {
+            key: replace(attempt, code=None) if attempt.phase == "failed" else attempt
+            for key, attempt in known.steps.items()
+        }
+        gate = None if known.gate == "failed" else known.gate
+        return self._put(
+            replace(known, steps=MappingProxyType(steps), gate=gate, retry_asked_at=record.at, updated_at=record.at)
+        )
 
     def _call(self, record: InvoiceStep, known: Invoice) -> bool:
         """An intent or result of draft, item, finalize, pay, void, credit."""
@@ -780,3 +942,58 @@ def _state(invoice: Invoice) -> State:
     if seen.status == "open" and seen.attempted and seen.attempt_count > 0:
         return "payment_failed"
     return seen.status
+
+
+# --- Billed cycles ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CycleBill:
+    """What was billed for one cycle of a subscription so far, by its own invoice and by corrections on later ones.
+
+    fixed: the cycle's own invoice. counted: invoices that bill it, in the order of the log. billed_minor: their sum for
+    this cycle. quantities: meter id → the cycle's total as it was counted last, below quantities_at. counted_to:
+    events of the cycle at or after it are late and not billed yet.
+    """
+
+    fixed: InvoiceFixed
+    counted: tuple[str, ...]
+    billed_minor: int
+    quantities: Mapping[str, str]
+    quantities_at: Watermark
+    counted_to: Watermark
+
+
+def cycle_bills(invoices: Iterable[Invoice]) -> dict[int, CycleBill]:
+    """Start of a cycle → what billed it. invoices: of one subscription, in the order of the log.
+
+    A void invoice bills nothing; a cycle whose own invoice is void is held, and none of these.
+    """
+    return bills_of(each.fixed for each in invoices if each.fixed is not None and each.state != "void")
+
+
+def bills_of(fixed_invoices: Iterable[InvoiceFixed]) -> dict[int, CycleBill]:
+    """`cycle_bills` of invoices that are all in force."""
+    in_force = list(fixed_invoices)
+    own = {fixed.cycle_start: fixed for fixed in in_force if not fixed.final}
+    bills: dict[int, CycleBill] = {}
+    for fixed in in_force:
+        at = fixed.counted_to
+        if fixed.trued_up:  # it looked at every cycle before it
+            bills = {start: replace(bill, counted_to=at) for start, bill in bills.items()}
+        parts = [(each.cycle_start, each.difference_minor, each.quantities) for each in fixed.corrections]
+        if not fixed.final:
+            parts.append((fixed.cycle_start, fixed.own_minor, fixed.quantities))
+        for start, amount_minor, quantities in parts:
+            if start not in own:
+                continue
+            known = bills.get(start)
+            bills[start] = CycleBill(
+                fixed=own[start],
+                counted=(*(known.counted if known else ()), fixed.invoice_id),
+                billed_minor=amount_minor + (known.billed_minor if known else 0),
+                quantities=quantities,
+                quantities_at=at,
+                counted_to=at,
+            )
+    return bills

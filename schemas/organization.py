@@ -21,7 +21,7 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, patt
 
 @cache
 def _zones() -> frozenset[str]:
-    """Read once: to look for the zones takes milliseconds, and a catalog holds one for each subscription."""
+    """Asking the system takes 5 ms, which a catalog of many subscriptions would take for each."""
     return frozenset(available_timezones())
 
 
@@ -61,6 +61,9 @@ class OrganizationSpec(BaseModel):
     time_zone: TimeZone = "UTC"
     late_policy: Literal["next_invoice", "ignore"] = "next_invoice"
     grace_seconds: Annotated[GraceSeconds | None, Field(description="None: USAGE_CLOSE_GRACE_SECONDS")] = None
+    invoice_approval: Annotated[
+        Literal["automatic", "manual"], Field(description="manual: nothing is charged that nobody has approved")
+    ] = "automatic"
     tax_mode: Literal["none", "stripe_automatic", "rates"] = "none"
     tax_rates: tuple[str, ...] = ()
     stripe_account_id: str | None = None

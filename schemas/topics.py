@@ -21,6 +21,8 @@ BILLING_LEDGER = "billing.ledger"
 SINK_GROUP = "usage-sink"
 WEBHOOKS_GROUP = "usage-webhooks"
 SINK_PROJECTIONS_GROUP = "usage-sink-projections"
+WORKERS_GROUP = "billing-workers"
+CLOSERS_GROUP = "billing-closers"
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,8 +169,7 @@ def _invoice_row(invoice: Invoice) -> Row:
         "document": msgspec.json.encode(document).decode(),
         "active_until": instant(invoice.fixed.active_until if invoice.fixed else invoice.cycle_end),
         "event_names": _event_names(invoice.fixed),
-        # Only a ledger that knows of late usage says whether earlier cycles were held against its watermark too.
-        "trued_up": bool(getattr(invoice.fixed, "trued_up", False)),
+        "trued_up": invoice.fixed is not None and invoice.fixed.trued_up,
         "revision": invoice.revision,
         "reissued": invoice.reissued,
         "product_id": _product(invoice.fixed, "id"),

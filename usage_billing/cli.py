@@ -30,7 +30,14 @@ app.command(
 )
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(
-    "usage_billing.commands.billing:app", name="invoice", help="Invoices: show, explain, verify, preview, void, credit."
+    "usage_billing.commands.billing:app",
+    name="invoice",
+    help="Invoices: show, explain, verify, preview, simulate, void, credit.",
+)
+app.command(
+    "usage_billing.commands.billing_service:app",
+    name="billing",
+    help="Close what is due, by itself, and follow payments; retry or approve by hand.",
 )
 app.command(
     "usage_billing.commands.billing:close",
@@ -105,14 +112,6 @@ def sink() -> int:
     from stream_processors.sink import run
 
     return run(settings_for("sink"))
-
-
-@app.command
-def billing() -> int:
-    """Close what is due, by itself, and follow payments."""
-    from billing_job.worker import run
-
-    return run(settings_for("billing"))
 
 
 # -- setting up --------------------------------------------------------------------------------------------------------

@@ -97,6 +97,8 @@ def _leaves(app: object, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
     for name in sorted(name for name in app if not name.startswith("-")):
         below = app[name]
         if any(not inner.startswith("-") for inner in below):
+            if below.default_command is not None:
+                yield (*words, name), below
             yield from _leaves(below, (*words, name))
         else:
             yield (*words, name), below

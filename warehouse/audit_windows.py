@@ -126,7 +126,10 @@ def _invoiced(
         trued = [
             order_of(other.watermark, partition)
             for other in invoices
-            if other.trued_up and other.watermark is not None and other.cycle_start > invoice.cycle_start
+            if other.trued_up
+            and other.state != "void"
+            and other.watermark is not None
+            and other.cycle_start > invoice.cycle_start
         ]
         billed = EventClass.HELD if invoice.state in _HELD_STATES else EventClass.BILLED
         for name in sorted(set(invoice.event_names)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks.figures import Figure
 
-MODULES = ("bench_gateway", "bench_sink", "bench_aggregator", "bench_audit", "bench_restart")
+MODULES = ("bench_gateway", "bench_sink", "bench_aggregator", "bench_audit", "bench_close", "bench_restart")
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 # Measured on a machine of this kind (two cores, broker on the same one), mid 2026; see each project's own repository.

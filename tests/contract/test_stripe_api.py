@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from billing_job.compute import fixed_invoice
+from billing_job.compute import PricedBy, fixed_invoice
 from billing_job.due import DueCycle
 from billing_job.stripe_api import Json, StripeApi
 from billing_job.stripe_objects import (
@@ -54,10 +54,9 @@ def fixed(**seller: Any) -> InvoiceFixed:
     )
     return fixed_invoice(
         due,
-        product=product,
-        meters={},
+        priced_by=PricedBy(product, {}),
         quantities={},
-        watermark=Watermark(1, {0: 1}),
+        watermark=Watermark(1, {0: 1}).as_json(),
         seller=Seller(seller.pop("collection_method", "charge_automatically"), **seller),
         time_zone="UTC",
         now_us=MONTH.end_us,

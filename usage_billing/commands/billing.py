@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
+from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from billing_job import invoices
 from billing_job.close import CloseReport, UnknownOrganization
 from billing_job.close import close as close_due
 from billing_job.due import AsOfInFuture
+from billing_job.explain import NoSuchLine
 from billing_job.ledger import LedgerUnavailable
+from billing_job.simulate import NotSimulable
+from billing_job.steps import system_clock
 from catalog.store import CatalogUnavailable
+from schemas.decimals import loads_exact
 from schemas.organization import DEFAULT_ORGANIZATION
-from schemas.period import InvalidTimestamp, parse_rfc3339
+from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
+from schemas.product import ProductSpec
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable
 
@@ -40,23 +47,25 @@ def close(
         instant = parse_rfc3339(as_of)
     except InvalidTimestamp as error:
         wrong_usage(f"--as-of: {error}")
-    bar = Progress(
-        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out
-    )
     try:
-        with bar:
-            report = close_due(
-                settings, instant, organization_id=organization, dry_run=dry_run, progress=_shown_on(bar)
-            )
+        with progress_bar() as bar:
+            report = close_due(settings, instant, organization_id=organization, dry_run=dry_run, progress=shown_on(bar))
     except (AsOfInFuture, UnknownOrganization) as error:
         wrong_usage(str(error))
     except AWAY as error:
         fail(str(error))
-    _print_report(report)
+    print_report(report)
     return DONE if report.ok else FAILED
 
 
-def _shown_on(bar: Progress) -> Callable[[str, int, int], None]:
+def progress_bar() -> Progress:
+    """Of the parts of a close."""
+    return Progress(
+        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out
+    )
+
+
+def shown_on(bar: Progress) -> Callable[[str, int, int], None]:
     tasks: dict[str, TaskID] = {}
 
     def show(part: str, done: int, total: int) -> None:
@@ -67,12 +76,14 @@ def _shown_on(bar: Progress) -> Callable[[str, int, int], None]:
     return show
 
 
-def _print_report(report: CloseReport) -> None:
+def print_report(report: CloseReport) -> None:
     kind = "would be" if report.dry_run else "are"
     states = ", ".join(f"{count} {state}" for state, count in report.by_state.items()) or "nothing due"
     out.print(f"  invoices {kind}: {states}; {report.fixed} fixed by this run", soft_wrap=True)
     if report.in_grace:
         out.print(f"  {len(report.in_grace)} cycles are within their grace and are closed later", soft_wrap=True)
+    if report.awaiting_approval:
+        out.print(f"  {len(report.awaiting_approval)} invoices await approval: usage-billing billing approve")
     if report.waiting:
         out.print(f"  waiting: {report.waiting}", style="yellow", markup=False, soft_wrap=True)
     for invoice in report.invoices:
@@ -84,15 +95,15 @@ def _print_report(report: CloseReport) -> None:
 
 # -- invoice -----------------------------------------------------------------------------------------------------------
 
-app = App(name="invoice", help="Invoices: show, explain, verify, preview, void, credit.")
+app = App(name="invoice", help="Invoices: show, explain, verify, preview, simulate, void, credit.")
 app.command("usage_billing.commands.void_credit:void", help="Void an invoice that is not paid, at Stripe too.")
 app.command("usage_billing.commands.void_credit:credit", help="Have Stripe issue a credit note, and refund it.")
 
 
-def _asked(question: Callable[[], T]) -> T:
+def asked(question: Callable[[], T]) -> T:
     try:
         return question()
-    except (invoices.UnknownInvoice, invoices.NothingToPreview) as error:
+    except (invoices.UnknownInvoice, invoices.NothingToPreview, NoSuchLine, NotSimulable) as error:
         wrong_usage(str(error))
     except AWAY as error:
         fail(str(error))
@@ -106,29 +117,62 @@ def _print_json(document: Any) -> None:
 def show(invoice_id: InvoiceId, /) -> int:
     """Print an invoice as JSON."""
     settings = settings_for("invoice")
-    _print_json(_asked(lambda: invoices.show(settings, invoice_id)))
+    _print_json(asked(lambda: invoices.show(settings, invoice_id)))
     return DONE
 
 
 @app.command
-def explain(invoice_id: InvoiceId, /) -> int:
-    """Tell how every amount of an invoice came about."""
+def explain(
+    invoice_id: InvoiceId,
+    /,
+    *,
+    line: Annotated[int | None, Parameter(help="Only this line, numbered from 0, with its events.")] = None,
+    events: Annotated[bool, Parameter(help="With the events behind each line.", negative="")] = False,
+    csv: Annotated[bool, Parameter(help="The events alone, as CSV.", negative="")] = False,
+) -> int:
+    """Tell how every amount of an invoice came about, down to the events behind it."""
     settings = settings_for("invoice")
-    print("\n".join(_asked(lambda: invoices.explain(settings, invoice_id))))
+
+    def told() -> None:
+        if csv:
+            with invoices.line_events(settings, invoice_id, line) as blocks:
+                for block in blocks:
+                    print(block, end="")
+        elif events or line is not None:
+            for text in invoices.explain_events(settings, invoice_id, line):
+                print(text)
+        else:
+            print("\n".join(invoices.explain(settings, invoice_id)))
+
+    asked(told)
     return DONE
 
 
 @app.command
-def verify(invoice_id: InvoiceId, /) -> int:
-    """Recompute an invoice from raw events and its price snapshot; 1 when it differs."""
+def verify(
+    invoice_id: Annotated[str | None, Parameter(help="Id of the invoice, inv_…", name="ID")] = None,
+    /,
+    *,
+    all: Annotated[bool, Parameter(help="Every invoice.", name="--all", negative="")] = False,
+    organization: Annotated[str | None, Parameter(help="With --all: only this organization's.")] = None,
+) -> int:
+    """Recompute an invoice, or all, from raw events and the price snapshot; 1 when one differs."""
     settings = settings_for("invoice")
-    found = _asked(lambda: invoices.verify(settings, invoice_id))
-    if found.ok:
-        print(f"{invoice_id} verified: {found.recomputed}")
-        return DONE
-    for difference in found.differences:
-        print(difference)
-    return FAILED
+    if (invoice_id is None) is not all:
+        wrong_usage("name one invoice, or --all")
+    if invoice_id is not None:
+        found = [asked(lambda: invoices.verify(settings, invoice_id))]
+    else:
+        found = asked(lambda: invoices.verify_all(settings, organization))
+    wrong = [each for each in found if not each.ok]
+    for each in wrong:
+        for difference in each.differences:
+            print(difference if invoice_id is not None else f"{each.invoice_id}: {difference}")
+    if invoice_id is None:
+        print(f"{len(found) - len(wrong)} of {len(found)} invoices verified")
+    elif not wrong:
+        print(f"{invoice_id} verified: {found[0].recomputed}")
+    return FAILED if wrong else DONE
 
 
 @app.command
@@ -141,7 +185,7 @@ def preview(
     """Price the open cycle with the engine that invoices, as JSON."""
     settings = settings_for("invoice")
     is_subscription = identifier.startswith("sub_")
-    found = _asked(
+    found = asked(
         lambda: invoices.preview(
             settings,
             customer_id=None if is_subscription else identifier,
@@ -149,8 +193,37 @@ def preview(
             organization_id=organization,
         )
     )
-    for each in found:
-        watermark = each.pop("as_of", None)
-        each["as_of"] = watermark.as_json() if hasattr(watermark, "as_json") else watermark
+    _print_json(found)
+    return DONE
+
+
+@app.command
+def simulate(
+    customer: Annotated[str, Parameter(help="Id of the customer whose past usage is priced.")],
+    /,
+    *,
+    product: Annotated[str, Parameter(help="A product's id, or a file with one as the API takes it, in JSON.")],
+    from_: Annotated[str | None, Parameter(name="--from", help="RFC 3339; a year ago without it.")] = None,
+    to: Annotated[str | None, Parameter(help="RFC 3339; now without it.")] = None,
+    organization: str = DEFAULT_ORGANIZATION,
+) -> int:
+    """Price a customer's real past usage by any product, cycle by cycle, beside what was billed, as JSON."""
+    settings = settings_for("invoice")
+    past = invoices.past_year(system_clock())
+    try:
+        period = Cycle(
+            past.start_us if from_ is None else parse_rfc3339(from_), past.end_us if to is None else parse_rfc3339(to)
+        )
+        path = Path(product)
+        spec = ProductSpec.model_validate(loads_exact(path.read_text())) if path.suffix == ".json" else product
+    except ValidationError as error:
+        wrong_usage("; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()))
+    except (ValueError, OSError) as error:
+        wrong_usage(str(error))
+    found = asked(
+        lambda: invoices.simulate(
+            settings, organization_id=organization, customer_id=customer, product=spec, period=period
+        )
+    )
     _print_json(found)
     return DONE

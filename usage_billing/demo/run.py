@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from whenever import OffsetDateTime
 
+from billing_job.invoices import verify_all
 from catalog.store import CatalogStore
 from deploy.local import stack
 from schemas.customer import Customer
@@ -178,6 +179,7 @@ class Demo:
             self.close()
         with watch.part("invoices checked"):
             self.check_invoices()
+            self.verify_invoices()
         with watch.part("audited"):
             self.audit()
 
@@ -312,6 +314,14 @@ class Demo:
         if len({order["invoice_id"] for order in orders}) != len(orders) or len(orders) != len(invoices):
             raise DemoFailed(f"{len(orders)} orders for {len(invoices)} invoices")
         self._print_invoices(invoices)
+
+    def verify_invoices(self) -> None:
+        """Each once more, from raw events and the snapshot in the ledger."""
+        found = verify_all(self.settings, self.organization_id)
+        wrong = [each for each in found if not each.ok]
+        if wrong or not found:
+            raise DemoFailed(f"{len(wrong)} of {len(found)} invoices can't be verified: {wrong[:1]}")
+        out.print(f"  {len(found)} invoices recomputed from raw events: every hash is the same")
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

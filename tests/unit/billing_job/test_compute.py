@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from billing_job.compute import decimal_text, fixed_invoice, recomputed, seller_of
+from billing_job.compute import PricedBy, decimal_text, fixed_invoice, recomputed, seller_of
 from billing_job.due import DueCycle
 from billing_job.gate import explained, quantity_differences, subtotal_differences
-from schemas.ledger import InvoiceFixed, canonical_hash
+from billing_job.late import counted_for
+from schemas.ledger import InvoiceFixed, InvoiceLedger, canonical_hash
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, parse_rfc3339
@@ -68,10 +69,9 @@ def product(*prices: dict[str, Any]) -> Product:
 def invoice(quantity: str, *prices: dict[str, Any], active_until: int = MARCH.end_us, **more: Any) -> InvoiceFixed:
     due = DueCycle("inv_1", "default", "c", "sub_1", "prod_1", MARCH, active_until, active_until)
     values: dict[str, Any] = {
-        "product": product(*(prices or (TIERS,))),
-        "meters": {METER.id: METER},
+        "priced_by": PricedBy(product(*(prices or (TIERS,))), {METER.id: METER}),
         "quantities": {METER.id: Decimal(quantity)},
-        "watermark": Watermark(1, {0: 3}),
+        "watermark": Watermark(1, {0: 3}).as_json(),
         "seller": seller_of(ORGANIZATION, SUBSCRIPTION),
         "time_zone": "UTC",
         "now_us": 1,
@@ -160,7 +160,8 @@ def test_a_number_has_one_spelling(number: str, text: str) -> None:
 )
 def test_the_gate_names_the_difference(counted: str, subtotal: int, reason: str) -> None:
     fixed = invoice("150000")
-    differences = quantity_differences(fixed, {METER.id: Decimal(counted)}) + subtotal_differences(fixed, subtotal)
+    (check,) = counted_for(InvoiceLedger(), fixed)
+    differences = quantity_differences(check, {METER.id: Decimal(counted)}) + subtotal_differences(fixed, subtotal)
     assert explained(differences) == reason
 
 

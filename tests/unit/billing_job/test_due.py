@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from billing_job.due import AsOfInFuture, due_cycles, open_cycle
+from billing_job.due import AsOfInFuture, cycle_at, due_cycles
 from schemas.ledger import invoice_id
 from schemas.period import parse_rfc3339
 from schemas.subscription import ProductChange, Subscription
@@ -68,13 +68,16 @@ def test_cycles_are_due_after_their_grace(
         as_of_us=us(as_of),
         now_us=us(now),
         grace_seconds=lambda _: grace,
+        trues_up=lambda _: False,
     )
     assert (months(found.due), months(found.in_grace)) == (due, in_grace)
 
 
 def test_the_future_can_not_be_closed() -> None:
     with pytest.raises(AsOfInFuture, match="2026-07-01T00:00:01Z"):
-        due_cycles([subscription()], as_of_us=NOW + 1_000_000, now_us=NOW, grace_seconds=lambda _: 0)
+        due_cycles(
+            [subscription()], as_of_us=NOW + 1_000_000, now_us=NOW, grace_seconds=lambda _: 0, trues_up=lambda _: False
+        )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,7 @@ def test_a_start_in_the_past_waits_for_its_import(wait_for_imports: bool, now: s
         as_of_us=us("2026-06-10T00:00:00Z"),
         now_us=us(now),
         grace_seconds=lambda _: 3600,
+        trues_up=lambda _: False,
         wait_for_imports=wait_for_imports,
     )
     assert (len(found.due), len(found.in_grace)) == (count, 5 - count)
@@ -99,6 +103,7 @@ def test_cycles_follow_the_zone_and_the_anchor() -> None:
         as_of_us=us("2014-01-01T00:00:00-05:00"),
         now_us=NOW,
         grace_seconds=lambda _: 0,
+        trues_up=lambda _: False,
     )
     assert len(found.due) == 12
     assert [due.cycle.start for due in found.due[2:5]] == [
@@ -111,14 +116,22 @@ def test_cycles_follow_the_zone_and_the_anchor() -> None:
 def test_a_cycle_is_priced_by_the_product_in_force_at_its_start() -> None:
     change = ProductChange(product_id="prod_2", from_us=us("2026-02-01T00:00:00Z"))
     found = due_cycles(
-        [subscription(changes=(change,))], as_of_us=us("2026-03-01T00:00:00Z"), now_us=NOW, grace_seconds=lambda _: 0
+        [subscription(changes=(change,))],
+        as_of_us=us("2026-03-01T00:00:00Z"),
+        now_us=NOW,
+        grace_seconds=lambda _: 0,
+        trues_up=lambda _: False,
     )
     assert [due.product_id for due in found.due] == ["prod_1", "prod_2"]
 
 
 def test_the_invoice_is_named_by_subscription_and_cycle() -> None:
     (due,) = due_cycles(
-        [subscription()], as_of_us=us("2026-02-01T00:00:00Z"), now_us=NOW, grace_seconds=lambda _: 0
+        [subscription()],
+        as_of_us=us("2026-02-01T00:00:00Z"),
+        now_us=NOW,
+        grace_seconds=lambda _: 0,
+        trues_up=lambda _: False,
     ).due
     assert due.invoice_id == invoice_id("default", "sub_1", us("2026-01-01T00:00:00Z"))
 
@@ -130,6 +143,7 @@ def test_each_organization_has_its_grace() -> None:
         as_of_us=us("2026-02-01T00:00:00Z"),
         now_us=us("2026-02-01T02:00:00Z"),
         grace_seconds=lambda organization: 3600 if organization == "default" else 7200 + 1,
+        trues_up=lambda _: False,
     )
     assert [due.organization_id for due in found.due] == ["default"]
     assert [due.organization_id for due in found.in_grace] == ["org_2"]
@@ -142,11 +156,12 @@ def test_each_organization_has_its_grace() -> None:
         ("2026-01-01T00:00:00Z", None, JANUARY),
         ("2026-02-01T00:00:00Z", None, FEBRUARY),
         ("2026-02-10T00:00:00Z", "2026-02-20T00:00:00Z", FEBRUARY),
-        ("2026-02-20T00:00:00Z", "2026-02-20T00:00:00Z", None),
+        ("2026-02-20T00:00:00Z", "2026-02-20T00:00:00Z", "2026-02-20 2026-03-22"),  # of the final invoice
+        ("2026-03-22T00:00:00Z", "2026-02-20T00:00:00Z", None),
     ],
 )
-def test_the_open_cycle_is_the_one_that_runs(now: str, ends_at: str | None, cycle: str | None) -> None:
-    found = open_cycle(subscription(ends_at=None if ends_at is None else us(ends_at)), us(now))
+def test_the_cycle_at_is_the_one_that_runs(now: str, ends_at: str | None, cycle: str | None) -> None:
+    found = cycle_at(subscription(ends_at=None if ends_at is None else us(ends_at)), us(now))
     assert (months([found])[0] if found else None) == cycle
-    if found and ends_at:
+    if found and ends_at and not found.final:
         assert found.active_until == us(ends_at)

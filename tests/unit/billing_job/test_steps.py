@@ -65,6 +65,8 @@ def test_the_rest_grows_up_to_hours(attempt: int, rest: int) -> None:
         (invoice("draft", "draft", steps={("finalize", 0): Attempt(1, "failed", HOUR)}), HOUR + 2 * MINUTE),
         (invoice("draft", "draft", steps={("finalize", 0): Attempt(1, "unknown", HOUR)}), 0),
         (replace(invoice("mismatch"), updated_at=HOUR), HOUR + 8 * MINUTE),
+        (replace(invoice("mismatch"), updated_at=HOUR, retry_asked_at=HOUR), 0),
+        (invoice("draft", "draft", steps={("finalize", 0): Attempt(1, "failed", HOUR)}, retry_asked_at=HOUR), 0),
         (invoice("open", "open", steps={("credit", 1): Attempt(1, "failed", HOUR)}), 0),  # a command's to try again
     ],
 )

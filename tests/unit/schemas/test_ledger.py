@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from schemas.ledger import (
+    IDEMPOTENCY_ERROR,
     InvoiceAdjusted,
     InvoiceFixed,
     InvoiceLedger,
@@ -449,3 +450,35 @@ def test_the_document_has_the_shape_that_was_promised() -> None:
 
 def test_records_of_a_customer_share_a_key() -> None:
     assert {record_key(record) for record in PAID} == {customer_key("default", "c").encode()}
+
+
+# --- Held, approved, retried ------------------------------------------------------------------------------------------
+
+
+def test_what_holds_an_invoice_is_named() -> None:
+    waiting = step("wait", "failed", code="not_stored", reason="r", subscription_id="sub_1", cycle_start=0, cycle_end=1)
+    ledger, _ = folded(waiting)
+    assert (ledger.invoices[ID].held_by, ledger.invoices[ID].document()["reason_code"]) == ("not_stored", "not_stored")
+    ledger, _ = folded(waiting, fixed())
+    assert ledger.invoices[ID].held_by is None
+    ledger, _ = folded(fixed(), step("gate", "failed", code="quantity", reason="differs"))
+    assert (ledger.invoices[ID].state, ledger.invoices[ID].held_by) == ("mismatch", "quantity")
+    assert ledger.apply(step("gate", "done"))
+    assert (ledger.invoices[ID].state, ledger.invoices[ID].held_by) == ("computed", None)
+
+
+def test_an_approval_counts_once_and_has_the_counts_compared_again() -> None:
+    ledger, verdicts = folded(step("approve", "done"), fixed(), step("gate", "done"), step("approve", "done"))
+    assert verdicts == [False, True, True, True]
+    assert (ledger.invoices[ID].approved, ledger.invoices[ID].gate) == (True, None)
+    assert not ledger.apply(step("approve", "done"))
+
+
+def test_a_retry_lets_what_failed_for_good_begin_once_more() -> None:
+    stopped = (*DRAFTED, step("finalize", "intent"), step("finalize", "failed", code=IDEMPOTENCY_ERROR, reason="r"))
+    ledger, _ = folded(*stopped)
+    assert not ledger.apply(step("finalize", "intent", attempt=2))
+    assert ledger.apply(step("retry", "done", at=7))
+    assert ledger.invoices[ID].retry_asked_at == 7
+    assert ledger.apply(step("finalize", "intent", attempt=2))
+    assert not ledger.apply(step("draft", "intent", attempt=2)), "what was made is not made again"

@@ -1,0 +1,212 @@
+"""what was invoiced + what ClickHouse has now → corrections of earlier cycles: late and voided events, each once.
+
+A correction is the price of a whole cycle by its own snapshot, less everything billed for it so far, so that however
+often events come late, what was billed adds up to what the cycle costs. The ledger holds what makes it so: it takes a
+correction only if the invoices that it counted are those in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Protocol
+
+import structlog
+
+from billing_job.compute import LateCorrection, TrueUp, correction_of
+from billing_job.counts import Need, Quantities, need_of
+from billing_job.due import DueCycle
+from schemas.ledger import Correction, CycleBill, Invoice, InvoiceFixed, InvoiceLedger, bills_of, cycle_bills
+from schemas.period import format_rfc3339
+from schemas.watermark import Watermark, lowest
+
+log = structlog.get_logger(__name__)
+
+
+class CountSource(Protocol):
+    """What is asked of ClickHouse; see billing_job.counts.Counts."""
+
+    def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities: ...
+    def with_late_events(self, needs: Sequence[Need], since: Watermark, watermark: Watermark) -> set[str]: ...
+
+
+SubscriptionKey = tuple[str, str]
+"""(organization_id, subscription_id)."""
+
+_LATE_QUERIES_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BilledSubscription:
+    """invoices: all that are fixed, in the order of the log. bills: cycle start → what billed it."""
+
+    key: SubscriptionKey
+    invoices: tuple[Invoice, ...]
+    bills: Mapping[int, CycleBill]
+
+    @property
+    def follows(self) -> str | None:
+        return self.invoices[-1].fixed_hash if self.invoices else None
+
+    @property
+    def since(self) -> Watermark:
+        """Nothing below it is late any more."""
+        return lowest(bill.counted_to for bill in self.bills.values())
+
+    @property
+    def must_look(self) -> bool:
+        """Where an invoice is void, what it billed of other cycles, or others of its own, has to be seen again."""
+        return any(each.state == "void" for each in self.invoices)
+
+
+def true_ups(
+    ledger: InvoiceLedger,
+    counts: CountSource,
+    due: Sequence[DueCycle],
+    watermark: Watermark,
+    *,
+    trues_up: Callable[[str], bool],
+    currency_of: Callable[[DueCycle], str],
+) -> dict[SubscriptionKey, TrueUp]:
+    """What the next invoice of each subscription corrects; one that can't be looked at now is left out.
+
+    due: oldest first. trues_up: of an organization's id, whether it bills late usage. Raises WarehouseUnavailable.
+    """
+    found: dict[SubscriptionKey, BilledSubscription] = {}
+    for each in due:
+        key = (each.organization_id, each.subscription_id)
+        if key not in found and trues_up(each.organization_id):
+            invoices = tuple(ledger.of_subscription(*key))
+            billed = BilledSubscription(key, invoices, cycle_bills(invoices))
+            if not (reason := _held(billed, currency_of(each), watermark)):
+                found[key] = billed
+            else:
+                log.warning("late_usage_waits", subscription=each.subscription_id, reason=reason)
+    late = _with_late_events(counts, [each for each in found.values() if each.bills], watermark)
+    changed = [billed for key, billed in found.items() if key in late or billed.must_look]
+    needs = [need_of(bill.fixed) for billed in changed for bill in billed.bills.values()]
+    quantities = counts.totals(needs, watermark) if needs else {}
+    made = {key: TrueUp(complete=True, follows=billed.follows) for key, billed in found.items()}
+    for billed in changed:
+        corrections = corrections_of(billed.bills.values(), quantities)
+        made[billed.key] = TrueUp(corrections, complete=True, follows=billed.follows)
+    return made
+
+
+def _held(billed: BilledSubscription, currency: str, watermark: Watermark) -> str | None:
+    """Why earlier cycles are not looked at now; the next invoice does it."""
+    if any(each.state == "mismatch" for each in billed.invoices):
+        return "an invoice of the subscription is held"
+    if not all(bill.counted_to.reached_by(watermark.epoch, watermark.offsets) for bill in billed.bills.values()):
+        return "the log was read further by another run"
+    if any(bill.fixed.currency != currency for bill in billed.bills.values()):
+        return "earlier cycles were billed in another currency"
+    return None
+
+
+def corrections_of(
+    bills: Iterable[CycleBill], quantities: Mapping[str, Mapping[str, Decimal]]
+) -> tuple[LateCorrection, ...]:
+    """Of those cycles of which a quantity or the amount is not what was billed; oldest first. Pure.
+
+    quantities: id of the cycle's own invoice → meter id → total now.
+    """
+    made: list[LateCorrection] = []
+    for bill in sorted(bills, key=lambda bill: bill.fixed.cycle_start):
+        now = quantities[bill.fixed.invoice_id]
+        late = correction_of(bill.fixed, bill.counted, bill.billed_minor, now)
+        if late.correction.difference_minor or late.correction.quantities != bill.quantities:
+            made.append(late)
+    return tuple(made)
+
+
+def _with_late_events(
+    counts: CountSource, billed: Sequence[BilledSubscription], watermark: Watermark
+) -> set[SubscriptionKey]:
+    """Those with events in cycles that were invoiced, stored after they were counted; perhaps a few more."""
+    late: set[SubscriptionKey] = set()
+    for since, group in _grouped(billed):
+        needs = {_span(each).invoice_id: each.key for each in group}
+        found = counts.with_late_events([_span(each) for each in group], since, watermark)
+        late |= {needs[name] for name in found}
+    return late
+
+
+def _grouped(billed: Sequence[BilledSubscription]) -> Iterable[tuple[Watermark, list[BilledSubscription]]]:
+    """In a few groups whose members were counted up to about the same place, each with the lowest of its places."""
+    ordered = sorted(billed, key=lambda each: (each.since.epoch, sum(each.since.offsets.values()), each.key))
+    size = max(1, -(-len(ordered) // _LATE_QUERIES_MAX))
+    start = 0
+    while start < len(ordered):
+        group = ordered[start : start + size]
+        # What was counted up to the same place is asked for together.
+        while start + len(group) < len(ordered) and ordered[start + len(group)].since == group[-1].since:
+            group.append(ordered[start + len(group)])
+        start += len(group)
+        yield lowest(each.since for each in group), group
+
+
+def _span(billed: BilledSubscription) -> Need:
+    """All that was invoiced of a subscription, as one window."""
+    fixed = [bill.fixed for bill in billed.bills.values()]
+    meters = {meter.id: meter for each in fixed for meter in each.priced_meters.values()}
+    return Need(
+        fixed[0].invoice_id,
+        fixed[0].organization_id,
+        fixed[0].customer_id,
+        min(each.cycle_start for each in fixed),
+        max(each.active_until for each in fixed),
+        tuple(meters.values()),
+    )
+
+
+# --- What must be countable ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Quantities (meter id → number) that an invoice rests on, and where a count must find them. of: for people."""
+
+    of: str
+    need: Need
+    watermark: Watermark
+    quantities: Mapping[str, str]
+
+
+def counted_for(ledger: InvoiceLedger, fixed: InvoiceFixed) -> list[Counted]:
+    """Its own cycle; of each correction the cycle as it is now, and as it was billed before.
+
+    The latter keeps what a store lost from being credited. Raises LookupError where the ledger lacks what is corrected.
+    """
+    found = [] if fixed.final else [Counted("", need_of(fixed), fixed.counted_to, fixed.quantities)]
+    for each in fixed.corrections:
+        need = need_of(fixed_invoice_of(ledger, each.corrects))
+        before = counted_before(ledger, each)
+        cycle = f"cycle {format_rfc3339(each.cycle_start)}"
+        found.append(Counted(f"{cycle}, ", need, fixed.counted_to, each.quantities))
+        found.append(Counted(f"{cycle} as it was billed, ", need, before.quantities_at, before.quantities))
+    return found
+
+
+# --- Looking back at a correction -------------------------------------------------------------------------------------
+
+
+def counted_before(ledger: InvoiceLedger, correction: Correction) -> CycleBill:
+    """What had billed the cycle when it was corrected, whatever became of those invoices later. Raises LookupError."""
+    return bills_of(fixed_invoice_of(ledger, each) for each in correction.counted)[correction.cycle_start]
+
+
+def fixed_invoice_of(ledger: InvoiceLedger, invoice_id: str) -> InvoiceFixed:
+    """Raises LookupError."""
+    found = ledger.get(invoice_id)
+    if found is None or found.fixed is None:
+        raise LookupError(f"the ledger has no invoice {invoice_id}")
+    return found.fixed
+
+
+def corrected_again(ledger: InvoiceLedger, correction: Correction, quantities: Mapping[str, Decimal]) -> LateCorrection:
+    """A correction made anew from the ledger and these quantities. Raises LookupError."""
+    bill = counted_before(ledger, correction)
+    corrected = fixed_invoice_of(ledger, correction.corrects)
+    return correction_of(corrected, correction.counted, bill.billed_minor, quantities)

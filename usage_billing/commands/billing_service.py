@@ -1,0 +1,52 @@
+"""billing, billing retry|approve: the service that closes by itself, and what people ask of it."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from usage_billing.console import DONE, FAILED, out, settings_for
+
+app = App(name="billing", help="Close what is due, by itself, and follow payments; retry or approve by hand.")
+Ids = Annotated[str, Parameter(help="Invoices, inv_…; without any, all that it could be.", name="ID")]
+
+
+@app.default
+def run() -> int:
+    """Close what is due, by itself, and follow payments."""
+    from billing_job.worker import run as work
+
+    return work(settings_for("billing"))
+
+
+@app.command
+def retry(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None) -> int:
+    """Try again now what waits, is held or failed, without its usual rest; also what had failed for good."""
+    from billing_job import desk
+    from usage_billing.commands.billing import asked, print_report, progress_bar, shown_on
+
+    settings = settings_for("billing")
+    with progress_bar() as bar:
+        report = asked(
+            lambda: desk.retry(
+                settings, ids, organization_id=organization, by=getpass.getuser(), progress=shown_on(bar)
+            )
+        )
+    print_report(report)
+    return DONE if report.ok else FAILED
+
+
+@app.command
+def approve(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None) -> int:
+    """Let invoices be charged, where an organization wants each to be approved; the next close charges them."""
+    from billing_job import desk
+    from usage_billing.commands.billing import asked
+
+    settings = settings_for("billing")
+    approved = asked(lambda: desk.approve(settings, ids, organization_id=organization, by=getpass.getuser()))
+    for invoice in approved:
+        out.print(f"  {invoice.id}: {invoice.customer_id}, {invoice.document()['total']}", markup=False)
+    out.print(f"  {len(approved)} invoices approved")
+    return DONE
