@@ -71,6 +71,11 @@ class StripeWebhooks:
         self.app = Starlette(routes=[Route(PATH, self._answer, methods=["POST"])])
         self.checks: dict[str, Check] = {"ledger": self._billing.log.check}
 
+    @property
+    def ledger(self) -> LedgerLog:
+        """The log that it follows."""
+        return self._billing.log
+
     def start(self) -> None:
         """Raises LedgerUnavailable."""
         self._billing.log.start()

@@ -50,6 +50,7 @@ _ORGANIZATION = {
     "time_zone": "Europe/Vienna",
     "late_policy": "next_invoice",
     "grace_seconds": 3600,
+    "invoice_approval": "automatic",
     "tax_mode": "none",
     "tax_rates": [],
     "stripe_account_id": None,
@@ -162,6 +163,10 @@ _SHOWN: dict[str, dict[str, Any]] = {
     "ApiKeyOut": {**_KEY, **_MADE, "id": "key_2b3c4d5e6f708192a3b4c5d6", "hint": "x9Qk"},
     "InvoiceOut": _INVOICE,
     "OrderOut": _ORDER,
+    "SimulatedCycle": {
+        "cycle": _MARCH, "currency": "eur", "lines": _INVOICE["lines"], "total": "24.00", "billed": "21.00",
+        "billed_currency": "eur", "difference": "3.00",
+    },
     "EventOut": _EVENT,
     "BenefitOut": {
         "benefit": "priority-support", "subscription_id": _SUBSCRIPTION_ID, "product_id": _PRODUCT_ID,
@@ -214,6 +219,9 @@ EXAMPLES: Mapping[str, Any] = {
             }
         ]
     },
+    "SimulationRequest": {"customer_id": "cus_1", "product": _PRODUCT, "from": _MARCH["start"], "to": _MARCH["end"]},
+    "VerificationOut": {"ok": True, "hash": _INVOICE["hash"], "differences": []},
+    "AskedOut": {"accepted": True},
     "LiveUsage": {"data": [_LIVE_ROW], "lag": {"messages": 0, "seconds": 0.0}, "complete": True},
 }
 """Name of a schema in the document → an instance of it."""

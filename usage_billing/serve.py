@@ -119,15 +119,17 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
         hooks: App | None = None
         before_the_server: list[Callable[[], None]] = []
         if dashboard:
-            pages = Dashboard(settings, catalog, LedgerDesk(settings))
+            webhooks = StripeWebhooks(settings)
+            await asyncio.to_thread(webhooks.start)
+            parts.push_async_callback(webhooks.stop)
+            desk = LedgerDesk(settings, catalog, webhooks.ledger)
+            parts.callback(desk.close)
+            pages = Dashboard(settings, catalog, desk)
             pages.start()
             parts.push_async_callback(pages.stop)
             checks |= pages.checks
             before_the_server.append(pages.services.stopping.set)
             rest = cast(App, pages.app)
-            webhooks = StripeWebhooks(settings)
-            await asyncio.to_thread(webhooks.start)
-            parts.push_async_callback(webhooks.stop)
             hooks = cast(App, webhooks.app)
             checks |= {f"webhooks_{name}": check for name, check in webhooks.checks.items()}
         server = Server(

@@ -12,6 +12,7 @@ from dashboard.control import (
     alert_rules,
     api_keys,
     customers,
+    invoices,
     meters,
     organization,
     products,
@@ -35,5 +36,6 @@ def routers() -> list[APIRouter]:
             webhook_deliveries,
             api_keys,
             organization,
+            invoices,
         )
     ]

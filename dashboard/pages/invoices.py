@@ -11,8 +11,7 @@ from catalog.view import CatalogView
 from dashboard.invoice_desk import DeskUnavailable, Verified
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
-from dashboard.preview import open_cycles, preview_document, previews
-from dashboard.read.invoices import decoded_place, encoded_place, invoice_place
+from dashboard.read.invoices import decoded_place, encoded_place, invoice_place, own_invoice, previewed
 from dashboard.services import now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
 from runtime.problem import Problem
@@ -41,10 +40,7 @@ async def invoices(
     view = services.catalog.view
     upcoming: list[dict[str, Any]] = []
     if customer_id:
-        cycles = open_cycles(view, organization, customer_id, now_us())
-        watermark = await services.warehouse.stored()
-        made = await services.warehouse.run(previews, view, cycles, watermark)
-        upcoming = [shown(preview_document(each, watermark), view) for each in made]
+        upcoming = [shown(each, view) for each in await previewed(services, organization, customer_id, now_us())]
     return render(
         request,
         "invoices.html",
@@ -57,14 +53,6 @@ async def invoices(
         state=state,
         states=STATES,
     )
-
-
-async def own_invoice(request: Request, organization_id: str, id_: str) -> dict[str, Any]:
-    """The document of the organization's invoice. Raises Problem 404."""
-    found = await services_of(request).warehouse.run(invoice_documents, organization_id, InvoiceFilter(id=id_), 1)
-    if not found:
-        raise Problem(404, "not_found", f"there is no invoice {id_[:80]}")
-    return found[0]
 
 
 def _invoice_page(

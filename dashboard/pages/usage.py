@@ -12,10 +12,11 @@ from whenever import Date, Time
 from catalog.view import CatalogView
 from dashboard.counting import soon
 from dashboard.live_view import in_cycles
-from dashboard.pages.invoices import own_invoice, shown
+from dashboard.pages.invoices import shown
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Session, Visitor, organization_of
 from dashboard.problems import field_problem
+from dashboard.read.invoices import own_invoice
 from dashboard.read.usage import decoded_event_place, event_place
 from dashboard.services import Services, now_us, services_of
 from dashboard.usage_figures import (

@@ -2,9 +2,22 @@
 
 from fastapi import APIRouter
 
-from dashboard.read import alerts, audit, benefits, finance, invoices, live_usage, stream, usage
+from dashboard.read import (
+    alerts,
+    audit,
+    benefits,
+    finance,
+    invoice_desk,
+    invoices,
+    live_usage,
+    stream,
+    usage,
+)
 
 
 def routers() -> list[APIRouter]:
     """All routes of the read API."""
-    return [module.router for module in (live_usage, usage, invoices, benefits, finance, alerts, audit, stream)]
+    return [
+        module.router
+        for module in (live_usage, usage, invoices, invoice_desk, benefits, finance, alerts, audit, stream)
+    ]

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from dashboard.auth import Caller
 from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
+from dashboard.desk_access import answered
 from dashboard.objects import Instant, Page
 from dashboard.preview import open_cycles, preview_document, previews
 from dashboard.problems import field_problem, problem_responses
 from dashboard.read.parameters import instant
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import now_us, services_of
+from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, orders
 from dashboard.writes import found
 from runtime.problem import Problem
@@ -113,23 +114,37 @@ async def preview_invoices(
     customer_id: Annotated[str, Query(max_length=256)],
     at: Annotated[str | None, Query(description="RFC 3339; the cycle that it lies in, instead of the open one")] = None,
 ) -> Page[InvoiceOut]:
-    """What each of the customer's active subscriptions would cost by what is stored now, without making an invoice."""
+    """What each of the customer's subscriptions would cost by what is stored now, with pending late usage of earlier
+    cycles, without making an invoice.
+    """
     services = services_of(request)
     found(services.catalog, Customer, caller.organization_id, customer_id)
     when = now_us() if at is None else instant("at", at)
-    cycles = open_cycles(services.catalog.view, caller.organization_id, customer_id, when)
+    shown = await previewed(services, caller.organization_id, customer_id, when)
+    return Page(data=[InvoiceOut.model_validate(each) for each in shown], next_cursor=None)
+
+
+async def previewed(services: Services, organization_id: str, customer_id: str, at: int) -> list[dict[str, Any]]:
+    """Documents of a customer's invoices as they would be; with late usage where billing's ledger can be asked."""
+    if (desk := services.desk) is not None:
+        return await answered(lambda: desk.preview(organization_id, customer_id, at))
+    cycles = open_cycles(services.catalog.view, organization_id, customer_id, at)
     watermark = await services.warehouse.stored()
     made = await services.warehouse.run(previews, services.catalog.view, cycles, watermark)
-    return Page(data=[InvoiceOut.model_validate(preview_document(each, watermark)) for each in made])
+    return [preview_document(each, watermark) for each in made]
+
+
+async def own_invoice(request: Request, organization_id: str, id_: str) -> dict[str, Any]:
+    """The document of the organization's invoice. Raises Problem 404."""
+    found = await services_of(request).warehouse.run(invoice_documents, organization_id, InvoiceFilter(id=id_), 1)
+    if not found:
+        raise Problem(404, "not_found", f"there is no invoice {id_[:80]}")
+    return found[0]
 
 
 @router.get("/invoices/{id}", responses=problem_responses(404))
 async def get_invoice(request: Request, caller: Caller, id: str) -> InvoiceOut:
-    access = services_of(request).warehouse
-    documents = await access.run(invoice_documents, caller.organization_id, InvoiceFilter(id=id), 1)
-    if not documents:
-        raise Problem(404, "not_found", f"there is no invoice {id[:80]}")
-    return InvoiceOut.model_validate(documents[0])
+    return InvoiceOut.model_validate(await own_invoice(request, caller.organization_id, id))
 
 
 @router.get("/orders")
