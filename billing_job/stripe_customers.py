@@ -182,7 +182,7 @@ def _update(
 def _add_tax_id(
     billing: Billing, stripe_customer_id: str, place: tuple[str, str], account: str | None, key: Callable[..., str]
 ) -> None:
-    params = dict(zip(("type", "value"), place, strict=True))
+    params: Json = dict(zip(("type", "value"), place, strict=True))
 
     def add(n: int) -> Json:
         # After an error that Stripe keeps, only the list tells whether it is there.

@@ -183,7 +183,7 @@ def _invoice_row(invoice: Invoice) -> Row:
 
 def _event_names(fixed: InvoiceFixed | None) -> list[str]:
     """What is billed of its own cycle; a final invoice has none, it bills what came late for others."""
-    if fixed is None or getattr(fixed, "final", False):
+    if fixed is None or fixed.final:
         return []
     return sorted({meter["event_name"] for meter in fixed.meters})
 

@@ -128,9 +128,11 @@ def test_a_run_that_was_frozen_can_not_charge_again(world: BillingWorld) -> None
 
 # times: how often it meets the same call; a 500 is kept by Stripe under the key, so that only a look at the objects tells.
 KINDS = {"429": 3, "409": 2, "reset_before": 1, "reset_after": 1, "500_before": 1, "500_after": 1}
-FAULTS = [(kind, step, times, True) for step in STEPS for kind, times in KINDS.items()]
-# Stripe refuses for certain: the next run makes the next attempt.
-FAULTS += [("error", step, 1, False) for step in ("customer", "draft", "item", "finalize")]
+FAULTS = [
+    *((kind, step, times, True) for step in STEPS for kind, times in KINDS.items()),
+    # Stripe refuses for certain: the next run makes the next attempt.
+    *(("error", step, 1, False) for step in ("customer", "draft", "item", "finalize")),
+]
 
 
 def test_the_steps_are_all_the_calls_of_a_close_that_change_anything(world: BillingWorld) -> None:
