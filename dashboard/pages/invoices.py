@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
@@ -20,6 +20,7 @@ from schemas.period import Cycle, parse_rfc3339
 
 router = APIRouter(include_in_schema=False)
 PAGE = 50
+RETRIED = ("waiting", "mismatch", "computed", "draft")
 STATES = ("paid", "open", "payment_failed", "mismatch", "waiting", "draft", "computed", "uncollectible", "void")
 
 
@@ -64,8 +65,9 @@ def _invoice_page(
     verified: Verified | None = None,
     explained: list[str] | None = None,
     problem: str | None = None,
+    done: str | None = None,
 ) -> Response:
-    """verified, explained: None unless they were asked for. problem: why they could not be told."""
+    """verified, explained: None unless they were asked for. problem: why it could not be done. done: what was."""
     services = services_of(request)
     return render(
         request,
@@ -77,6 +79,9 @@ def _invoice_page(
         verified=verified,
         explained=explained,
         problem=problem,
+        done=done,
+        can_retry=services.desk is not None and document["state"] in RETRIED,
+        can_approve=services.desk is not None and document["state"] == "computed",
     )
 
 
@@ -99,3 +104,20 @@ async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -
     except DeskUnavailable as error:
         return _invoice_page(request, visitor, document, status=503, problem=str(error))
     return _invoice_page(request, visitor, document, verified=verified, explained=explained)
+
+
+@router.post("/invoices/{id}/{what}")
+async def ask_for_invoice(
+    request: Request, visitor: Visitor, _: Form, id: str, what: Literal["approve", "retry"]
+) -> Response:
+    """Let it be charged, or tried again, by the next close."""
+    document = await own_invoice(request, visitor.organization_id, id)
+    desk = services_of(request).desk
+    if desk is None:
+        raise Problem(404, "not_found", "this process has no access to billing's ledger")
+    try:
+        asked = await asyncio.to_thread(desk.ask, id, what, f"dashboard, {visitor.key_id}")
+    except DeskUnavailable as error:
+        return _invoice_page(request, visitor, document, status=503, problem=str(error))
+    done = "The next close goes on with it." if asked else "It was not waiting for that."
+    return _invoice_page(request, visitor, document, done=done)
