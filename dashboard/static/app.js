@@ -132,11 +132,19 @@ for (const form of $$("form[data-editor]")) {
     return answer.ok ? answer.text() : null;
   };
   const replace = async (action) => {
-    const focused = document.activeElement?.id;
+    const sent = new FormData(form);
     const html = await edit(action);
     if (html === null) return;
+    // What was typed while the answer was under way stays; a removed price has moved the others' places.
+    const typed = action.startsWith("remove") ? [] : [...new FormData(form)].filter(([name, text]) => sent.get(name) !== text);
+    const focused = document.activeElement?.id;
     form.innerHTML = html;
+    for (const [name, text] of typed) {
+      const field = form.elements.namedItem(name);
+      if (field) field.value = text;
+    }
     if (focused) document.getElementById(focused)?.focus();
+    if (typed.length) showExamples();
   };
   form.addEventListener("submit", (event) => {
     const action = event.submitter?.value ?? "save";
@@ -146,8 +154,7 @@ for (const form of $$("form[data-editor]")) {
   });
   form.addEventListener("change", (event) => event.target.matches("[data-refresh]") && replace("refresh"));
   let waiting;
-  form.addEventListener("input", (event) => {
-    if (!event.target.matches("input")) return;
+  const showExamples = () => {
     clearTimeout(waiting);
     waiting = setTimeout(async () => {
       const html = await edit("refresh");
@@ -157,7 +164,8 @@ for (const form of $$("form[data-editor]")) {
         line.textContent = fresh.querySelector(`[data-example="${line.dataset.example}"]`)?.textContent ?? "";
       }
     }, 250);
-  });
+  };
+  form.addEventListener("input", (event) => event.target.matches("input") && showExamples());
   // Enter in a field means "save", not the first button of the form.
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target.matches("input")) {

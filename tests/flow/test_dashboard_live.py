@@ -15,7 +15,7 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 from msgspec import structs
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
@@ -464,3 +464,19 @@ def test_a_meter_a_tiered_product_and_a_subscription_are_made_in_the_browser(run
     page.click("text=Create subscription")
     expect(page.locator("h1")).to_contain_text("Tiered")
     expect(page.locator(".badge.good").first).to_have_text("active")
+
+
+def test_what_is_typed_while_the_editor_waits_for_an_answer_stays(running: Running, page: Page) -> None:
+    page.goto(f"{running.address}/products/new")
+    held: list[Route] = []
+    page.route("**/products/new", lambda route: held.append(route), times=1)
+    with page.expect_request("**/products/new"):
+        page.select_option("[id='f-prices.0.model']", "per_unit")
+    page.fill("#f-name", "Typed early")
+    page.fill("#f-example", "5000")
+    (route,) = held
+    route.continue_()
+    page.fill("[name='prices.0.unit_amount']", "0.01")
+    expect(page.locator("[data-example='0']")).to_contain_text("5,000")
+    expect(page.locator("#f-name")).to_have_value("Typed early")
+    expect(page.locator("#f-example")).to_have_value("5000")
