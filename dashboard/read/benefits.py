@@ -15,6 +15,7 @@ from dashboard.services import Services, now_us, services_of
 from dashboard.subscriptions import status_at
 from dashboard.usage_queries import unpaid_invoices
 from dashboard.writes import found
+from runtime.problem import Problem
 from schemas.benefits import BenefitsState, Unpaid, UnpaidReason, benefits_state, suspending
 from schemas.customer import Customer
 from schemas.period import SECOND_US
@@ -42,6 +43,12 @@ async def list_benefits(request: Request, caller: Caller, id: str) -> Page[Benef
     services = services_of(request)
     found(services.catalog, Customer, caller.organization_id, id)
     return Page(data=await benefits_of(services, caller.organization_id, id, now_us()), next_cursor=None)
+
+
+@router.api_route("/customers/{id:path}/benefits", methods=["POST", "PATCH", "PUT", "DELETE"], include_in_schema=False)
+async def only_listed(id: str) -> None:
+    """Without it the id, which may contain a slash, would be taken to end in /benefits."""
+    raise Problem(405, "method_not_allowed", f"the benefits of {id[:80]} can only be listed", headers={"Allow": "GET"})
 
 
 async def benefits_of(services: Services, organization_id: str, customer_id: str, now: int) -> list[BenefitOut]:

@@ -1,4 +1,4 @@
-"""/api/v1/invoices: previewed, simulated, recomputed, explained down to the event; by the engine that invoices."""
+"""/api/v1/invoices, /api/v1/simulations: previewed, recomputed, explained; by the engine that invoices."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class VerificationOut(BaseModel):
     differences: list[str]
 
 
-@router.post("/invoices/simulate", responses=problem_responses(404, 503))
+@router.post("/simulations", responses=problem_responses(404, 503))
 async def simulate_invoices(request: Request, caller: Caller, body: SimulationRequest) -> Page[SimulatedCycle]:
     """What a price would have charged: any product over a customer's real past usage, beside what was billed."""
     services, now = services_of(request), now_us()

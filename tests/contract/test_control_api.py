@@ -318,7 +318,11 @@ async def test_of_two_writers_one_wins_and_the_other_is_told(
     with CatalogStore(settings) as second:
         async with client_of(settings, second) as other:
             answers = await asyncio.gather(
-                *(client.patch(one, json={"name": f"Name {n}"}) for n in range(5) for client in (api, other))
+                *(
+                    client.patch(one, json={"name": f"{n} {i}"})
+                    for n in range(5)
+                    for i, client in enumerate((api, other))
+                )
             )
             statuses = [answer.status_code for answer in answers]
             assert statuses.count(200) >= 1

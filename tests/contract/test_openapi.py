@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
@@ -15,9 +16,11 @@ from runtime.topics import create_topics
 from schemas.organization import new_secret
 from schemas.settings import Settings
 from tests.services import Service, environment
+from tests.waiting import until
 from warehouse.migrate import migrate
 
 KEY = new_secret()
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 EXAMPLES_MAX = 12
 ENDLESS = "/api/v1/stream"  # server-sent events; tested by those who listen
 
@@ -35,9 +38,13 @@ def service(
     )
     create_topics(settings)
     migrate(settings)
-    started = Service("serve", environment(settings), tmp_path_factory.mktemp("openapi")).start()
+    directory = tmp_path_factory.mktemp("openapi")
+    sink = Service("sink", environment(settings), directory).start()
+    started = Service("serve", environment(settings), directory).start()
+    until(lambda: httpx.get(f"{started.address}/api/v1/audit", headers=AUTHORIZED, timeout=30).status_code == 200)
     yield started
     started.stop()
+    sink.stop()
 
 
 @pytest.mark.timeout(400)

@@ -43,7 +43,7 @@ from tests.waiting import until
 from warehouse.migrate import migrate
 
 us = parse_rfc3339
-MARCH, APRIL, MAY = us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
+MARCH, APRIL, MAY, JUNE = (us(f"2026-0{month}-01T00:00:00Z") for month in range(3, 7))
 TIERS: dict[str, Any] = {
     "model": "graduated",
     "meter_id": "mtr_calls",

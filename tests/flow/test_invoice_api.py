@@ -99,12 +99,12 @@ def test_a_simulation(world: BillingWorld, api: TestClient) -> None:
     assert world.close(APRIL).ok
     spec = {"name": "Half", "currency": "eur", "prices": [{**PER_UNIT, "unit_amount": "0.5"}]}
     body = {"customer_id": "asked", "product": spec, "from": "2026-03-01T00:00:00Z", "to": "2026-06-01T00:00:00Z"}
-    (cycle,) = api.post("/invoices/simulate", json=body).json()["data"]
+    (cycle,) = api.post("/simulations", json=body).json()["data"]
     assert (cycle["total"], cycle["billed"], cycle["difference"]) == ("50.00", "100.00", "-50.00")
-    assert api.post("/invoices/simulate", json={**body, "product_id": "prod_asked"}).status_code == 422
-    assert api.post("/invoices/simulate", json={**body, "customer_id": "nobody"}).status_code == 404
+    assert api.post("/simulations", json={**body, "product_id": "prod_asked"}).status_code == 422
+    assert api.post("/simulations", json={**body, "customer_id": "nobody"}).status_code == 404
     unknown = {**spec, "prices": [{**PER_UNIT, "meter_id": "mtr_none"}]}
-    assert api.post("/invoices/simulate", json={**body, "product": unknown}).json()["errors"][0]["field"] == "product"
+    assert api.post("/simulations", json={**body, "product": unknown}).json()["errors"][0]["field"] == "product"
 
 
 def test_approval_and_retry(world: BillingWorld, api: TestClient) -> None:

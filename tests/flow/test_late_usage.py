@@ -17,11 +17,10 @@ from deploy.local.kafka import KafkaBroker
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, parse_rfc3339
 from schemas.product import PerUnitPrice, ProductSpec
-from tests.flow.billing import APRIL, MARCH, MAY, TIERS, BillingWorld
+from tests.flow.billing import APRIL, JUNE, MARCH, MAY, TIERS, BillingWorld
 from warehouse.client import connect
 
 pytestmark = pytest.mark.timeout(300)
-JUNE = parse_rfc3339("2026-06-01T00:00:00Z")
 PER_UNIT = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}
 
 
