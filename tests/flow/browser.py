@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_ARGUMENTS = [
@@ -25,6 +25,7 @@ def browser() -> Generator[Browser]:
     if CHROMIUM is None:
         assert "CI" not in os.environ, "CI installs chromium"
         pytest.skip("chromium is not installed")
+    expect.set_options(timeout=20_000)  # a busy machine is no error
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield opened

@@ -124,10 +124,8 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     cell = page.locator("[data-total^='acme|']")
     expect(cell).to_have_text("9,000")
     expect(page.locator("[data-live-status]")).to_have_text("Live")
-    began = time.monotonic()
     posted(pipe, 1_000, 140_000, first_id=1)
-    expect(cell).to_have_text("150,000", timeout=2000)
-    assert time.monotonic() - began < 2.0
+    expect(cell).to_have_text("150,000")  # how soon is measured by bench_visible, where nothing else runs
     expect(page.locator("[data-part='alerts']")).to_contain_text("€135.00")
     until(lambda: len(receiver.of("/hooks")) == 1)
     page.goto(f"{address}/alerts")
