@@ -160,7 +160,7 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     page.click("text=Verify")
     expect(page.locator(".note.good")).to_contain_text("Verified")
     expect(page.locator(".explained")).to_contain_text("above 10000 to 100000: 90000 x 0.001")
-    page.click("text=Its events")
+    page.get_by_role("link", name="Its events").click()
     expect(page.locator("tbody tr")).to_have_count(3)
     page.goto(f"{address}/orders")
     expect(page.locator("tbody tr")).to_contain_text("€135.00")
