@@ -27,6 +27,7 @@ from deploy.local.process import free_ports
 from runtime.topics import create_topics
 from schemas.settings import Settings
 from tests.services import Service, environment
+from tests.waiting import until
 from warehouse.migrate import migrate
 
 KEY = "ubk_admin_of_the_benchmark"
@@ -34,6 +35,8 @@ EVENTS_PER_REQUEST = 1000
 CUSTOMERS = 1000
 LOAD_CONNECTIONS = 4
 PROBE_SECONDS_MAX = 20.0
+LOAD_SECONDS_BEFORE = 3  # as many seconds' events of the asked rate go before the first probe
+LOAD_SECONDS_MAX = 120.0
 HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 
 
@@ -123,13 +126,9 @@ def probe(client: httpx.Client, seen: Seen, customer: str) -> tuple[float, float
     started = time.monotonic()
     event["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     assert client.post("/api/v1/usage/events", json={"events": [event]}).status_code == 202
-    while not all(customer in each for each in (seen.totals, seen.alerts, seen.webhooks)):
-        if time.monotonic() - started > PROBE_SECONDS_MAX:
-            break
-        time.sleep(0.005)
-    return tuple(  # pyright: ignore[reportReturnType]
-        each.get(customer, started + PROBE_SECONDS_MAX) - started for each in (seen.totals, seen.alerts, seen.webhooks)
-    )
+    came = (seen.totals, seen.alerts, seen.webhooks)
+    until(lambda: all(customer in each for each in came), PROBE_SECONDS_MAX, every=0.005)
+    return tuple(each[customer] - started for each in came)  # pyright: ignore[reportReturnType]
 
 
 def bench(rates: list[int], probes: int) -> None:
@@ -182,9 +181,7 @@ def _at_rate(client: httpx.Client, seen: Seen, port: int, rate: int, probes: int
     loading = context.Process(target=load, args=(port, rate, ending, sent), daemon=True)
     if rate:
         loading.start()
-        while not sent.value:
-            time.sleep(0.05)
-        time.sleep(3)
+        until(lambda: sent.value >= LOAD_SECONDS_BEFORE * rate, LOAD_SECONDS_MAX)  # it flows, and all stages are warm
     before, started = sent.value, time.monotonic()
     found = [probe(client, seen, f"probe_{rate}_{n}") for n in range(probes)]
     achieved = (sent.value - before) / (time.monotonic() - started)
@@ -197,10 +194,12 @@ def _at_rate(client: httpx.Client, seen: Seen, port: int, rate: int, probes: int
         for what, column in zip(("number", "alert", "webhook"), columns, strict=True)
     )
     print(f"{rate:>7,} events/s asked, {achieved:>7,.0f} flowing:   {shown}", flush=True)
-    lag = 1
-    while lag:  # what is behind is not the next rate's
-        time.sleep(0.5)
-        lag = client.get("/api/v1/usage/live", params={"customer_id": "warm"}).json()["lag"]["messages"]
+    until(lambda: not _behind(client), LOAD_SECONDS_MAX, every=0.5)  # what is behind is not the next rate's
+
+
+def _behind(client: httpx.Client) -> int:
+    """Messages that are not counted yet."""
+    return client.get("/api/v1/usage/live", params={"customer_id": "warm"}).json()["lag"]["messages"]
 
 
 def main() -> int:
