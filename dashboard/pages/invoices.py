@@ -40,8 +40,14 @@ async def invoices(
     found = await services.warehouse.run(invoice_documents, organization, wanted, PAGE + 1, decoded_place(cursor))
     view = services.catalog.view
     upcoming: list[dict[str, Any]] = []
+    unpriced = ""
     if customer_id:
-        upcoming = [shown(each, view) for each in await previewed(services, organization, customer_id, now_us())]
+        try:
+            upcoming = [shown(each, view) for each in await previewed(services, organization, customer_id, now_us())]
+        except Problem as problem:
+            if problem.status != 503:
+                raise
+            unpriced = problem.detail  # what is closed can be shown all the same
     return render(
         request,
         "invoices.html",
@@ -50,6 +56,7 @@ async def invoices(
         following=encoded_place(*invoice_place(found[PAGE - 1])) if len(found) > PAGE else None,
         summary=await services.warehouse.run(invoice_summary, organization),
         upcoming=upcoming,
+        unpriced=unpriced,
         customer_id=customer_id,
         state=state,
         states=STATES,

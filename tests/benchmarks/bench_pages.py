@@ -238,7 +238,7 @@ def bench(events: int, customers: int, meters: int) -> dict[str, list[float]]:
         engine = ClickHouseLocal(directory / "clickhouse", free_ports(1)[0], directory / "clickhouse.log")
         broker.start()
         engine.start()
-        service: Service | None = None
+        services: list[Service] = []
         try:
             values: dict[str, Any] = {
                 "kafka_bootstrap_servers": broker.bootstrap_servers,
@@ -256,12 +256,13 @@ def bench(events: int, customers: int, meters: int) -> dict[str, list[float]]:
                 started = time.perf_counter()
                 make()
                 print(f"  {what} made in {time.perf_counter() - started:.1f} s", flush=True)
-            service = Service("serve", environment(settings), directory).start()
-            took = measure(service.address)
-            export(service)
+            services += [Service(name, environment(settings), directory).start() for name in ("sink", "serve")]
+            serve = services[-1]
+            took = measure(serve.address)
+            export(serve)
             return took
         finally:
-            if service is not None:
+            for service in services:
                 service.stop()
             engine.stop()
             broker.stop()
