@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +18,7 @@ from deploy.local.process import StartFailed
 from deploy.local.stripe_standin.process import StripeStandin
 from deploy.local.stripe_standin.state import API_VERSION, Settings
 from deploy.local.stripe_standin.webhooks import signature
+from tests.waiting import until
 
 DAY = 86_400
 DEFAULTS = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
@@ -87,13 +88,6 @@ def event_types(client: StripeClient, object_id: str) -> list[str]:
 
 def words(metadata: Any) -> dict[str, str]:
     return metadata.to_dict()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.02)
 
 
 def test_speaks_the_api_version_that_the_sdk_pins(standin: StripeStandin) -> None:
@@ -706,7 +700,7 @@ def test_a_key_in_flight_is_refused(client: StripeClient, standin: StripeStandin
 
     thread = threading.Thread(target=first)
     thread.start()
-    wait_until(lambda: len(standin.requests("POST", "/v1/customers")) == 1)
+    until(lambda: len(standin.requests("POST", "/v1/customers")) == 1)
     with pytest.raises(stripe.StripeError) as refused:
         client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-flight"})
     assert refused.value.http_status == 409
@@ -879,11 +873,11 @@ def test_webhooks_are_signed_filtered_and_sent(
     assert endpoint.secret is not None
     owner = customer(client)
     client.v1.invoices.pay(draft(client, owner, 1000).id)
-    wait_until(lambda: len(receiver.got) == 2)
+    until(lambda: len(receiver.got) == 2)
     assert sorted(receiver.types(endpoint.secret)) == ["customer.created", "invoice.paid"]
     with pytest.raises(stripe.SignatureVerificationError):
         receiver.types("whsec_other")
-    wait_until(lambda: standin.control("GET", "webhooks")["pending"] == 0)
+    until(lambda: standin.control("GET", "webhooks")["pending"] == 0)
     client.v1.webhook_endpoints.delete(endpoint.id)
     customer(client)
     assert client.v1.webhook_endpoints.list().data == []
@@ -897,7 +891,7 @@ def test_webhooks_are_repeated_until_accepted(client: StripeClient, standin: Str
     receiver = Receiver(500, 302)
     client.v1.webhook_endpoints.create({"url": receiver.url, "enabled_events": ["customer.created"]})
     customer(client, None)
-    wait_until(lambda: standin.control("GET", "webhooks")["pending"] == 0)
+    until(lambda: standin.control("GET", "webhooks")["pending"] == 0)
     assert len({body for _, body in receiver.got}) == 1
     assert len(receiver.got) == 3
     event = client.v1.events.list({"type": "customer.created"}).data[0]
@@ -910,7 +904,7 @@ def test_the_endpoint_of_the_command_line_hears_all_accounts(tmp_path: Path, rec
     with StripeStandin(tmp_path, webhook_url=receiver.url, webhook_secret=secret) as standin:
         customer(connect(standin), None)
         customer(connect(standin, "acct_other"), None)
-        wait_until(lambda: len(receiver.got) == 2)
+        until(lambda: len(receiver.got) == 2)
         accounts = {stripe.Webhook.construct_event(b, s, secret).to_dict().get("account") for s, b in receiver.got}  # pyright: ignore
         assert accounts == {None, "acct_other"}
 

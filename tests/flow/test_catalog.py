@@ -11,6 +11,7 @@ from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
 from schemas.meter import Aggregation, Meter
 from schemas.settings import Settings
+from tests.waiting import until
 
 
 def meter(name: str, number: int = 0) -> Meter:
@@ -36,9 +37,9 @@ def test_a_writer_reads_its_own_write_and_others_follow(settings: Settings) -> N
     with CatalogStore(settings) as one, CatalogStore(settings) as other:
         one.write(meter("first"), 0)
         assert one.view.get(Meter, "org", "mtr_1") == meter("first")
-        _until(lambda: other.view.get(Meter, "org", "mtr_1") == meter("first"))
+        until(lambda: other.view.get(Meter, "org", "mtr_1") == meter("first"))
         other.write(meter("second"), 1)
-        _until(lambda: one.view.version(Meter, "org", "mtr_1") == 2)
+        until(lambda: one.view.version(Meter, "org", "mtr_1") == 2)
     with CatalogStore(settings) as late:
         assert late.view.get(Meter, "org", "mtr_1") == meter("second")
 
@@ -59,7 +60,7 @@ def test_of_racing_writers_one_wins_and_the_others_are_told(settings: Settings) 
 def _race(one: CatalogStore, other: CatalogStore, version: int) -> str:
     """Both write on `version` at once; the name of the one that won, when the other lost."""
     for store in (one, other):
-        _until(lambda: store.view.version(Meter, "org", "mtr_1") == version)  # noqa: B023 - called before it changes
+        until(lambda: store.view.version(Meter, "org", "mtr_1") == version)  # noqa: B023 - called before it changes
 
     def write(store: CatalogStore, name: str) -> str | None:
         try:
@@ -86,7 +87,7 @@ def test_no_broker_is_told_in_time(kafka_factory: Callable[[], KafkaBroker]) -> 
             store.write(meter("away"), 1)
         assert time.monotonic() - started < 5
         broker.start()
-        _until(lambda: _written(store), seconds=30)
+        until(lambda: _written(store), seconds=30)
 
 
 def _written(store: CatalogStore) -> bool:
@@ -95,10 +96,3 @@ def _written(store: CatalogStore) -> bool:
     except (CatalogUnavailable, CatalogConflict):
         return False
     return True
-
-
-def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)

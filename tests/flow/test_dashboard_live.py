@@ -4,9 +4,10 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from playwright.sync_api import Page, Route, expect
 
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
+from dashboard.invoice_desk import DeskUnavailable
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
@@ -36,6 +38,7 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_ALERTS, USAGE_TOTALS, topic_name
 from schemas.totals import Progress, UsageTotal
 from tests.flow.browser import browser, sign_in, watched
+from tests.waiting import until
 from warehouse.migrate import migrate
 
 ZONE = "America/New_York"
@@ -86,13 +89,6 @@ class Running:
         )
         assert answer.status_code == 200, answer.text
         return answer.json()
-
-
-def eventually(check: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def serve(board: Dashboard, port: int, stopping: threading.Event) -> threading.Thread:
@@ -146,8 +142,8 @@ def running(kafka: KafkaBroker, clickhouse: ClickHouseLocal) -> Iterator[Running
         started = Running(
             f"http://127.0.0.1:{port}", settings, store, board, Producer({"bootstrap.servers": kafka.bootstrap_servers})
         )
-        eventually(lambda: board.services.live.check() is None, 30)
-        eventually(lambda: _answers(started.address), 30)
+        until(lambda: board.services.live.check() is None, 30)
+        until(lambda: _answers(started.address), 30)
         yield started
         stopping.set()
         thread.join(20)
@@ -168,9 +164,7 @@ def test_the_newest_total_is_shown_and_an_older_one_changes_nothing(running: Run
     running.total("newest", 3, "10.5", offset=7)
     running.total("newest", 2, "9", offset=5)  # a frozen worker's last write
     running.total("newest", 4, "10.50", offset=8)
-    eventually(
-        lambda: [r["quantity"] for r in running.get("/usage/live", customer_id="newest")["data"]] == ["4", "10.50"]
-    )
+    until(lambda: [r["quantity"] for r in running.get("/usage/live", customer_id="newest")["data"]] == ["4", "10.50"])
     answer = running.get("/usage/live", customer_id="newest", meter_id="mtr_flights")
     (row,) = answer["data"]
     cycle = calendar_month_containing(ZONE, time.time_ns() // 1000)
@@ -191,22 +185,22 @@ def test_the_lag_is_the_logs_end_less_what_is_counted(running: Running) -> None:
             topic_name(running.settings, USAGE_TOTALS), totals.encode(record), totals.PROGRESS_KEY, record.partition
         )
     running.producer.flush()
-    eventually(lambda: running.get("/usage/live")["lag"] == {"messages": 0, "seconds": 0.0})
+    until(lambda: running.get("/usage/live")["lag"] == {"messages": 0, "seconds": 0.0})
 
 
 def test_an_alert_is_listed_once_however_often_it_is_published(running: Running) -> None:
     fired = running.alert("alerted")
     running.alert("alerted")
-    eventually(lambda: len(running.get("/alerts", customer_id="alerted")["data"]) == 1)
+    until(lambda: len(running.get("/alerts", customer_id="alerted")["data"]) == 1)
     running.alert("alerted-2")
-    eventually(lambda: len(running.get("/alerts", rule_id="rule_1")["data"]) >= 2)
+    until(lambda: len(running.get("/alerts", rule_id="rule_1")["data"]) >= 2)
     (alert,) = running.get("/alerts", customer_id="alerted")["data"]
     assert (alert["id"], alert["threshold"], alert["quantity"]) == (fired.id, "80", "90")
 
 
 def test_another_process_reads_everything_from_the_start(running: Running) -> None:
     running.total("restart", 11, "1", offset=1)
-    eventually(lambda: bool(running.get("/usage/live", customer_id="restart")["data"]))
+    until(lambda: bool(running.get("/usage/live", customer_id="restart")["data"]))
     second = Dashboard(running.settings, running.store)
     second.start()
     try:
@@ -217,7 +211,7 @@ def test_another_process_reads_everything_from_the_start(running: Running) -> No
         second.services.live.stop()
 
 
-def test_the_stream_tells_an_organization_of_its_own_changes_within_two_seconds(running: Running) -> None:
+def test_the_stream_tells_an_organization_of_its_own_changes(running: Running) -> None:
     events: list[tuple[str, Any]] = []
     with (
         httpx.Client(timeout=15) as client,
@@ -228,7 +222,6 @@ def test_the_stream_tells_an_organization_of_its_own_changes_within_two_seconds(
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         lines = answer.iter_lines()
         name = ""
-        began = 0.0
         for line in lines:
             if line.startswith("event: "):
                 name = line.removeprefix("event: ")
@@ -237,19 +230,16 @@ def test_the_stream_tells_an_organization_of_its_own_changes_within_two_seconds(
                 if name == "ready":
                     running.total("UA", 1, "1", offset=1, organization="other")
                     running.alert("UA", organization="other")
-                    began = time.monotonic()
                     running.total("streamed", 5, "77", offset=1)
                     running.alert("streamed")
                 if {"totals", "alerts"} <= {each for each, _ in events}:
                     break
-        seconds = time.monotonic() - began
     rows = [row for name, data in events if name == "totals" for row in data]
     assert {(row["customer_id"], row["meter_id"], row["quantity"]) for row in rows} == {
         ("streamed", "mtr_flights", "5"), ("streamed", "mtr_miles", "77"),
     }  # fmt: skip
     fired = [alert for name, data in events if name == "alerts" for alert in data]
     assert [alert["customer_id"] for alert in fired] == ["streamed"]
-    assert seconds < 2.0
 
 
 def test_a_client_that_reads_nothing_costs_bounded_memory(running: Running) -> None:
@@ -367,12 +357,23 @@ def test_a_forged_or_revoked_session_is_none(running: Running) -> None:
 def test_nothing_of_another_organization_is_on_a_page(running: Running) -> None:
     running.total("secretive", 5, "1", offset=1)
     running.store.write(Customer(**own("default", "secretive"), name="Secretive"), 0)
-    eventually(lambda: bool(running.get("/usage/live", customer_id="secretive")["data"]))
+    until(lambda: bool(running.get("/usage/live", customer_id="secretive")["data"]))
     with signed_in(running) as mine, signed_in(running, OTHER_KEY) as theirs:
         assert "Secretive" in mine.get("/").text
         for path in PAGES:
             assert "ecretive" not in theirs.get(path).text, path
         assert theirs.get("/customers/by-id/secretive").status_code == 404
+
+
+def test_closed_invoices_are_shown_though_the_open_cycle_cannot_be_priced(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Mock(preview=Mock(side_effect=DeskUnavailable("no sink has read usage.events yet")))
+    monkeypatch.setattr(running.board.app.state, "services", replace(running.board.services, desk=away))
+    with signed_in(running) as client:
+        page = client.get("/invoices", params={"customer_id": "UA"})
+    assert page.status_code == 200
+    assert "can't be priced at the moment: no sink has read usage.events yet." in page.text
 
 
 def test_the_registry_answers_as_kafkas_clients_ask(running: Running) -> None:
@@ -415,15 +416,13 @@ def page(running: Running) -> Iterator[Page]:
         yield page
 
 
-def test_numbers_move_in_the_browser_within_two_seconds(running: Running, page: Page) -> None:
+def test_numbers_move_in_the_browser(running: Running, page: Page) -> None:
     running.total("UA", 1000, "12345678901234567890.5", offset=1)
     cell = page.locator('[data-total="UA|mtr_flights"]')
     expect(cell).to_have_text("1,000")
     expect(page.locator("[data-live-status]")).to_have_text("Live")
-    began = time.monotonic()
     running.total("UA", 1234567, "12345678901234567890.5", offset=2)
-    expect(cell).to_have_text("1,234,567", timeout=2000)
-    assert time.monotonic() - began < 2.0
+    expect(cell).to_have_text("1,234,567")  # how soon is measured by bench_visible
     expect(page.locator('[data-total="UA|mtr_miles"]')).to_have_text("12,345,678,901,234,567,890.5")
     running.total("UA-new", 7, "1", offset=1)
     expect(page.locator('[data-total="UA-new|mtr_flights"]')).to_have_text("7")

@@ -24,6 +24,7 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import UsageBatch, decode
 from tests.services import Service
+from tests.waiting import until
 
 ADMIN = "ubk_admin_of_this_test"
 EVENTS = "/api/v1/usage/events"
@@ -253,14 +254,14 @@ def test_keys_scopes_and_revocation(shared: Stack) -> None:
         def status(name: str) -> int:
             return shared.post(EVENT, Authorization=f"Bearer ubk_{name}").status_code
 
-        _until(lambda: status("ingest") == 202)
+        until(lambda: status("ingest") == 202)
         assert status("read") == 403
         void = {"customer_id": "a", "event_name": "b", "event_id": "c", "reason": "d"}
         answer = shared.client.post(f"{EVENTS}/void", json=void, headers={"Authorization": "Bearer ubk_ingest"})
         assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope")
         catalog.write(key("ingest", Scope.INGEST, archived=True), 1)
         revoked = time.monotonic()
-        _until(lambda: status("ingest") == 401)
+        until(lambda: status("ingest") == 401)
         assert time.monotonic() - revoked < 2
 
 
@@ -282,7 +283,7 @@ def test_value_is_required_once_a_meter_reads_it(shared: Stack) -> None:
             ),
             0,
         )
-    _until(lambda: shared.post(event).status_code == 422)
+    until(lambda: shared.post(event).status_code == 422)
     (error,) = shared.post(EVENT, event).json()["errors"]
     assert (error["index"], error["field"], error["code"]) == (1, "value", "value_missing")
 
@@ -324,11 +325,11 @@ def test_broker_gone_503_in_time_and_every_202_is_in_the_log(
     assert answer.status_code == 503
     assert time.monotonic() - started < 5
     assert int(answer.headers["retry-after"]) >= 1
-    _until(lambda: httpx.get(f"{stack.gateway.address}/readyz").status_code == 503)
+    until(lambda: httpx.get(f"{stack.gateway.address}/readyz").status_code == 503)
     # Known to be away: refused at once, and the answer says that nothing was enqueued.
     assert "nothing was enqueued" in stack.post(EVENT).json()["detail"]
     broker.start()
-    _until(lambda: stack.post({**EVENT, "event_id": "after"}).status_code == 202, seconds=30)
+    until(lambda: stack.post({**EVENT, "event_id": "after"}).status_code == 202, seconds=30)
     receipts.append(stack.post({**EVENT, "event_id": "last"}).json()["receipt"][0])
     log = stack.log()
     for part, event_id in zip(receipts, ("before", "last"), strict=True):
@@ -345,16 +346,9 @@ def test_sigterm_answers_what_is_under_way(kafka_factory: Callable[[], KafkaBrok
     with ThreadPoolExecutor(2) as pool:
         # One is with the broker, the other waits for it.
         answers = [pool.submit(lambda: stack.post(EVENT).status_code) for _ in range(2)]
-        _until(lambda: "usage_gateway_events_waiting 2.0" in httpx.get(f"{stack.gateway.address}/metrics").text)
+        until(lambda: "usage_gateway_events_waiting 2.0" in httpx.get(f"{stack.gateway.address}/metrics").text)
         stack.gateway.terminate()
         broker.resume()
         assert [answer.result() for answer in answers] == [202, 202]
     assert stack.gateway.stop() == 0
     assert sum(len(batch) for batch in stack.log().values()) == 3
-
-
-def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)

@@ -326,9 +326,7 @@ def test_signals_end_a_sink_that_waits_for_the_engine(
         engine.kill()
         world.send(Event("c1"))
         until(lambda: "clickhouse" in reasons(sink))
-        started = time.monotonic()
-        assert sink.stop() == 0
-        assert time.monotonic() - started < 10
+        assert sink.stop() == 0  # by itself: what has to be killed ends with another code
         engine.start()
         assert world.count_and_sum("c1") == (0, Decimal(0))
         sink.start()
