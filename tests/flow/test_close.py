@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ from billing_job import invoices
 from billing_job.close import UnknownOrganization
 from billing_job.due import AsOfInFuture
 from billing_job.sweep import Sweep
-from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.kafka import KafkaBroker
 from schemas.customer import Customer
 from schemas.ledger import canonical_hash
 from schemas.organization import DEFAULT_ORGANIZATION
@@ -22,14 +19,6 @@ from tests.flow.billing import APRIL, MARCH, MAY, TIERS, BillingWorld
 from warehouse.client import connect
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def world(
-    kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BillingWorld]:
-    with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
-        yield world
 
 
 def test_150_000_units_cost_135_euros_at_stripe(world: BillingWorld) -> None:

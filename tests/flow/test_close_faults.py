@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 import pytest
 
-from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.kafka import KafkaBroker
 from tests.flow.billing import TIERS, BillingWorld
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("faults_end")]
 
 PRICES = (TIERS, {"model": "flat_fee", "amount": "49.00"})
 TOTAL, TOTAL_MINOR = "184.00", 18400
-
-
-@pytest.fixture(scope="module")
-def shared(
-    kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BillingWorld]:
-    with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
-        yield world
-
-
-@pytest.fixture
-def world(shared: BillingWorld) -> Iterator[BillingWorld]:
-    yield shared
-    shared.stripe.control("DELETE", "faults")
 
 
 def customer(world: BillingWorld, name: str) -> str:

@@ -5,25 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.kafka import KafkaBroker
 from tests.benchmarks.close_many import check, close_in_pieces, configure
 from tests.flow.billing import BillingWorld
 
 pytestmark = pytest.mark.timeout(300)
 SUBSCRIPTIONS = 100
-
-
-@pytest.fixture(scope="module")
-def world(
-    kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BillingWorld]:
-    with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
-        yield world
 
 
 def test_all_are_as_their_cards_say_and_a_rerun_changes_nothing(world: BillingWorld) -> None:

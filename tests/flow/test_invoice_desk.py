@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -12,8 +11,6 @@ import pytest
 
 from billing_job import desk, invoices
 from billing_job.explain import NoSuchLine
-from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.kafka import KafkaBroker
 from schemas.ledger import IDEMPOTENCY_ERROR, InvoiceFixed
 from schemas.organization import DEFAULT_ORGANIZATION
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
@@ -21,14 +18,6 @@ from warehouse.client import connect
 
 pytestmark = pytest.mark.timeout(300)
 PER_UNIT = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}
-
-
-@pytest.fixture(scope="module")
-def world(
-    kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BillingWorld]:
-    with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
-        yield world
 
 
 def fixed_of(world: BillingWorld, customer: str) -> InvoiceFixed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 
 from billing_job import invoices
 from billing_job.simulate import NotSimulable
-from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.kafka import KafkaBroker
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, parse_rfc3339
 from schemas.product import PerUnitPrice, ProductSpec
@@ -22,14 +19,6 @@ from warehouse.client import connect
 
 pytestmark = pytest.mark.timeout(300)
 PER_UNIT = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}
-
-
-@pytest.fixture(scope="module")
-def world(
-    kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BillingWorld]:
-    with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
-        yield world
 
 
 def assert_verified(world: BillingWorld, customer: str) -> None:

@@ -15,8 +15,6 @@ from billing_job import void_credit
 from billing_job.stripe_api import StripeFailure
 from billing_job.sweep import Sweep
 from billing_job.void_credit import NotPossible
-from deploy.local.clickhouse_http import ClickHouseLocal
-from deploy.local.kafka import KafkaBroker
 from schemas.benefits import benefits_state, unpaid
 from schemas.customer import Customer
 from schemas.ledger import Invoice
@@ -24,25 +22,11 @@ from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.contract import stripe_mock
 from tests.flow.billing import APRIL, JUNE, MAY, BillingWorld
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("faults_end")]
 
 DAY = 86_400
 WEEK_US = 7 * DAY * 1_000_000
 FAILING = "pm_card_chargeCustomerFail"
-
-
-@pytest.fixture(scope="module")
-def shared(
-    kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BillingWorld]:
-    with BillingWorld(kafka, clickhouse, tmp_path_factory.mktemp("billing")) as world:
-        yield world
-
-
-@pytest.fixture
-def world(shared: BillingWorld) -> Iterator[BillingWorld]:
-    yield shared
-    shared.stripe.control("DELETE", "faults")
 
 
 def billed(world: BillingWorld, name: str, **more: Any) -> Invoice:
