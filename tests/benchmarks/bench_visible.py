@@ -13,9 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from runtime.topics import create_topics
 from schemas.settings import Settings
+from tests.receiver import Receiver
 from tests.services import Service, environment
 from tests.waiting import until
 from warehouse.migrate import migrate
@@ -75,10 +73,14 @@ def load(port: int, per_second: int, stopping: Any, sent: Any) -> None:
 class Seen:
     """customer → when its number, alert and webhook came, monotonic seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, receiver: Receiver) -> None:
         self.totals: dict[str, float] = {}
         self.alerts: dict[str, float] = {}
-        self.webhooks: dict[str, float] = {}
+        self._receiver = receiver
+
+    @property
+    def webhooks(self) -> dict[str, float]:
+        return {json.loads(each.body)["data"]["customer_id"]: each.at for each in self._receiver.got}
 
     def follow(self, address: str, ready: threading.Event, stopping: threading.Event) -> None:
         name = ""
@@ -100,35 +102,17 @@ class Seen:
                             into.setdefault(row["customer_id"], now)
 
 
-@contextmanager
-def receiver(seen: Seen) -> Generator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.webhooks.setdefault(body["data"]["customer_id"], time.monotonic())
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
 def probe(client: httpx.Client, seen: Seen, customer: str) -> tuple[float, float, float]:
     """Seconds from the post to number, alert, webhook."""
     event = {"customer_id": customer, "event_name": "probe", "value": 5}
     started = time.monotonic()
     event["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     assert client.post("/api/v1/usage/events", json={"events": [event]}).status_code == 202
-    came = (seen.totals, seen.alerts, seen.webhooks)
-    until(lambda: all(customer in each for each in came), PROBE_SECONDS_MAX, every=0.005)
-    return tuple(each[customer] - started for each in came)  # pyright: ignore[reportReturnType]
+    until(lambda: customer in seen.totals and customer in seen.alerts, PROBE_SECONDS_MAX, every=0.005)
+    until(lambda: customer in seen.webhooks, PROBE_SECONDS_MAX, every=0.005)
+    return tuple(  # pyright: ignore[reportReturnType]
+        each[customer] - started for each in (seen.totals, seen.alerts, seen.webhooks)
+    )
 
 
 def bench(rates: list[int], probes: int) -> None:
@@ -147,12 +131,13 @@ def bench(rates: list[int], probes: int) -> None:
         create_topics(settings)
         migrate(settings)
         services = [Service(name, environment(settings), directory) for name in ("serve", "aggregator", "sink")]
-        seen, ready, stopping = Seen(), threading.Event(), threading.Event()
+        receiver = Receiver()
+        seen, ready, stopping = Seen(receiver), threading.Event(), threading.Event()
         try:
             for service in services:
                 service.start()
             serve = services[0]
-            with receiver(seen) as hook, httpx.Client(base_url=serve.address, headers=HEADERS, timeout=30) as client:
+            with httpx.Client(base_url=serve.address, headers=HEADERS, timeout=30) as client:
                 made = {"name": "m", "unit": "u", "aggregation": "sum"}
                 ids = [
                     client.post("/api/v1/meters", json={**made, "event_name": each}).json()["id"]
@@ -160,7 +145,7 @@ def bench(rates: list[int], probes: int) -> None:
                 ]
                 rule = {"meter_id": ids[1], "kind": "quantity", "threshold": "1"}
                 assert client.post("/api/v1/alert-rules", json=rule).status_code == 201
-                assert client.post("/api/v1/webhook-endpoints", json={"url": hook}).status_code == 201
+                assert client.post("/api/v1/webhook-endpoints", json={"url": receiver.url("/")}).status_code == 201
                 follower = threading.Thread(target=seen.follow, args=(serve.address, ready, stopping), daemon=True)
                 follower.start()
                 assert ready.wait(20)
@@ -171,6 +156,7 @@ def bench(rates: list[int], probes: int) -> None:
         finally:
             for service in services:
                 service.stop()
+            receiver.end()
             engine.stop()
             broker.stop()
 

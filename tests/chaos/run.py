@@ -174,7 +174,7 @@ def _settle(bench: Bench, report: Report) -> None:
 
     wait_until(paid, "not all invoices were paid")
     raised = verdict.fired(stack)
-    wait_until(lambda: stack.receiver.got.keys() >= raised, "not all alerts were sent to the webhook")
+    wait_until(lambda: stack.receiver.times.keys() >= raised, "not all alerts were sent to the webhook")
     # What the product says of itself must be the same: every event in one class, live totals equal to what is stored.
     # After voids they are so once they are reconciled.
     said = (1, "")
@@ -212,5 +212,5 @@ def _count(bench: Bench, report: Report) -> None:
         for threshold in stack.rules.values()
         if name == "calls"
     )
-    report.alerts_repeated = {each for each, times in stack.receiver.got.items() if times > 1}
+    report.alerts_repeated = {each for each, times in stack.receiver.times.items() if times > 1}
     report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected, unvoided)

@@ -22,7 +22,7 @@ from deploy.local.process import ManagedProcess, free_ports
 from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.settings import Settings
-from tests.chaos.receiver import Receiver
+from tests.receiver import Receiver
 from tests.services import Service, environment
 from warehouse.migrate import migrate
 
@@ -196,7 +196,7 @@ class Stack:
                 for aggregation, amount in UNIT_AMOUNTS.items()
             ]
             product = made("/products", {"name": "all", "currency": "eur", "prices": prices})
-            made("/webhook-endpoints", {"url": self.receiver.url})
+            made("/webhook-endpoints", {"url": self.receiver.url("/alerts")})
             for threshold in ALERT_THRESHOLDS:
                 rule = {"meter_id": self.meters["count"], "kind": "quantity", "threshold": str(threshold)}
                 self.rules[made("/alert-rules", rule)] = threshold

@@ -138,7 +138,7 @@ def alerts(stack: Stack, expected: Mapping[Key, Sum], unvoided: Mapping[Key, Sum
 
     Missed is what the merchant's service did not get, whether it was raised or not.
     """
-    return _due(stack, expected) - stack.receiver.got.keys(), fired(stack) - _due(stack, unvoided)
+    return _due(stack, expected) - stack.receiver.times.keys(), fired(stack) - _due(stack, unvoided)
 
 
 def _due(stack: Stack, totals: Mapping[Key, Sum]) -> set[str]:

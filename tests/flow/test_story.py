@@ -18,7 +18,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from tests.flow.browser import browser, sign_in, violations, watched
 from tests.flow.pipe import ADMIN, Pipe
-from tests.flow.test_webhooks import Receiver
+from tests.receiver import Receiver
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(400)
