@@ -28,15 +28,14 @@ from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, Stri
 from billing_job.stripe_objects import LINE, invoice_key, invoice_params, item_params, metadata_of, of_invoice
 from schemas.currency import from_minor
 from schemas.decimals import plain
+from schemas.invoice_ledger import Invoice, StepKey
 from schemas.ledger import (
     ACTION_REQUIRED,
     NO_PAYMENT_METHOD,
     HoldCode,
-    Invoice,
     InvoiceFixed,
     InvoiceStep,
     OrderRecorded,
-    StepKey,
     StripeInvoice,
     order_id,
 )

@@ -32,7 +32,8 @@ from billing_job.stripe_customers import ensure_stripe_customer
 from billing_job.void_credit import NotPossible, void
 from catalog.store import CatalogStore
 from schemas.customer import Customer
-from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, InvoiceStep, just_fixed
+from schemas.invoice_ledger import Invoice, InvoiceLedger, just_fixed
+from schemas.ledger import InvoiceFixed, InvoiceStep
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
@@ -167,7 +168,7 @@ def close_cycles(
     only: Callable[[DueCycle], bool] = _all,
 ) -> CloseReport:
     """`close` with what is open already. scheduled: wait for imports, and longer after each failure. only: of what is
-    due, what is this run's to do.
+    due, as the invoice in force, what is this run's to do.
     """
     run = _Run(stage, stage.billing(scheduled=scheduled), progress or _silent, stopping or threading.Event())
     now = system_clock() if now_us is None else now_us
@@ -182,7 +183,7 @@ def close_cycles(
         trues_up=lambda organization: trues_up(view, organization),
         wait_for_imports=scheduled,
     )
-    due = [in_force(stage.log.state, each) for each in found.due if only(each)]
+    due = [each for each in (in_force(stage.log.state, cycle) for cycle in found.due) if only(each)]
     report = replace(run.close(due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
     _tell(report)
     return report

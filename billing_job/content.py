@@ -10,7 +10,8 @@ from billing_job.counts import Need
 from billing_job.due import DueCycle
 from billing_job.late import CountSource, true_ups
 from catalog.view import CatalogView
-from schemas.ledger import InvoiceFixed, InvoiceLedger
+from schemas.invoice_ledger import InvoiceLedger
+from schemas.ledger import InvoiceFixed
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.product import Product

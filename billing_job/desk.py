@@ -10,7 +10,8 @@ from billing_job.invoices import UnknownInvoice
 from billing_job.ledger import LedgerLog
 from billing_job.steps import system_clock
 from catalog.view import CatalogView
-from schemas.ledger import Invoice, InvoiceLedger, InvoiceStep
+from schemas.invoice_ledger import Invoice, InvoiceLedger
+from schemas.ledger import InvoiceStep
 from schemas.settings import Settings
 
 

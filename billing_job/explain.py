@@ -14,7 +14,8 @@ from billing_job.late import counted_before, fixed_invoice_of
 from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import from_minor
 from schemas.decimals import plain
-from schemas.ledger import Correction, Invoice, InvoiceFixed, InvoiceLedger, Line
+from schemas.invoice_ledger import Invoice, InvoiceLedger
+from schemas.ledger import Correction, InvoiceFixed, Line
 from schemas.meter import Meter
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark

@@ -29,7 +29,8 @@ from billing_job.ledger import LedgerLog
 from billing_job.simulate import NotSimulable, simulated
 from billing_job.steps import system_clock
 from catalog.view import CatalogView
-from schemas.ledger import Invoice, InvoiceFixed, InvoiceLedger, canonical_hash, just_fixed
+from schemas.invoice_ledger import Invoice, InvoiceLedger, just_fixed
+from schemas.ledger import InvoiceFixed, canonical_hash
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US, Cycle
 from schemas.product import Product, ProductSpec

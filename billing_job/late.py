@@ -17,7 +17,8 @@ import structlog
 from billing_job.compute import LateCorrection, TrueUp, correction_of
 from billing_job.counts import Need, Quantities, need_of
 from billing_job.due import DueCycle
-from schemas.ledger import Correction, CycleBill, Invoice, InvoiceFixed, InvoiceLedger, bills_of, cycle_bills
+from schemas.invoice_ledger import CycleBill, Invoice, InvoiceLedger, bills_of, cycle_bills
+from schemas.ledger import Correction, InvoiceFixed
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark, lowest
 

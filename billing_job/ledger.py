@@ -13,7 +13,8 @@ from concurrent.futures import Future
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from schemas.ledger import InvoiceLedger, LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
+from schemas.invoice_ledger import InvoiceLedger
+from schemas.ledger import LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, topic_name

@@ -10,7 +10,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from schemas.ledger import HoldCode, InvoiceLedger, State, WaitCode
+from schemas.invoice_ledger import InvoiceLedger
+from schemas.ledger import HoldCode, State, WaitCode
 
 CLOSE_SECONDS = Histogram(
     "usage_billing_close_seconds",

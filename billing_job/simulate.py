@@ -16,7 +16,7 @@ from pricing.invoice_lines import InvoiceComputation, price_lines
 from pricing.proration import prorated_share
 from schemas.currency import from_minor
 from schemas.decimals import plain
-from schemas.ledger import InvoiceLedger, cycle_bills
+from schemas.invoice_ledger import InvoiceLedger, cycle_bills
 from schemas.meter import Meter
 from schemas.period import Cycle, windows_between
 from schemas.product import ProductSpec

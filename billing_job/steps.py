@@ -23,7 +23,8 @@ from billing_job.stripe_api import (
     StripeUnknown,
 )
 from billing_job.stripe_objects import invoice_key, seen_invoice
-from schemas.ledger import Invoice, InvoiceFixed, InvoiceStep, Phase, StepKey, StepName
+from schemas.invoice_ledger import Invoice, StepKey
+from schemas.ledger import InvoiceFixed, InvoiceStep, Phase, StepName
 from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)

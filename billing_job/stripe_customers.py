@@ -19,7 +19,8 @@ from billing_job.stripe_objects import (
     metadata_of,
 )
 from schemas.customer import Customer
-from schemas.ledger import Phase, StripeCustomer, StripeCustomerState
+from schemas.invoice_ledger import StripeCustomerState
+from schemas.ledger import Phase, StripeCustomer
 from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)

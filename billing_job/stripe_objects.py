@@ -12,7 +12,8 @@ from typing import Any, cast
 import msgspec
 
 from schemas.customer import Customer
-from schemas.ledger import AdjustmentKind, Attempt, InvoiceAdjusted, InvoiceFixed, StripeInvoice
+from schemas.invoice_ledger import Attempt
+from schemas.ledger import AdjustmentKind, InvoiceAdjusted, InvoiceFixed, StripeInvoice
 from schemas.period import SECOND_US, format_rfc3339
 
 API_VERSION = "2026-10-28.endive"

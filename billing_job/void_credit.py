@@ -22,7 +22,8 @@ from billing_job.stripe_news import record_adjustment
 from billing_job.stripe_objects import CREDIT, credit_note_params, metadata_of, of_invoice
 from schemas.currency import NotMinorUnits, from_minor, to_minor
 from schemas.decimals import plain
-from schemas.ledger import Attempt, CreditTarget, Invoice, InvoiceFixed, StepKey
+from schemas.invoice_ledger import Attempt, Invoice, StepKey
+from schemas.ledger import CreditTarget, InvoiceFixed
 from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)

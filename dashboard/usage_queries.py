@@ -259,7 +259,7 @@ class InvoiceFilter:
 
 
 InvoiceDocument = dict[str, Any]
-"""An invoice as the API shows it, see schemas.ledger.Invoice.document."""
+"""An invoice as the API shows it, see schemas.invoice_ledger.Invoice.document."""
 
 
 def invoice_documents(

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD, Invoice
+from schemas.invoice_ledger import Invoice
+from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD
 
 BenefitsState = Literal["active", "suspended", "ended"]
 UnpaidReason = Literal["retries_exhausted", "uncollectible", "overdue", "no_payment_method", "action_required"]

@@ -129,15 +129,20 @@ def _read_columns(message: bytes) -> UsageBatch:
 
 
 def _read_by_fastavro(message: bytes) -> UsageBatch:
+    return UsageBatch(**read_datum(message, _PLAIN))
+
+
+def read_datum(message: bytes, plain: Any) -> dict[str, Any]:
+    """The record of a framed message. plain: its `plain_schema`. Raises UnreadableBatch."""
     source = io.BytesIO(message)
     source.seek(HEADER_LENGTH)
     try:
-        record: Any = fastavro.schemaless_reader(source, _PLAIN, None)
+        record: Any = fastavro.schemaless_reader(source, plain, None)
     except Exception as error:  # fastavro raises EOFError, IndexError, ValueError, UnicodeDecodeError, MemoryError…
-        raise UnreadableBatch(f"not a UsageBatch: {error!r}") from error
+        raise UnreadableBatch(f"not a {plain['name']}: {error!r}") from error
     if source.tell() != len(message):
-        raise UnreadableBatch(f"{len(message) - source.tell()} bytes after the batch")
-    return UsageBatch(**record)
+        raise UnreadableBatch(f"{len(message) - source.tell()} bytes after the {plain['name']}")
+    return record
 
 
 def unscaled_bytes(unscaled: int) -> bytes:

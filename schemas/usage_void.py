@@ -17,7 +17,7 @@ import fastavro
 from pydantic import BaseModel, ConfigDict
 
 from schemas.event import Label
-from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH, UnreadableBatch, plain_schema
+from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH, UnreadableBatch, plain_schema, read_datum
 
 SCHEMA_ID = 2  # in our own read-only registry
 SCHEMA_JSON: dict[str, Any] = json.loads((files("schemas") / "usage_void.avsc").read_text())
@@ -71,15 +71,7 @@ def decode(message: bytes) -> UsageVoids:
     """The tombstones of a framed message. Raises UnreadableBatch, and nothing else, for anything that is not them."""
     if not is_void(message):
         raise UnreadableBatch(f"no Confluent framing with schema id {SCHEMA_ID}: {message[:HEADER_LENGTH].hex()}")
-    source = io.BytesIO(message)
-    source.seek(HEADER_LENGTH)
-    try:
-        record: Any = fastavro.schemaless_reader(source, _PLAIN, None)
-    except Exception as error:  # fastavro raises EOFError, IndexError, ValueError, UnicodeDecodeError, MemoryError…
-        raise UnreadableBatch(f"not a UsageVoid: {error!r}") from error
-    if source.tell() != len(message):
-        raise UnreadableBatch(f"{len(message) - source.tell()} bytes after the tombstones")
-    voids = UsageVoids(**record)
+    voids = UsageVoids(**read_datum(message, _PLAIN))
     n = len(voids)
     if not 1 <= n <= EVENTS_PER_MESSAGE_MAX:
         raise UnreadableBatch(f"{n} tombstones in one message")

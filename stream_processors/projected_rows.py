@@ -20,7 +20,8 @@ from schemas.benefits import unpaid
 from schemas.currency import from_minor
 from schemas.customer import Customer
 from schemas.dead_letter import DeadLetter
-from schemas.ledger import Invoice, InvoiceFixed
+from schemas.invoice_ledger import Invoice
+from schemas.ledger import InvoiceFixed
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.product import Product

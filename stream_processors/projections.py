@@ -21,6 +21,7 @@ from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
 from schemas import alert as alerts
 from schemas import dead_letter, ledger
+from schemas.invoice_ledger import InvoiceLedger
 from schemas.settings import Settings
 from schemas.topics import (
     BILLING_LEDGER,
@@ -47,7 +48,7 @@ class Fold:
 
     def __init__(self) -> None:
         self._catalog = CatalogView()
-        self._ledger = ledger.InvoiceLedger()
+        self._ledger = InvoiceLedger()
 
     def catalog(self, message: bytes) -> Iterable[TableRow]:
         record = decode_catalog(message)

@@ -15,7 +15,8 @@ from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.simulate import NotSimulable
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import DeskRefused, DeskUnavailable, Verified
-from schemas.ledger import Invoice, InvoiceFixed
+from schemas.invoice_ledger import Invoice
+from schemas.ledger import InvoiceFixed
 from schemas.period import Cycle
 from schemas.product import ProductSpec
 from schemas.settings import Settings

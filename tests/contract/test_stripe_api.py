@@ -19,7 +19,8 @@ from billing_job.stripe_objects import (
     seen_invoice,
 )
 from schemas.customer import Customer
-from schemas.ledger import Attempt, InvoiceFixed, Seller
+from schemas.invoice_ledger import Attempt
+from schemas.ledger import InvoiceFixed, Seller
 from schemas.period import Cycle
 from schemas.product import Product
 from schemas.settings import Settings

@@ -26,7 +26,7 @@ from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.customer import Customer
 from schemas.event import client_identity, unscaled_value
-from schemas.ledger import Invoice
+from schemas.invoice_ledger import Invoice
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from schemas.ledger import Invoice
+from schemas.invoice_ledger import Invoice
 from tests.flow.billing import APRIL, BillingWorld
 from tests.services import Service
 

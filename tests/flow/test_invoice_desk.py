@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from billing_job import desk, invoices
+from billing_job import desk, invoices, void_credit
 from billing_job.explain import NoSuchLine
 from schemas.ledger import IDEMPOTENCY_ERROR, InvoiceFixed
 from schemas.organization import DEFAULT_ORGANIZATION
@@ -177,6 +177,22 @@ def test_what_had_failed_for_good_can_be_retried(world: BillingWorld) -> None:
     (stuck,) = world.invoices("stuck")
     assert stuck.state == "paid"
     assert len(world.stripe_invoices("stuck")) == 1
+
+
+def test_an_invoice_made_anew_can_be_retried_too(world: BillingWorld) -> None:
+    world.subscribe("anew", PER_UNIT, payment_method="pm_card_chargeCustomerFail")
+    world.use("anew", "5")
+    world.close(APRIL)
+    billing = world.stage.billing()
+    void_credit.reissue(billing, void_credit.void(billing, world.invoices("anew")[0], "wrong card"))
+    world.stripe.fault("error", "POST", "/v1/invoices/*/finalize", status=400, type="idempotency_error", message="no")
+    assert not world.close(APRIL).ok
+    second = max(world.invoices("anew"), key=lambda each: each.revision)
+    assert (second.revision, second.state) == (2, "draft")
+    world.stripe.control("DELETE", "faults")
+    report = desk.retry(world.settings, [second.id], organization_id=DEFAULT_ORGANIZATION, by="test")
+    assert report.ok, report.problems
+    assert world.invoices("anew")[-1].state in ("open", "payment_failed")
 
 
 def test_retry_of_all_leaves_what_is_well_alone(world: BillingWorld) -> None:

@@ -17,7 +17,7 @@ from billing_job.sweep import Sweep
 from billing_job.void_credit import NotPossible
 from schemas.benefits import benefits_state, unpaid
 from schemas.customer import Customer
-from schemas.ledger import Invoice
+from schemas.invoice_ledger import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.contract import stripe_mock
 from tests.flow.billing import APRIL, JUNE, MAY, BillingWorld

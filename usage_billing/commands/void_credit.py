@@ -14,7 +14,7 @@ from billing_job.stripe_api import StripeFailure
 from billing_job.void_credit import NotPossible, credit_amount, opened, reissue
 from billing_job.void_credit import credit as credit_invoice
 from billing_job.void_credit import void as void_invoice
-from schemas.ledger import Invoice
+from schemas.invoice_ledger import Invoice
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
 
 InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID")]

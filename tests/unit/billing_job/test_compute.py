@@ -11,7 +11,8 @@ from billing_job.compute import PricedBy, decimal_text, fixed_invoice, recompute
 from billing_job.due import DueCycle
 from billing_job.gate import explained, quantity_differences, subtotal_differences
 from billing_job.late import counted_for
-from schemas.ledger import InvoiceFixed, InvoiceLedger, canonical_hash
+from schemas.invoice_ledger import InvoiceLedger
+from schemas.ledger import InvoiceFixed, canonical_hash
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, parse_rfc3339

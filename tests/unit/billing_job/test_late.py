@@ -20,14 +20,8 @@ from billing_job.late import corrected_again, counted_for
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from schemas.customer import Customer
-from schemas.ledger import (
-    CycleBill,
-    InvoiceFixed,
-    InvoiceLedger,
-    InvoiceStep,
-    StripeInvoice,
-    cycle_bills,
-)
+from schemas.invoice_ledger import CycleBill, InvoiceLedger, cycle_bills
+from schemas.ledger import InvoiceFixed, InvoiceStep, StripeInvoice
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
 from schemas.period import parse_rfc3339

@@ -31,7 +31,8 @@ from billing_job.stripe_objects import (
     seen_invoice,
 )
 from schemas.customer import Customer, TaxId
-from schemas.ledger import Attempt, InvoiceFixed, Line, Seller
+from schemas.invoice_ledger import Attempt
+from schemas.ledger import InvoiceFixed, Line, Seller
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings
 

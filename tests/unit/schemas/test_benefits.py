@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from schemas.benefits import Unpaid, benefits_state, suspending, unpaid
-from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD, Attempt, Seller, StripeInvoice
+from schemas.invoice_ledger import Attempt
+from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD, Seller, StripeInvoice
 from tests.unit.schemas.test_ledger import DAY_US, FAILED, ID, fixed, folded, seen
 
 NOW = 50 * DAY_US

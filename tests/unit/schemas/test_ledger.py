@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from schemas.invoice_ledger import InvoiceLedger
 from schemas.ledger import (
     IDEMPOTENCY_ERROR,
     InvoiceAdjusted,
     InvoiceFixed,
-    InvoiceLedger,
     InvoiceStep,
     LedgerRecord,
     Line,

@@ -1,0 +1,600 @@
+"""billing.ledger records in log order → the state of every invoice, and what billed each cycle. Pure.
+
+The first record of an invoice id fixes the invoice; intents and results of the calls to Stripe follow it. A record that
+lost (a second fixing, an attempt that another writer began, facts older than those known) changes nothing, for every
+reader alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from schemas.currency import from_minor
+from schemas.decimals import plain
+from schemas.ledger import (
+    FIRST_REVISION,
+    IDEMPOTENCY_ERROR,
+    Correction,
+    CreditTarget,
+    InvoiceAdjusted,
+    InvoiceFixed,
+    InvoiceStep,
+    LedgerRecord,
+    OrderRecorded,
+    Phase,
+    State,
+    StepName,
+    StripeCustomer,
+    StripeInvoice,
+    StripeStatus,
+    invoice_id,
+)
+from schemas.period import format_rfc3339
+from schemas.watermark import Watermark
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The latest attempt at a step. phase `intent` or `unknown`: whether it happened is not known."""
+
+    number: int
+    phase: Phase
+    begun_at: int
+    object_id: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    amount_minor: int | None = None  # of `credit`, with target
+    target: CreditTarget | None = None
+    memo: str | None = None
+
+    @property
+    def may_advance(self) -> bool:
+        """Whether another attempt may begin: this one certainly did nothing, and trying again can help."""
+        return self.phase == "failed" and self.code != IDEMPOTENCY_ERROR
+
+
+StepKey = tuple[StepName, int]
+NO_STEPS: Mapping[StepKey, Attempt] = MappingProxyType({})
+NO_ADJUSTMENTS: Mapping[str, InvoiceAdjusted] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """An invoice after the records applied so far.
+
+    fixed None: it is waiting, and only subscription_id and cycle are known. reason: of waiting, mismatch, or the last
+    failure. code: what kind of waiting or mismatch. retry_asked_at: µs; what failed before it need not rest. stripe:
+    the newest facts known. steps: (step, index) → its latest attempt. adjustments: Stripe's id → credit note, refund or
+    dispute. reissued: void, and its cycle is invoiced by the next revision.
+    """
+
+    id: str
+    organization_id: str
+    customer_id: str
+    subscription_id: str
+    cycle_start: int
+    cycle_end: int
+    state: State
+    updated_at: int
+    reason: str | None = None
+    fixed: InvoiceFixed | None = None
+    stripe: StripeInvoice | None = None
+    stripe_invoice_id: str | None = None
+    order: OrderRecorded | None = None
+    gate: Phase | None = None
+    code: str | None = None
+    approved: bool = False
+    retry_asked_at: int = 0
+    steps: Mapping[StepKey, Attempt] = field(default_factory=lambda: NO_STEPS)
+    adjustments: Mapping[str, InvoiceAdjusted] = field(default_factory=lambda: NO_ADJUSTMENTS)
+    reissued: bool = False
+
+    @property
+    def revision(self) -> int:
+        return self.fixed.revision if self.fixed else FIRST_REVISION
+
+    @property
+    def voiding(self) -> bool:
+        """Whether it is void, or about to be: nothing else may begin."""
+        void = self.attempt("void")
+        return self.state == "void" or (void is not None and void.phase != "failed")
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do for us: paid with its order, or void. (payment_failed is Stripe's to retry.)"""
+        return self.state == "void" or (self.state == "paid" and self.order is not None)
+
+    @property
+    def held_by(self) -> str | None:
+        """What kind of waiting or mismatch holds it; None: nothing does."""
+        return self.code if self.state in ("waiting", "mismatch") else None
+
+    @property
+    def fixed_hash(self) -> str | None:
+        return None if self.fixed is None else self.fixed.hash
+
+    def attempt(self, step: StepName, index: int = 0) -> Attempt | None:
+        return self.steps.get((step, index))
+
+    def document(self) -> dict[str, Any]:
+        """The invoice as the API shows it: amounts in major units, instants in RFC 3339; `total` is before tax."""
+        fixed, seen = self.fixed, self.stripe
+
+        def major(minor: int | None) -> str | None:
+            return None if minor is None or fixed is None else plain(from_minor(minor, fixed.currency))
+
+        return {
+            "id": self.id,
+            "organization_id": self.organization_id,
+            "customer_id": self.customer_id,
+            "subscription_id": self.subscription_id,
+            "cycle": {"start": format_rfc3339(self.cycle_start), "end": format_rfc3339(self.cycle_end)},
+            "currency": fixed.currency if fixed else None,
+            "lines": [msgspec.to_builtins(line) for line in fixed.lines] if fixed else [],
+            "total": fixed.total if fixed else None,
+            "state": self.state,
+            "reason": self.reason,
+            "reason_code": self.held_by,
+            "approved": self.approved,
+            "stripe_invoice_id": self.stripe_invoice_id,
+            "number": seen.number if seen else None,
+            "hosted_invoice_url": seen.hosted_invoice_url if seen else None,
+            "invoice_pdf": seen.invoice_pdf if seen else None,
+            "tax": major(seen.tax_minor) if seen else None,
+            "amount_due": major(seen.amount_due_minor) if seen else major(0 if self.state == "paid" else None),
+            "amount_paid": major(seen.amount_paid_minor) if seen else (self.order.amount_paid if self.order else None),
+            "amount_remaining": major(seen.amount_remaining_minor) if seen else None,
+            "issued_at": _instant(seen.finalized_at if seen else None),
+            "due_date": _instant(seen.due_date if seen else None),
+            "next_payment_attempt": _instant(seen.next_payment_attempt if seen else None),
+            "adjustments": [each.document() for each in self.adjustments.values()],
+            "watermark": fixed.watermark if fixed else None,
+            "hash": fixed.hash if fixed else None,
+            "corrections": [correction_document(each, fixed.currency) for each in fixed.corrections] if fixed else [],
+            "revision": self.revision,
+            "reissued": self.reissued,
+            "order_id": self.order.order_id if self.order else None,
+        }
+
+
+def just_fixed(record: InvoiceFixed) -> Invoice:
+    """The invoice that a record makes, before anything else is known of it."""
+    return Invoice(
+        id=record.invoice_id,
+        organization_id=record.organization_id,
+        customer_id=record.customer_id,
+        subscription_id=record.subscription_id,
+        cycle_start=record.cycle_start,
+        cycle_end=record.cycle_end,
+        state="computed",
+        updated_at=record.fixed_at,
+        fixed=record,
+    )
+
+
+def correction_document(correction: Correction, currency: str) -> dict[str, Any]:
+    """A correction as the API shows it: amounts in major units."""
+    return {
+        "invoice_id": correction.corrects,
+        "cycle": {"start": format_rfc3339(correction.cycle_start), "end": format_rfc3339(correction.cycle_end)},
+        "quantities": correction.quantities,
+        "billed_before": plain(from_minor(correction.before_minor, currency)),
+        "total": plain(from_minor(correction.total_minor, currency)),
+        "amount": plain(from_minor(correction.difference_minor, currency)),
+    }
+
+
+def _instant(us: int | None) -> str | None:
+    return None if us is None else format_rfc3339(us)
+
+
+@dataclass(frozen=True, slots=True)
+class StripeCustomerState:
+    """stripe_customer_id None: an attempt at making one was begun. payment_method: the catalog's last dealt with."""
+
+    attempt: Attempt
+    stripe_customer_id: str | None = None
+    payment_method: str | None = None
+    default_payment_method: str | None = None
+    details: str | None = None
+    reason: str | None = None
+
+
+# How far an invoice has come at Stripe; facts of a lesser rank are older. uncollectible may still be paid or voided.
+_RANK: dict[StripeStatus, int] = {"draft": 0, "open": 1, "uncollectible": 2, "void": 3, "paid": 3}
+
+
+class InvoiceLedger:
+    """Every invoice, order and Stripe customer, after the records applied so far, each partition's in its order.
+
+    Not locked: one thread applies; what readers get is never changed, only replaced.
+    """
+
+    def __init__(self) -> None:
+        self.invoices: dict[str, Invoice] = {}
+        self.customers: dict[tuple[str, str, str | None], StripeCustomerState] = {}
+        self._by_stripe_id: dict[str, str] = {}
+        self._by_subscription: dict[tuple[str, str], list[str]] = {}
+        self._snapshots: dict[bytes, dict[str, Any]] = {}
+        self._adjustments: dict[str, InvoiceAdjusted] = {}
+
+    def get(self, invoice: str) -> Invoice | None:
+        return self.invoices.get(invoice)
+
+    def by_stripe_id(self, stripe_invoice_id: str) -> Invoice | None:
+        found = self._by_stripe_id.get(stripe_invoice_id)
+        return None if found is None else self.invoices.get(found)
+
+    def adjustment(self, object_id: str) -> InvoiceAdjusted | None:
+        """A credit note, refund or dispute by Stripe's id."""
+        return self._adjustments.get(object_id)
+
+    def customer(
+        self, organization_id: str, customer_id: str, stripe_account_id: str | None = None
+    ) -> StripeCustomerState | None:
+        return self.customers.get((organization_id, customer_id, stripe_account_id))
+
+    def in_force(self, organization_id: str, subscription_id: str, cycle_start: int) -> tuple[str, int]:
+        """(id, revision) of the invoice that a cycle is billed by: the first, or the one after those reissued."""
+        revision = FIRST_REVISION
+        while True:
+            found = invoice_id(organization_id, subscription_id, cycle_start, revision)
+            known = self.invoices.get(found)
+            if known is None or not known.reissued:
+                return found, revision
+            revision += 1
+
+    def of_customer(self, organization_id: str, customer_id: str) -> list[Invoice]:
+        """A customer's invoices, oldest cycle first."""
+        found = [
+            invoice
+            for invoice in self.invoices.values()
+            if (invoice.organization_id, invoice.customer_id) == (organization_id, customer_id)
+        ]
+        return sorted(found, key=lambda invoice: (invoice.cycle_start, invoice.id))
+
+    def of_subscription(self, organization_id: str, subscription_id: str) -> list[Invoice]:
+        """A subscription's fixed invoices, in the order of the log."""
+        return [self.invoices[each] for each in self._by_subscription.get((organization_id, subscription_id), ())]
+
+    @property
+    def orders(self) -> list[OrderRecorded]:
+        return [invoice.order for invoice in self.invoices.values() if invoice.order]
+
+    def apply(self, record: LedgerRecord) -> bool:
+        """Fold the partition's next record in; False when it lost and changed nothing."""
+        match record:
+            case InvoiceFixed():
+                return self._fix(record)
+            case InvoiceStep():
+                return self._step(record)
+            case OrderRecorded():
+                return self._order(record)
+            case StripeCustomer():
+                return self._customer(record)
+            case InvoiceAdjusted():
+                return self._adjust(record)
+
+    def _put(self, invoice: Invoice) -> bool:
+        self.invoices[invoice.id] = invoice
+        return True
+
+    def _fix(self, record: InvoiceFixed) -> bool:
+        known = self.invoices.get(record.invoice_id)
+        if (known is not None and known.fixed is not None) or not self._continues(record):
+            return False
+        of_subscription = self._by_subscription.setdefault((record.organization_id, record.subscription_id), [])
+        of_subscription.append(record.invoice_id)
+        return self._put(just_fixed(self._shared(record)))
+
+    def _shared(self, record: InvoiceFixed) -> InvoiceFixed:
+        """The record with parts that many have in common held once: they are most of what an invoice weighs."""
+
+        def share(part: dict[str, Any]) -> dict[str, Any]:
+            return self._snapshots.setdefault(msgspec.json.encode(part), part)
+
+        return msgspec.structs.replace(
+            record,
+            product=share(record.product),
+            meters=tuple(map(share, record.meters)),
+            watermark=share(record.watermark),
+        )
+
+    def _continues(self, record: InvoiceFixed) -> bool:
+        """Whether what it corrects was billed as its writer believed: two runs must not true up the same events."""
+        if not record.trued_up:
+            return not record.corrections
+        before = self.of_subscription(record.organization_id, record.subscription_id)
+        if record.follows != (before[-1].fixed_hash if before else None):
+            return False
+        bills = cycle_bills(before) if record.corrections else {}
+        return all(
+            (bill := bills.get(each.cycle_start)) is not None and bill.counted == each.counted
+            for each in record.corrections
+        )
+
+    def _order(self, record: OrderRecorded) -> bool:
+        known = self.invoices.get(record.invoice_id)
+        if known is None or known.fixed is None or known.order is not None:
+            return False
+        # An invoice of 0 has no counterpart at Stripe: its order is what says that it is paid.
+        state = known.state if known.stripe else "paid"
+        return self._put(replace(known, order=record, state=state, updated_at=record.recorded_at))
+
+    def _step(self, record: InvoiceStep) -> bool:
+        known = self.invoices.get(record.invoice_id)
+        if record.step == "wait":
+            return self._wait(record, known)
+        if known is None or known.fixed is None:
+            return False
+        match record.step:
+            case "gate":
+                return self._gate(record, known)
+            case "approve":
+                # What was counted when it was fixed is counted again before it is charged.
+                return not known.approved and self._put(replace(known, approved=True, gate=None, updated_at=record.at))
+            case "retry":
+                return self._retry(record, known)
+            case "observe":
+                return self._observe(record, known)
+            case "discard":
+                return self._discard(record, known)
+            case "reissue":
+                return known.state == "void" and not known.reissued and self._put(replace(known, reissued=True))
+            case _:
+                return self._call(record, known)
+
+    def _wait(self, record: InvoiceStep, known: Invoice | None) -> bool:
+        if record.subscription_id is None or record.cycle_start is None or record.cycle_end is None:
+            return False
+        if known is not None and (known.fixed is not None or known.reason == record.reason):
+            return False
+        return self._put(
+            Invoice(
+                id=record.invoice_id,
+                organization_id=record.organization_id,
+                customer_id=record.customer_id,
+                subscription_id=record.subscription_id,
+                cycle_start=record.cycle_start,
+                cycle_end=record.cycle_end,
+                state="waiting",
+                updated_at=record.at,
+                reason=record.reason,
+                code=record.code,
+            )
+        )
+
+    def _gate(self, record: InvoiceStep, known: Invoice) -> bool:
+        if known.gate == record.phase and known.reason == record.reason:
+            return False
+        gated = replace(known, gate=record.phase, updated_at=record.at)
+        if record.phase == "failed":
+            return self._put(replace(gated, state="mismatch", reason=record.reason, code=record.code))
+        reason = None if known.state == "mismatch" else known.reason
+        return self._put(replace(gated, state=_state(replace(gated, state="computed")), reason=reason))
+
+    def _retry(self, record: InvoiceStep, known: Invoice) -> bool:
+        """What failed for good may be tried once more, under a new key."""
+        steps = {
+            key: replace(attempt, code=None) if attempt.phase == "failed" else attempt
+            for key, attempt in known.steps.items()
+        }
+        gate = None if known.gate == "failed" else known.gate
+        return self._put(
+            replace(known, steps=MappingProxyType(steps), gate=gate, retry_asked_at=record.at, updated_at=record.at)
+        )
+
+    def _call(self, record: InvoiceStep, known: Invoice) -> bool:
+        """An intent or result of draft, item, finalize, pay, void, credit."""
+        key: StepKey = (record.step, record.index)
+        before = known.steps.get(key)
+        if record.phase == "intent":
+            expected = 1 if before is None else before.number + 1
+            if record.attempt != expected or (before is not None and not before.may_advance):
+                return False
+            if known.voiding and record.step != "credit":
+                return False
+            attempt = _begun(record, before)
+            return self._put(replace(known, steps=_with(known.steps, key, attempt), updated_at=record.at))
+        if before is None or before.number != record.attempt or before.phase in ("done", "failed"):
+            return False
+        attempt = replace(
+            before, phase=record.phase, object_id=record.object_id, code=record.code, reason=record.reason
+        )
+        changed = replace(known, steps=_with(known.steps, key, attempt), updated_at=record.at)
+        if record.step == "draft" and record.phase == "done":
+            assert record.object_id is not None
+            changed = replace(changed, stripe_invoice_id=record.object_id)
+            self._by_stripe_id[record.object_id] = known.id
+        if record.step == "void" and record.phase == "done" and record.stripe is None:  # it never was one of Stripe's
+            return self._put(replace(changed, state="void", reason=attempt.memo))
+        # What is held keeps saying why, and so does what failed when it is credited.
+        keeps = known.state == "mismatch" or record.step == "credit"
+        changed = changed if keeps else replace(changed, reason=record.reason)
+        return self._put(_seen(changed, record.stripe))
+
+    def _discard(self, record: InvoiceStep, known: Invoice) -> bool:
+        """A draft is gone. Where it was the one in use, all is to be done again, under new keys."""
+        if record.object_id is None or record.object_id != known.stripe_invoice_id:
+            return True
+        if known.stripe is not None and known.stripe.status != "draft":
+            return False
+        steps = {
+            key: attempt if key[0] == "void" else replace(attempt, phase="failed")
+            for key, attempt in known.steps.items()
+        }
+        del self._by_stripe_id[record.object_id]
+        return self._put(
+            replace(
+                known,
+                state=known.state if known.state in ("mismatch", "void") else "computed",
+                stripe=None,
+                stripe_invoice_id=None,
+                steps=MappingProxyType(steps),
+                updated_at=record.at,
+                reason=record.reason if known.state != "mismatch" else known.reason,
+            )
+        )
+
+    def _observe(self, record: InvoiceStep, known: Invoice) -> bool:
+        if record.stripe is None or record.stripe.id != known.stripe_invoice_id:
+            return False
+        seen = _seen(known, record.stripe)
+        if seen is known:
+            return False
+        over = seen.state in ("paid", "void")
+        return self._put(replace(seen, reason=record.reason or (None if over else known.reason), updated_at=record.at))
+
+    def _adjust(self, record: InvoiceAdjusted) -> bool:
+        known = self.invoices.get(record.invoice_id)
+        if known is None or known.fixed is None:
+            return False
+        before = known.adjustments.get(record.object_id)
+        if before is not None and not is_newer(record, before):
+            return False
+        self._adjustments[record.object_id] = record
+        adjustments = MappingProxyType({**known.adjustments, record.object_id: record})
+        return self._put(replace(known, adjustments=adjustments, updated_at=max(known.updated_at, record.seen_at)))
+
+    def _customer(self, record: StripeCustomer) -> bool:
+        key = (record.organization_id, record.customer_id, record.stripe_account_id)
+        known = self.customers.get(key)
+        if record.phase == "intent":
+            expected = 1 if known is None else known.attempt.number + 1
+            if record.attempt != expected or (known is not None and not known.attempt.may_advance):
+                return False
+            self.customers[key] = StripeCustomerState(Attempt(record.attempt, "intent", record.at))
+            return True
+        if record.phase != "done":
+            if known is None or known.stripe_customer_id or known.attempt.number != record.attempt:
+                return False
+            attempt = replace(known.attempt, phase=record.phase, code=record.code, reason=record.reason)
+            self.customers[key] = replace(known, attempt=attempt, reason=record.reason)
+            return True
+        if record.stripe_customer_id is None:
+            return False
+        if known is not None and known.stripe_customer_id not in (None, record.stripe_customer_id):
+            return False  # another writer's customer is the one in force
+        self.customers[key] = StripeCustomerState(
+            attempt=Attempt(record.attempt, "done", record.at, record.stripe_customer_id),
+            stripe_customer_id=record.stripe_customer_id,
+            payment_method=record.payment_method,
+            default_payment_method=record.default_payment_method,
+            details=record.details,
+            reason=record.reason,
+        )
+        return True
+
+
+def _begun(record: InvoiceStep, before: Attempt | None) -> Attempt:
+    """A new attempt; what is asked for was said with the first one."""
+    if before is not None and record.amount_minor is None and record.memo is None:
+        return replace(
+            before, number=record.attempt, phase="intent", begun_at=record.at, object_id=None, code=None, reason=None
+        )
+    return Attempt(
+        record.attempt, "intent", record.at, amount_minor=record.amount_minor, target=record.target, memo=record.memo
+    )
+
+
+def is_newer(seen: InvoiceAdjusted, known: InvoiceAdjusted) -> bool:
+    """Whether it was read later, and says anything else."""
+    same = msgspec.structs.replace(seen, seen_at=known.seen_at, writer=known.writer) == known
+    return seen.seen_at >= known.seen_at and not same
+
+
+def _with(steps: Mapping[StepKey, Attempt], key: StepKey, attempt: Attempt) -> Mapping[StepKey, Attempt]:
+    return MappingProxyType({**steps, key: attempt})
+
+
+def _seen(invoice: Invoice, seen: StripeInvoice | None) -> Invoice:
+    """The invoice with newer facts, and the state that they mean; the same object when they are not newer."""
+    if seen is None or seen.id != invoice.stripe_invoice_id:
+        return invoice
+    before = invoice.stripe
+    if before is not None and (
+        (_RANK[before.status] == 3 and seen.status != before.status)
+        or _place(seen) < _place(before)
+        or msgspec.structs.replace(seen, seen_at=before.seen_at) == before
+    ):
+        return invoice
+    changed = replace(invoice, stripe=seen)
+    # What is held stays held until the gate agrees, or Stripe says that it is over; a draft found later is void too.
+    if invoice.state == "void" or (invoice.state == "mismatch" and _RANK[seen.status] < 3):
+        return changed
+    return replace(changed, state=_state(changed))
+
+
+def _place(seen: StripeInvoice) -> tuple[int, int, int]:
+    """Which of two facts is the newer: by how far it came, and only among equals by the clock of who read it."""
+    return _RANK[seen.status], seen.attempt_count, seen.seen_at
+
+
+def _state(invoice: Invoice) -> State:
+    """The state that the facts from Stripe mean; without any, the one before."""
+    seen = invoice.stripe
+    if seen is None:
+        return invoice.state
+    if seen.status == "open" and seen.attempted and seen.attempt_count > 0:
+        return "payment_failed"
+    return seen.status
+
+
+# --- Billed cycles ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CycleBill:
+    """What was billed for one cycle of a subscription so far, by its own invoice and by corrections on later ones.
+
+    fixed: the cycle's own invoice. counted: invoices that bill it, in the order of the log. billed_minor: their sum for
+    this cycle. quantities: meter id → the cycle's total as it was counted last, below quantities_at. counted_to:
+    events of the cycle at or after it are late and not billed yet.
+    """
+
+    fixed: InvoiceFixed
+    counted: tuple[str, ...]
+    billed_minor: int
+    quantities: Mapping[str, str]
+    quantities_at: Watermark
+    counted_to: Watermark
+
+
+def cycle_bills(invoices: Iterable[Invoice]) -> dict[int, CycleBill]:
+    """Start of a cycle → what billed it. invoices: of one subscription, in the order of the log.
+
+    A void invoice bills nothing; a cycle whose own invoice is void is held, and none of these.
+    """
+    return bills_of(each.fixed for each in invoices if each.fixed is not None and each.state != "void")
+
+
+def bills_of(fixed_invoices: Iterable[InvoiceFixed]) -> dict[int, CycleBill]:
+    """`cycle_bills` of invoices that are all in force."""
+    in_force = list(fixed_invoices)
+    own = {fixed.cycle_start: fixed for fixed in in_force if not fixed.final}
+    bills: dict[int, CycleBill] = {}
+    for fixed in in_force:
+        at = fixed.counted_to
+        if fixed.trued_up:  # it looked at every cycle before it
+            bills = {start: replace(bill, counted_to=at) for start, bill in bills.items()}
+        parts = [(each.cycle_start, each.difference_minor, each.quantities) for each in fixed.corrections]
+        if not fixed.final:
+            parts.append((fixed.cycle_start, fixed.own_minor, fixed.quantities))
+        for start, amount_minor, quantities in parts:
+            if start not in own:
+                continue
+            known = bills.get(start)
+            bills[start] = CycleBill(
+                fixed=own[start],
+                counted=(*(known.counted if known else ()), fixed.invoice_id),
+                billed_minor=amount_minor + (known.billed_minor if known else 0),
+                quantities=quantities,
+                quantities_at=at,
+                counted_to=at,
+            )
+    return bills
