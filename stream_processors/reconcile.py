@@ -38,6 +38,7 @@ from warehouse.used import Scope, UsedMonth, used_months
 log = structlog.get_logger(__name__)
 
 WINDOWS_AT_ONCE = 20_000
+REPAIRS_AT_ONCE = 10_000  # librdkafka's queue takes ten times as many
 _WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _FLUSH_SECONDS = 15.0
@@ -247,7 +248,7 @@ class Reconciler:
                 break
             report = self._partition(partition, scope, reason, wait_seconds, stopping)
             if not dry_run:
-                self._write(report.repairs)
+                write_repairs(self._producer, self._topic, report.repairs)
             reports.append(report)
         seconds = time.monotonic() - started
         metrics.RECONCILE_SECONDS.observe(seconds)
@@ -310,22 +311,29 @@ class Reconciler:
             found |= exact_totals(client, windows[first : first + WINDOWS_AT_ONCE], place)
         return found
 
-    def _write(self, found: Sequence[UsageRepair]) -> None:
-        failures: list[str] = []
-        for repair in found:
-            self._producer.produce(
-                self._topic,
-                repairs.encode(repair),
-                repair.key,
-                partition=repair.partition,
-                on_delivery=lambda error, _: failures.append(str(error)) if error else None,
-            )
-            metrics.REPAIRS_WRITTEN.labels(repair.reason).inc()
-            log.info(
-                "repair_written", repair_id=repair.repair_id, organization=repair.organization_id,
-                customer=repair.customer_id, event_name=repair.event_name, cycle_start=repair.cycle_start,
-                count=repair.count, sum=repair.sum, partition=repair.partition, offset=repair.offset,
-            )  # fmt: skip
-        left = self._producer.flush(_FLUSH_SECONDS + 1)
-        if left or failures:
-            raise RepairsUnwritten(f"{left} repairs unacknowledged; {'; '.join(failures[:3])}")
+
+def write_repairs(producer: Producer, topic: str, found: Sequence[UsageRepair]) -> None:
+    """All of them, acknowledged. Raises RepairsUnwritten."""
+    for first in range(0, len(found), REPAIRS_AT_ONCE):
+        _write(producer, topic, found[first : first + REPAIRS_AT_ONCE])
+
+
+def _write(producer: Producer, topic: str, found: Sequence[UsageRepair]) -> None:
+    failures: list[str] = []
+    for repair in found:
+        producer.produce(
+            topic,
+            repairs.encode(repair),
+            repair.key,
+            partition=repair.partition,
+            on_delivery=lambda error, _: failures.append(str(error)) if error else None,
+        )
+        metrics.REPAIRS_WRITTEN.labels(repair.reason).inc()
+        log.info(
+            "repair_written", repair_id=repair.repair_id, organization=repair.organization_id,
+            customer=repair.customer_id, event_name=repair.event_name, cycle_start=repair.cycle_start,
+            count=repair.count, sum=repair.sum, partition=repair.partition, offset=repair.offset,
+        )  # fmt: skip
+    left = producer.flush(_FLUSH_SECONDS + 1)
+    if left or failures:
+        raise RepairsUnwritten(f"{left} repairs unacknowledged; {'; '.join(failures[:3])}")
