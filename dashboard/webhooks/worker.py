@@ -3,12 +3,14 @@
 Workers share the partitions as one consumer group. A delivery is in the log before it is sent, and so is what came of
 each attempt before the next; the alert's offset is committed after that. A worker that dies leaves all of it to the
 next one, which reads the partition's deliveries from their beginning. A success is never repeated, but when the worker
-dies between the answer and the log: then the receiver knows the alert by its `webhook-id`.
+dies between the answer and the log, which is written at once: then the receiver knows the alert by its `webhook-id`.
+While the broker takes nothing, what came of attempts is kept in memory and nothing more is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -83,7 +85,10 @@ class WebhookWorker:
         self._shelves: dict[int, Shelf] = {}
         self._busy: Counter[str] = Counter()  # endpoint → requests in flight
         self._sending: set[asyncio.Task[None]] = set()
-        self._done: list[tuple[Shelf, WebhookDelivery]] = []
+        self._unwritten: list[tuple[Shelf, WebhookDelivery]] = []
+        self._read: dict[int, TopicPartition] = {}  # partition → where to go on when all is written
+        self._done = asyncio.Event()  # something came of an attempt
+        self._writing = asyncio.Lock()
         self._broken: BaseException | None = None
         self._stopping = threading.Event()
         self._failure: str | None = None
@@ -136,9 +141,10 @@ class WebhookWorker:
         )
         sender = Sender(self._settings)
         self._shelves.clear()
-        self._done.clear()
         self._busy.clear()
-        self._broken = None
+        self._read.clear()
+        self._done, self._writing, self._broken = asyncio.Event(), asyncio.Lock(), None
+        recording = asyncio.create_task(self._record())
         try:
             consumer.subscribe(
                 [self._alerts_topic, self._deliveries_topic], on_assign=self._assigned, on_revoke=self._revoked
@@ -146,14 +152,15 @@ class WebhookWorker:
             while not self._stopping.is_set():
                 messages = await asyncio.to_thread(consumer.consume, _BATCH_MAX, _POLL_SECONDS)
                 await self._step(consumer, sender, messages)
-                self._failure, self._last_poll = None, time.monotonic()
+                self._last_poll = time.monotonic()
             if self._sending:
                 await asyncio.wait(self._sending, timeout=_STOP_SECONDS)
-            await self._step(consumer, sender, [], send=False)
+            await self._write()
         finally:
+            recording.cancel()
             for task in self._sending:
                 task.cancel()
-            await asyncio.gather(*self._sending, return_exceptions=True)
+            await asyncio.gather(recording, *self._sending, return_exceptions=True)
             await sender.close()
             await asyncio.to_thread(consumer.close)
 
@@ -173,14 +180,30 @@ class WebhookWorker:
 
     # -- one turn --------------------------------------------------------------------------------------------------
 
-    async def _step(self, consumer: Consumer, sender: Sender, messages: list[Message], *, send: bool = True) -> None:
+    async def _step(self, consumer: Consumer, sender: Sender, messages: list[Message]) -> None:
         if self._broken is not None:
             raise self._broken
         for message in messages:
             self._take(message)
-        changed, self._done = self._done, []
-        offsets: list[TopicPartition] = []
-        now = now_us()
+        try:
+            await self._write()  # what came of attempts, before anything new
+            now = now_us()
+            self._unwritten += self._news(now)
+            await self._write()
+        except NotWritten as error:
+            self._failure = f"webhooks are interrupted: {error}"
+            log.warning("webhooks_interrupted", error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        self._failure = None
+        if self._read:
+            offsets, self._read = list(self._read.values()), {}
+            await asyncio.to_thread(self._commit, consumer, offsets)
+        self._send_due(sender, now)
+
+    def _news(self, now: int) -> list[tuple[Shelf, WebhookDelivery]]:
+        """What alerts and requests that have been read make of the shelves."""
+        changed: list[tuple[Shelf, WebhookDelivery]] = []
         for partition, shelf in self._shelves.items():
             if not shelf.restored:
                 continue
@@ -189,19 +212,29 @@ class WebhookWorker:
             for offset, alert in shelf.waiting:
                 endpoints = self._endpoints(alert.organization_id)
                 new |= {each.id: each for each in shelf.new_deliveries(alert, endpoints, now)}
-                offsets = [each for each in offsets if each.partition != partition]
-                offsets.append(TopicPartition(self._alerts_topic, partition, offset + 1))
+                self._read[partition] = TopicPartition(self._alerts_topic, partition, offset + 1)
             shelf.waiting.clear()
             changed += [(shelf, delivery) for delivery in new.values()]
-        if changed:
+        return changed
+
+    async def _write(self) -> None:
+        """Into the log, then onto the shelves. Raises NotWritten; what is not written is kept for the next time."""
+        async with self._writing:
+            if not (changed := list(self._unwritten)):
+                return
             await asyncio.to_thread(self._log.write, [delivery for _, delivery in changed])
-        for shelf, delivery in changed:
-            shelf.put(delivery)
-            shelf.in_flight.discard(delivery.id)
-        if offsets:
-            await asyncio.to_thread(self._commit, consumer, offsets)
-        if send:
-            self._send_due(sender, now)
+            del self._unwritten[: len(changed)]
+            for shelf, delivery in changed:
+                shelf.put(delivery)
+                shelf.in_flight.discard(delivery.id)
+
+    async def _record(self) -> None:
+        """Write what came of an attempt at once: what is not in the log when this process dies is sent again."""
+        while True:
+            await self._done.wait()
+            self._done.clear()
+            with contextlib.suppress(NotWritten):  # the next turn tries again, and tells
+                await self._write()
 
     def _take(self, message: Message) -> None:
         shelf = self._shelves.get(message.partition() or 0)
@@ -254,7 +287,7 @@ class WebhookWorker:
                 endpoint = self._view.get(WebhookEndpoint, delivery.organization_id, delivery.endpoint_id)
                 if endpoint is None or endpoint.archived:
                     shelf.in_flight.add(delivery.id)
-                    self._done.append((shelf, given_up(delivery, now, "the endpoint is archived")))
+                    self._came_of(shelf, given_up(delivery, now, "the endpoint is archived"))
                 elif self._busy[endpoint.id] < IN_FLIGHT_PER_ENDPOINT_MAX:
                     shelf.in_flight.add(delivery.id)
                     self._busy[endpoint.id] += 1
@@ -275,7 +308,11 @@ class WebhookWorker:
         self._observe(delivery, attempt)
         jitter = random.uniform(0.9, 1.1)
         first_seconds = self._settings.webhook_retry_seconds
-        self._done.append((shelf, attempted(delivery, attempt, first_seconds, jitter)))
+        self._came_of(shelf, attempted(delivery, attempt, first_seconds, jitter))
+
+    def _came_of(self, shelf: Shelf, delivery: WebhookDelivery) -> None:
+        self._unwritten.append((shelf, delivery))
+        self._done.set()
 
     def _observe(self, delivery: WebhookDelivery, attempt: Attempt) -> None:
         WEBHOOK_ATTEMPTS.labels("delivered" if attempt.error is None else "failed").inc()

@@ -84,6 +84,7 @@ class ManagedProcess:
         self.name = name
         self.log_path = log_path
         self._popen: subprocess.Popen[bytes] | None = None
+        self._asked: subprocess.Popen[bytes] | None = None  # the process that was told to end
 
     @property
     def pid(self) -> int | None:
@@ -144,8 +145,12 @@ class ManagedProcess:
         return self._popen.returncode
 
     def terminate(self) -> None:
-        """SIGTERM, without waiting; also to a frozen process, which would not see it before it goes on."""
-        if self._popen is not None and self._popen.poll() is None:
+        """SIGTERM, without waiting; also to a frozen process, which would not see it before it goes on.
+
+        Once for each process: a second one would come in the middle of an end in order.
+        """
+        if self._popen is not None and self._popen.poll() is None and self._asked is not self._popen:
+            self._asked = self._popen
             self._popen.terminate()
             self._popen.send_signal(signal.SIGCONT)
 

@@ -50,6 +50,7 @@ class Bench:
 
 
 def killed(bench: Bench, part: Part) -> Fault:
+    part.killed_at.append(time.monotonic())
     part.process.kill()
     yield from _recovered(bench, part.kind)
 

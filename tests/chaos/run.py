@@ -48,6 +48,7 @@ class Report:
     alerts_missed: set[str] = field(default_factory=set[str])
     alerts_untrue: set[str] = field(default_factory=set[str])
     alerts_repeated: set[str] = field(default_factory=set[str])
+    alerts_in_doubt: set[str] = field(default_factory=set[str])
     recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     ended_by_themselves: Counter[str] = field(default_factory=Counter[str])
     problems: list[str] = field(default_factory=list[str])
@@ -74,7 +75,7 @@ class Report:
             f"{self.unreadable} unreadable messages, {self.retries} retries, {self.invoices} invoices",
             *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
             f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, repeated {len(self.alerts_repeated)}, "
-            f"without reason {len(self.alerts_untrue)}",
+            f"without reason {len(self.alerts_untrue)}, sent again after a kill in mid-request {len(self.alerts_in_doubt)}",
             *(
                 f"  recovery of {kind}: median {median(found):.1f} s, max {max(found):.1f} s of {len(found)}"
                 for kind, found in sorted(self.recoveries.items())
@@ -212,5 +213,5 @@ def _count(bench: Bench, report: Report) -> None:
         for threshold in stack.rules.values()
         if name == "calls"
     )
-    report.alerts_repeated = {each for each, times in stack.receiver.times.items() if times > 1}
+    report.alerts_repeated, report.alerts_in_doubt = verdict.repeated(stack.receiver.got, stack.gateway.killed_at)
     report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected, unvoided)

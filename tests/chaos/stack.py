@@ -50,6 +50,7 @@ class Part:
         self.held = False
         self.broken = False  # a fault is being done to it
         self.ended_by_itself = 0
+        self.killed_at: list[float] = []  # monotonic seconds
         self._died_at: float | None = None
 
     def keep(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,9 @@ from schemas.totals import UsageTotal
 from tests.chaos.count import Cycle, Key, Log, Logged, Sum, by_cycle, invoice_total, read_messages
 from tests.chaos.load import Load
 from tests.chaos.stack import ADMIN, Stack
+from tests.receiver import Received
+
+IN_DOUBT_SECONDS = 0.5  # a request's answer and its record, on a busy machine
 
 
 @dataclass
@@ -139,6 +142,24 @@ def alerts(stack: Stack, expected: Mapping[Key, Sum], unvoided: Mapping[Key, Sum
     Missed is what the merchant's service did not get, whether it was raised or not.
     """
     return _due(stack, expected) - stack.receiver.times.keys(), fired(stack) - _due(stack, unvoided)
+
+
+def repeated(got: Sequence[Received], killed_at: Sequence[float]) -> tuple[set[str], set[str]]:
+    """(repeated, in doubt): ids of alerts that came more than once. killed_at: monotonic seconds.
+
+    In doubt are those whose sender was killed within the moment that it takes to log an answer: nobody can know then
+    whether the request was answered, so it is sent again under its id (Standard Webhooks), but no more than once a kill.
+    """
+    times: dict[str, list[float]] = {}
+    for each in got:
+        times.setdefault(each.headers["webhook-id"], []).append(each.at)
+    more = {id_: sorted(found) for id_, found in times.items() if len(found) > 1}
+    in_doubt = {
+        id_
+        for id_, found in more.items()
+        if all(any(at <= kill < at + IN_DOUBT_SECONDS for kill in killed_at) for at in found[:-1])
+    }
+    return more.keys() - in_doubt, in_doubt
 
 
 def _due(stack: Stack, totals: Mapping[Key, Sum]) -> set[str]:

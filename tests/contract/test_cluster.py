@@ -17,7 +17,7 @@ from typing import Any
 import docker
 import httpx
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient  # pyright: ignore[reportPrivateImportUsage]
 from docker.models.containers import Container
 from pydantic import SecretStr
@@ -295,8 +295,9 @@ def _log(settings: Settings) -> dict[tuple[int, int], tuple[str, ...]]:
         while unread:
             message = consumer.poll(20)
             assert message is not None
-            if message.error():
-                unread.discard(message.partition() or 0)
+            if (error := message.error()) is not None:
+                if error.code() == KafkaError._PARTITION_EOF:  # pyright: ignore[reportPrivateUsage]
+                    unread.discard(message.partition() or 0)  # else of a connection: the client goes on by itself
             else:
                 found[message.partition() or 0, message.offset() or 0] = tuple(decode(message.value() or b"").identity)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -239,3 +239,31 @@ def test_the_secret_is_shown_once_and_a_repeated_post_makes_one_endpoint(world: 
     changed = world.call("PATCH", f"/webhook-endpoints/{id_}", json={"description": "x"}, headers={"If-Match": '"1"'})
     assert (changed.status_code, changed.json()["version"]) == (200, 2)
     assert world.call("POST", "/webhook-endpoints", json={"url": "nonsense"}).status_code == 422
+
+
+def test_what_was_answered_while_the_broker_was_away_is_not_sent_again(
+    kafka_factory: Callable[[], KafkaBroker], topic_prefix: str, receiver: Receiver
+) -> None:
+    broker = kafka_factory()
+    broker.start()
+    world = World(broker, topic_prefix)
+    release = threading.Event()
+    receiver.answer = lambda _: 200 if release.wait(60) else 500
+    try:
+        world.endpoint(receiver.url("/a"))
+        world.start()
+        alerts_fired = [world.fire(f"c{n}") for n in range(3)]
+        until(lambda: len(receiver.got) == 3)
+        broker.stop()
+        release.set()
+        until(lambda: "interrupted" in (world.board.checks["webhooks"]() or ""), 60)
+        broker.start()
+        until(lambda: world.board.checks["webhooks"]() is None, 60)
+        until(lambda: len(world.deliveries(state="delivered")) == 3, 60)
+        world.fire("last")  # sent after all that was due before it
+        until(lambda: len(world.deliveries(state="delivered")) == 4, 60)
+        assert [receiver.times[alert.id] for alert in alerts_fired] == [1, 1, 1]
+    finally:
+        release.set()
+        world.stop()
+        world.store.stop()

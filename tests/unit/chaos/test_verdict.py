@@ -9,6 +9,7 @@ from typing import Any
 from tests.chaos import verdict
 from tests.chaos.count import Log, Logged, Sum, by_cycle, invoice_total
 from tests.chaos.load import Acknowledged, Sent
+from tests.receiver import Received
 
 MARCH, APRIL, MAY = (0, 100), (100, 200), (200, 300)
 
@@ -81,3 +82,13 @@ def test_differences_are_told_apart() -> None:
     found.compare("another value", Sum(1, Decimal(1), None), Sum(1, Decimal(2), None))
     assert (found.lost, found.double, len(found.wrong)) == (2, 1, 3)
     assert not found.none
+
+
+def test_an_alert_that_came_twice_is_in_doubt_only_where_its_sender_was_killed_at_the_first() -> None:
+    def got(id_: str, at: float) -> Received:
+        return Received("/", {"webhook-id": id_}, "", at)
+
+    once, doubted, late, thrice = got("once", 5), got("doubted", 9.9), got("late", 8), got("thrice", 9.9)
+    came = [once, doubted, got("doubted", 14), late, got("late", 14), thrice, got("thrice", 12), got("thrice", 14)]
+    assert verdict.repeated(came, [10.0]) == ({"late", "thrice"}, {"doubted"})
+    assert verdict.repeated(came, []) == ({"late", "thrice", "doubted"}, set())
