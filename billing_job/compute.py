@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from pricing.invoice_lines import InvoiceComputation, InvoiceLine, price_lines
 from pricing.proration import prorated_share
 from pricing.tier_charge import TierCharge
 from schemas.currency import from_minor
-from schemas.decimals import plain
+from schemas.decimals import decimal_text, plain
 from schemas.ledger import Correction, InvoiceFixed, Line, Seller, TierPart, with_hash
 from schemas.meter import Meter
 from schemas.organization import Organization
@@ -45,14 +45,6 @@ class TrueUp:
 
 
 NO_TRUE_UP = TrueUp()
-
-
-@lru_cache(maxsize=65_536)  # equal numbers have one text, and most are on many lines
-def decimal_text(number: Decimal) -> str:
-    """Digits and a point, without trailing zeros: the same text however many decimals a store keeps."""
-    text = plain(number)
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text == "-0" else text
 
 
 def seller_of(organization: Organization, subscription: Subscription) -> Seller:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from billing_job.compute import decimal_text
 from billing_job.counts import Counts, Need, need_of
 from billing_job.late import counted_before, fixed_invoice_of
 from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import from_minor
-from schemas.decimals import plain
+from schemas.decimals import decimal_text, plain
 from schemas.invoice_ledger import Invoice, InvoiceLedger
 from schemas.ledger import Correction, InvoiceFixed, Line
 from schemas.meter import Meter

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from billing_job.compute import decimal_text
 from billing_job.late import Counted
+from schemas.decimals import decimal_text
 from schemas.ledger import InvoiceFixed
 
 

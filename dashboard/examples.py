@@ -14,6 +14,7 @@ _ENDPOINT_ID = "whe_7c6b5a4938271605f4e3d2c1"
 _ALERT_ID = "alrt_3b1f0c9d8e7a6b5c4d3e2f1a0b9c8d7e"
 _MARCH = {"start": "2026-03-01T00:00:00Z", "end": "2026-04-01T00:00:00Z"}
 _SECRET = "ubk_Zk9…"
+_NOON = "2026-03-30T12:00:00Z"
 
 _METER = {"name": "API requests", "event_name": "api_request", "unit": "requests", "aggregation": "count"}
 _PRICES = [
@@ -168,6 +169,14 @@ _SHOWN: dict[str, dict[str, Any]] = {
         "billed_currency": "eur", "difference": "3.00",
     },
     "EventOut": _EVENT,
+    "DuplicateOut": {
+        "customer_id": "cus_1", "event_name": "api_request", "event_id": "req_42", "idempotency_key": None, "times": 2,
+        "conflict": True,
+        "copies": [
+            {"epoch": 1, "partition": 3, "offset": 1871, "index": 0, "value": "12.5", "received_at": _NOON},
+            {"epoch": 1, "partition": 3, "offset": 1904, "index": 7, "value": "13", "received_at": _NOON},
+        ],
+    },
     "BenefitOut": {
         "benefit": "priority-support", "subscription_id": _SUBSCRIPTION_ID, "product_id": _PRODUCT_ID,
         "state": "active", "since": None, "reason": None, "invoice_id": None,

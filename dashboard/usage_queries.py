@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from schemas.benefits import Unpaid
-from schemas.decimals import plain
+from schemas.decimals import decimal_text
 from schemas.meter import Aggregation, Meter
 from schemas.period import Cycle, UsageWindow, window_containing
 from schemas.watermark import Watermark
@@ -154,8 +154,7 @@ def quantity(aggregation: Aggregation, total: Decimal | None, count: int, greate
 
 def trimmed(number: Decimal) -> Decimal:
     """The same number without trailing zeros behind the point. (normalize() would round to the context's precision.)"""
-    text = plain(number)
-    return Decimal(text.rstrip("0").rstrip(".")) if "." in text else number
+    return Decimal(decimal_text(number))
 
 
 _EVENT_COLUMNS = """

@@ -51,6 +51,10 @@ app.command(
     help="Put every accepted event into one class, and hold live totals against them; 1 when it does not balance.",
 )
 app.command(
+    "usage_billing.commands.duplicates:duplicates",
+    help="List events that came more than once, and those whose copies conflict.",
+)
+app.command(
     "usage_billing.commands.reconcile:reconcile",
     help="Hold live totals against ClickHouse and repair what differs.",
 )

@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any
 
 from schemas import usage_batch
-from schemas.decimals import exact, plain
+from schemas.decimals import decimal_text, exact
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
 from warehouse.audit_windows import (
@@ -30,6 +30,7 @@ from warehouse.audit_windows import (
     windows,
 )
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.places import ORDER_SQL, Place, place_of
 from warehouse.watermark_sql import below, not_voided
 
 LISTED_MAX = 20
@@ -37,10 +38,6 @@ LISTED_MAX = 20
 _ROWS_AT_ONCE = 2_000_000
 _STAGED_AT_ONCE = 100_000
 
-_ORDER = (
-    "bitOr(bitOr(bitShiftLeft(toUInt64(kafka_epoch), 54), bitShiftLeft(toUInt64(kafka_offset), 10)),"
-    " toUInt64(kafka_index))"
-)
 _SCOPE = "kafka_partition = {partition:UInt16} AND BELOW AND ORGANIZATION"
 
 # A group is an identity: all that was accepted of it, and all rows that are stored of it, merged or not. Where values
@@ -73,7 +70,7 @@ _IDENTITIES = f"""
         FROM
         (
             SELECT
-                organization_id AS of_organization, identity_hash AS identity_of, {_ORDER} AS place,
+                organization_id AS of_organization, identity_hash AS identity_of, {ORDER_SQL} AS place,
                 ifNull(value, 0::Decimal(38, 9)) AS amount, isNull(value) AS valueless, 1 AS is_accepted
             FROM usage_accepted FINAL
             WHERE {_SCOPE} AND identity_hash % {{shares:UInt32}} = {{share:UInt32}}
@@ -81,7 +78,7 @@ _IDENTITIES = f"""
             SELECT
                 organization_id,
                 cityHash64(organization_id, customer_id, event_name, identity, position) AS hash,
-                {_ORDER},
+                {ORDER_SQL},
                 ifNull(value, 0::Decimal(38, 9)), isNull(value), 0
             FROM usage_events
             WHERE {_SCOPE} AND hash % {{shares:UInt32}} = {{share:UInt32}}
@@ -139,7 +136,7 @@ _CLASSES = f"""
                 SELECT
                     organization_id, customer_id, event_name, value,
                     toUnixTimestamp64Micro(timestamp) AS at,
-                    {_ORDER} AS place,
+                    {ORDER_SQL} AS place,
                     NOT_VOIDED AS counts,
                     (organization_id, event_name) IN (SELECT organization_id, event_name FROM stored_meters)
                         AND (organization_id, customer_id) IN
@@ -191,9 +188,6 @@ _MESSAGES = """
     LIMIT LISTED
 """
 
-Place = tuple[int, int, int, int]
-"""epoch, partition, offset, index."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -205,8 +199,7 @@ class Tally:
     @property
     def text(self) -> str:
         """The value without trailing zeros."""
-        text = plain(self.value)
-        return text.rstrip("0").rstrip(".") if "." in text else text
+        return decimal_text(self.value)
 
     @exact
     def __add__(self, other: Tally) -> Tally:
@@ -353,11 +346,11 @@ class _Audit:
             self._classes[organization][EventClass.DUPLICATE] += Tally(int(again), again_value)
         self._conflicts[organization] += int(conflicts)
         for known, found in ((self._duplicates_at, duplicated), (self._conflicts_at, conflicting)):
-            known[organization] += [(_place(partition, first), _place(partition, last)) for first, last in found]
+            known[organization] += [(place_of(partition, first), place_of(partition, last)) for first, last in found]
         for number, kind in enumerate(_FAULTS):
             events, worth, places = faults[3 * number : 3 * number + 3]
             if events:
-                self._note(kind, organization, Tally(int(events), worth), (_place(partition, at) for at in places))
+                self._note(kind, organization, Tally(int(events), worth), (place_of(partition, at) for at in places))
 
     def _note(self, kind: str, organization_id: str, tally: Tally, places: Iterable[Place]) -> None:
         known, at = self._faults.get((organization_id, kind), (Tally(), []))
@@ -471,10 +464,6 @@ def _watermark(text: str) -> Watermark | None:
         return None
     found = json.loads(text)
     return Watermark(found["epoch"], {int(partition): int(offset) for partition, offset in found["offsets"].items()})
-
-
-def _place(partition: int, order: int) -> Place:
-    return order >> 54, partition, (order >> 10) & (2**44 - 1), order & 1023
 
 
 def _log_order(place: Place) -> tuple[int, int, int, int]:

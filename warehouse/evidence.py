@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from schemas.decimals import plain
+from schemas.decimals import decimal_text
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.totals import TotalsRequest
@@ -153,8 +153,7 @@ def _place(place: list[Any]) -> str:
 def _text(value: Decimal | None) -> str:
     if value is None:
         return "none"
-    text = plain(value)
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return decimal_text(value)
 
 
 def _event(row: Any) -> CountedEvent:

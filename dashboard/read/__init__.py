@@ -6,6 +6,7 @@ from dashboard.read import (
     alerts,
     audit,
     benefits,
+    duplicates,
     finance,
     invoice_desk,
     invoices,
@@ -19,5 +20,5 @@ def routers() -> list[APIRouter]:
     """All routes of the read API."""
     return [
         module.router
-        for module in (live_usage, usage, invoices, invoice_desk, benefits, finance, alerts, audit, stream)
+        for module in (live_usage, usage, duplicates, invoices, invoice_desk, benefits, finance, alerts, audit, stream)
     ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import Query
 
 from dashboard.problems import field_problem
+from runtime.problem import Problem
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 
 From = Annotated[str | None, Query(alias="from", description="RFC 3339 with offset; inclusive", max_length=64)]
@@ -28,3 +32,24 @@ def period(from_: str | None, to: str | None, default: Cycle) -> Cycle:
     if end <= start:
         raise field_problem("to", "period_empty", "`to` must lie after `from`")
     return Cycle(start, end)
+
+
+def encoded_place(numbers: Iterable[int]) -> str:
+    """A cursor: where a page of a list ended."""
+    return base64.urlsafe_b64encode(json.dumps(list(numbers)).encode()).decode()
+
+
+def decoded_place(cursor: str, length: int) -> tuple[int, ...]:
+    """That many numbers, as they were encoded. Raises Problem 422."""
+    try:
+        numbers = tuple(map(int, json.loads(base64.urlsafe_b64decode(cursor.encode()))))
+    except (ValueError, TypeError):
+        numbers = ()
+    if len(numbers) != length:
+        raise wrong_cursor()
+    return numbers
+
+
+def wrong_cursor() -> Problem:
+    """422 for a cursor that is none of the list's."""
+    return field_problem("cursor", "invalid_cursor", "this cursor was given by no page of this list")

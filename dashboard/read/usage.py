@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from dashboard.auth import Caller, Principal
 from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
 from dashboard.objects import Instant, Page
 from dashboard.problems import field_problem
-from dashboard.read.parameters import From, To, period
+from dashboard.read.parameters import From, To, decoded_place, encoded_place, period
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import (
@@ -216,16 +215,12 @@ def event_out(event: StoredEvent) -> EventOut:
 
 def event_place(event: StoredEvent) -> str:
     """The cursor of the page after this event."""
-    place = (event.timestamp, event.epoch, event.partition, event.offset, event.index)
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+    return encoded_place((event.timestamp, event.epoch, event.partition, event.offset, event.index))
 
 
 def decoded_event_place(cursor: str) -> Place:
     """Raises Problem 422."""
-    try:
-        timestamp, epoch, partition, offset, index = map(int, json.loads(base64.urlsafe_b64decode(cursor.encode())))
-    except (ValueError, TypeError):
-        raise field_problem("cursor", "invalid_cursor", "this cursor was given by no page of this list") from None
+    timestamp, epoch, partition, offset, index = decoded_place(cursor, 5)
     return timestamp, epoch, partition, offset, index
 
 

@@ -82,15 +82,23 @@ def check(world: BillingWorld, count: int) -> None:
     assert world.ledger_size() == size
 
 
-def close_in_pieces(world: BillingWorld, seconds: float) -> CloseReport:
-    """One close that is stopped after a time: another goes on from there."""
-    stopping = threading.Event()
-    timer = threading.Timer(seconds, stopping.set)
-    timer.start()
+def close_stopped(world: BillingWorld, charges: int) -> CloseReport:
+    """A close that is stopped when so many have been charged: another goes on from there."""
+    stopping, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if len(world.stripe.charges()) >= charges:
+                stopping.set()
+                return
+
+    watching = threading.Thread(target=watch)
+    watching.start()
     try:
         return close_cycles(world.stage, APRIL, stopping=stopping)
     finally:
-        timer.cancel()
+        over.set()
+        watching.join()
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def _recovered(bench: Bench, kind: str, *, note: bool = True) -> Fault:
     recovery = Recovery(bench.monitor, _works(bench, kind))
     while not recovery.done():
         if recovery.seconds > RECOVERY_SECONDS_MAX:
-            raise NotRecovered(f"{kind} did not work again within {RECOVERY_SECONDS_MAX:g} s")
+            raise NotRecovered(f"{kind} did not work again within {RECOVERY_SECONDS_MAX:g} s; {recovery}")
         yield _EVERY
     if note:
         bench.recoveries.setdefault(kind, []).append(recovery.seconds)

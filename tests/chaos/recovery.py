@@ -34,6 +34,7 @@ class Monitor:
         self._partitions = range(settings.event_partitions)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self._failure: Exception | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -42,6 +43,11 @@ class Monitor:
         self._stopping.set()
         self._thread.join(20)
 
+    def __str__(self) -> str:
+        ago = time.monotonic() - self.answered
+        told = f"log's ends {self.ends}, told {ago:.0f} s ago; totals have {self.totals}; ClickHouse has {self.stored}"
+        return told if self._failure is None else f"{told}; the monitor failed: {self._failure!r}"
+
     def totals_have(self, aim: dict[int, int]) -> bool:
         return all(self.totals.get(partition, 0) >= offset for partition, offset in aim.items())
 
@@ -49,6 +55,13 @@ class Monitor:
         return all(self.stored.get(partition, 0) >= offset for partition, offset in aim.items())
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception as error:
+            self._failure = error  # told by whoever waits
+            raise
+
+    def _watch(self) -> None:
         events, written = topic_name(self._settings, USAGE_EVENTS), topic_name(self._settings, USAGE_TOTALS)
         places = [TopicPartition(events, partition) for partition in self._partitions]
         sink = self._consumer(topic_name(self._settings, SINK_GROUP))
@@ -90,6 +103,9 @@ class Recovery:
         self._monitor = monitor
         self._has = has
         self._aim: dict[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"to be dealt with: {self._aim}; {self._monitor}"
 
     @property
     def seconds(self) -> float:

@@ -35,6 +35,7 @@ from warehouse.audit import Audit, Tally, audit
 from warehouse.audit_windows import EventClass
 from warehouse.client import Client, connect
 from warehouse.migrate import migrate
+from warehouse.repeats import Repeated, repeated_events
 
 PARTITIONS = 2
 SCALE = Decimal("1e-9")
@@ -204,6 +205,46 @@ def test_duplicates_and_conflicts_are_listed(client: Client, organization: str) 
     assert found.duplicates_at == (((1, home, 0, 0), (1, home, 1, 0)), ((1, home, 0, 1), (1, home, 2, 0)))
     assert (found.conflicts, found.conflicts_at) == (1, (((1, home, 0, 1), (1, home, 2, 0)),))
     assert found.classes[EventClass.DUPLICATE] == Tally(2, 15 * SCALE)
+
+
+def test_repeated_events_are_listed_copy_by_copy_page_by_page(client: Client, organization: str) -> None:
+    event = Sent(organization, "a", "calls", "c:1", 5, 7 * 10**9)
+    keyed = replace(event, identity="k:key:with:colons:3", unscaled=None)
+    once = replace(event, identity="c:once")
+    neighbours = [customer for customer in "bcdefghij" if partition_of(organization, customer, PARTITIONS) == 0]
+    theirs = replace(event, customer=neighbours[0])
+    others = replace(event, organization=f"{organization}x")
+    store(
+        client,
+        placed(
+            organization,
+            Written((event, keyed, once, theirs)),
+            Written((event, others, others)),
+            Written((replace(event, unscaled=8 * 10**9), keyed, theirs)),
+        ),
+    )
+    home = partition_of(organization, "a", PARTITIONS)
+
+    def listed(**more: Any) -> list[Repeated]:
+        return repeated_events(client, organization, range(PARTITIONS), more.pop("limit", 10), **more)
+
+    every = listed()
+    mine = [each for each in every if each.customer_id == "a"]
+    assert {(each.customer_id, each.event_id, each.idempotency_key, each.times) for each in every} == {
+        ("a", "1", None, 3), ("a", None, "key:with:colons", 2), (neighbours[0], "1", None, 2),
+    }  # fmt: skip
+    (conflict,) = [each for each in mine if each.conflicting]
+    assert [(each.place, each.value) for each in conflict.copies] == [
+        ((1, home, 0, 0), 7), ((1, home, 1, 0), 7), ((1, home, 2, 0), 8),
+    ]  # fmt: skip
+    assert all(copy.received_at is not None for each in every for copy in each.copies)
+    assert listed(conflicts_only=True) == [conflict]
+    assert listed(customer_id="a") == mine
+    assert [each.last for each in mine] == sorted((each.last for each in mine), reverse=True)  # the latest repeat first
+    paged: list[Repeated] = []
+    while page := listed(limit=1, after=paged[-1].last if paged else None):
+        paged += page
+    assert paged == every
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------

@@ -195,6 +195,28 @@ async def test_usage_is_exact_and_counts_each_event_once(api: httpx.AsyncClient,
     assert answer["as_of"] == AS_OF
 
 
+async def test_duplicates_are_listed_with_their_copies(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/usage/duplicates")
+    place = {"epoch": 1, "partition": 0}
+    (found,) = answer.json()["data"]
+    assert found == {
+        "customer_id": "UA", "event_name": "flight", "event_id": "b", "idempotency_key": None, "times": 2,
+        "conflict": True,
+        "copies": [
+            {**place, "offset": 0, "index": 1, "value": "149900", "received_at": "2026-03-31T12:00:00Z"},
+            {**place, "offset": 1, "index": 0, "value": "7", "received_at": "2026-03-31T12:00:01Z"},
+        ],
+    }  # fmt: skip
+    assert answer.json()["next_cursor"] is None
+    for params, count in (({"conflicts": True}, 1), ({"customer_id": "nobody"}, 0)):
+        assert len((await api.get("/usage/duplicates", params=params)).json()["data"]) == count, params
+    theirs = await api.get("/usage/duplicates", headers={"Authorization": f"Bearer {OTHER_KEY}"})
+    assert theirs.json()["data"] == []
+    for cursor in ("x", "W10=", "WzEsOSwwLDBd", "Wy0xLDAsMCwwXQ==", "WzEsMCw5OTk5OTk5OTk5OTk5OTk5OTk5OTk5LDBd"):
+        refused = await api.get("/usage/duplicates", params={"cursor": cursor})
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "invalid_cursor"), cursor
+
+
 async def test_usage_is_grouped_by_a_property(api: httpx.AsyncClient) -> None:
     params = {"from": "2026-02-01T00:00:00Z", "to": "2026-05-01T00:00:00Z", "meter_id": "mtr_miles", "group_by": "from"}
     answer = (await api.get("/usage", params={**params, "customer_id": "UA"})).json()

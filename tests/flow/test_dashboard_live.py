@@ -264,7 +264,7 @@ PAGES = [
     "/", "/usage", "/usage/events", "/invoices", "/alerts", "/customers", "/customers/new", "/customers/by-id/UA",
     "/subscriptions", "/subscriptions/new", "/products", "/products/new", "/meters", "/meters/new", "/meters/mtr_miles",
     "/export", "/export/usage.csv", "/export/invoices.csv", "/api-keys", "/settings", "/live/totals", "/live/alerts",
-    "/live/numbers", "/live/deliveries", "/orders", "/usage/figures", "/usage/events/void", "/export/finance/lines.csv",
+    "/live/numbers", "/live/deliveries", "/orders", "/usage/figures", "/usage/events/void", "/usage/duplicates", "/export/finance/lines.csv",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.timeout(400)
 NAUGHTY = "<script>window.ran = 1</script>"
 PAGES = {
-    "overview": "/", "usage": "/usage", "events": "/usage/events", "invoices": "/invoices", "alerts": "/alerts", "event-void": "/usage/events/void?event_id=e1", "orders": "/orders",
+    "overview": "/", "usage": "/usage", "events": "/usage/events", "duplicates": "/usage/duplicates", "invoices": "/invoices", "alerts": "/alerts", "event-void": "/usage/events/void?event_id=e1", "orders": "/orders",
     "customers": "/customers", "subscriptions": "/subscriptions", "products": "/products", "meters": "/meters",
     "product-editor": "/products/new", "meter-new": "/meters/new", "customer-new": "/customers/new",
     "subscription-new": "/subscriptions/new", "export": "/export", "api-keys": "/api-keys", "settings": "/settings",

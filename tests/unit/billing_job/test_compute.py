@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from billing_job.compute import PricedBy, decimal_text, fixed_invoice, recomputed, seller_of
+from billing_job.compute import PricedBy, fixed_invoice, recomputed, seller_of
 from billing_job.due import DueCycle
 from billing_job.gate import explained, quantity_differences, subtotal_differences
 from billing_job.late import counted_for
+from schemas.decimals import decimal_text
 from schemas.invoice_ledger import InvoiceLedger
 from schemas.ledger import InvoiceFixed, canonical_hash
 from schemas.meter import Aggregation, Meter

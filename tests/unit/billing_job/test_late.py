@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing_job.compute import decimal_text, priced_again
+from billing_job.compute import priced_again
 from billing_job.content import fixed_now
 from billing_job.counts import Need, Quantities, need_of, quantities
 from billing_job.due import FINAL_AFTER_DAYS, due_cycles
@@ -20,6 +20,7 @@ from billing_job.late import corrected_again, counted_for
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from schemas.customer import Customer
+from schemas.decimals import decimal_text
 from schemas.invoice_ledger import CycleBill, InvoiceLedger, cycle_bills
 from schemas.ledger import InvoiceFixed, InvoiceStep, StripeInvoice
 from schemas.meter import Aggregation, Meter
