@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from pydantic import ValidationError
@@ -12,7 +13,8 @@ from schemas.settings import Settings
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
-out = Console(highlight=False)
+# What is not a terminal, a file or a pipe, has no width of its own.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 errors = Console(stderr=True, highlight=False)
 
 

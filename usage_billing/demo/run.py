@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from whenever import OffsetDateTime
@@ -362,11 +363,7 @@ class Demo:
         return None
 
     def _print_invoices(self, invoices: dict[tuple[str, int], dict[str, Any]]) -> None:
-        table = Table(
-            "carrier", "", "product", "flights", "miles", "invoices", "total", "state", title="2013, New York"
-        )
-        for column in table.columns[3:7]:
-            column.justify = "right"
+        rows: list[tuple[str, ...]] = []
         grand = Decimal(0)
         for position, (carrier, name) in enumerate(self.flights.carriers.items()):
             mine = [invoices[carrier, month] for month in range(1, _MONTHS + 1) if (carrier, month) in self.usage]
@@ -375,11 +372,26 @@ class Demo:
             grand += total
             states = " ".join(sorted({invoice["state"] for invoice in mine}))
             flown = f"{sum(u.flights for u in used):,}", f"{sum(u.miles for u in used):,}"
-            table.add_row(carrier, name, plan.product_of(position), *flown, str(len(mine)), f"{total:,.2f}", states)
-        table.add_section()
-        table.add_row("", "", "", "", "", str(len(self.usage)), f"{grand:,.2f}", "")
-        out.print(table)
+            rows.append((carrier, name, plan.product_of(position), *flown, str(len(mine)), f"{total:,.2f}", states))
+        rows.append(("", "", "", "", "", str(len(self.usage)), f"{grand:,.2f}", ""))
+        out.print(_invoice_table(rows))
         out.print(f"  {len(self.usage)} invoices with usage, all paid, every line equal to the data's")
+
+
+def _invoice_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    """The last row is the sum; where the output is narrow, names take several lines, and no digit is cut off."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title="2013, New York", title_justify="left")
+    heads = ("", "carrier", "product", "flights", "miles", "invoices", "total", "state")
+    for place, head in enumerate(heads):
+        width = max(len(head), *(len(row[place]) for row in rows))
+        name = head in ("carrier", "product")
+        justify = "right" if 3 <= place <= 6 else "left"
+        table.add_column(head, no_wrap=not name, justify=justify, min_width=None if name else width)
+    for row in rows[:-1]:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*rows[-1])
+    return table
 
 
 def _month(instant: str) -> int:
