@@ -213,6 +213,7 @@ def stored_events(
         SELECT {_EVENT_COLUMNS} FROM ({_EVENTS.replace("CONDITIONS", conditions)})
         ORDER BY timestamp DESC, kafka_epoch DESC, kafka_partition DESC, kafka_offset DESC, kafka_index DESC
         LIMIT {limit:d}
+        SETTINGS use_skip_indexes_if_final = 1
     """
     return [_event(row) for row in _query(client, query, parameters)]
 

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -15,13 +16,14 @@ from clickhouse_connect.driver.client import Client
 
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
+from dashboard.usage_queries import EventFilter, stored_events
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
 from schemas.customer import Customer
 from schemas.meter import Aggregation, Meter
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
-from schemas.period import parse_rfc3339
+from schemas.period import Cycle, parse_rfc3339
 from schemas.product import FlatFeePrice, GraduatedPrice, PerUnitPrice, Product, Tier
 from schemas.settings import Settings
 from schemas.subscription import Subscription
@@ -193,6 +195,20 @@ async def test_usage_is_exact_and_counts_each_event_once(api: httpx.AsyncClient,
         "group": None,
     }
     assert answer["as_of"] == AS_OF
+
+
+def test_a_search_for_an_id_reads_only_where_it_may_be(warehouse: Client) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def query(text: str, parameters: Any) -> Mock:
+        asked.append((text, parameters))
+        return Mock(result_rows=[])
+
+    wanted = EventFilter(Cycle(0, parse_rfc3339("2027-01-01T00:00:00Z")), event_id="a")
+    stored_events(cast(Client, Mock(query=query)), "default", wanted, 10, None)
+    ((text, parameters),) = asked
+    plan = "\n".join(row[0] for row in warehouse.query(f"EXPLAIN indexes = 1 {text}", parameters).result_rows)
+    assert "identity_bloom" in plan
 
 
 async def test_duplicates_are_listed_with_their_copies(api: httpx.AsyncClient) -> None:

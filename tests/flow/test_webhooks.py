@@ -33,14 +33,14 @@ KEY, OTHER_KEY = new_secret(), new_secret()
 class World:
     """A dashboard with its worker, on topics of its own."""
 
-    def __init__(self, kafka: KafkaBroker, prefix: str, *, private: bool = True) -> None:
+    def __init__(self, kafka: KafkaBroker, prefix: str, *, private: bool = True, timeout: float = 1.0) -> None:
         self.settings = Settings(  # pyright: ignore[reportCallIssue]
             kafka_bootstrap_servers=kafka.bootstrap_servers,
             topic_prefix=prefix,
             event_partitions=2,
             webhook_private_targets=private,
             webhook_retry_seconds=0.3,
-            webhook_timeout_seconds=1.0,
+            webhook_timeout_seconds=timeout,
         )
         create_topics(self.settings)
         self.store = CatalogStore(self.settings)
@@ -246,9 +246,9 @@ def test_what_was_answered_while_the_broker_was_away_is_not_sent_again(
 ) -> None:
     broker = kafka_factory()
     broker.start()
-    world = World(broker, topic_prefix)
+    world = World(broker, topic_prefix, timeout=60)  # they wait for their answers until the broker is away
     release = threading.Event()
-    receiver.answer = lambda _: 200 if release.wait(60) else 500
+    receiver.answer = lambda _: 200 if release.wait(50) else 500
     try:
         world.endpoint(receiver.url("/a"))
         world.start()

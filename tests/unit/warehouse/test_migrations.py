@@ -9,7 +9,7 @@ import pytest
 from warehouse.migrate import Migration, UnsupportedServer, check_version, migrations
 
 REPEATABLE = re.compile(
-    r"CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS |CREATE OR REPLACE VIEW |ALTER TABLE \w+ (ADD \w+ IF NOT EXISTS|MODIFY) "
+    r"CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS |CREATE OR REPLACE VIEW |ALTER TABLE \w+ (ADD \w+ IF NOT EXISTS|MODIFY|MATERIALIZE INDEX) "
 )
 COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 
