@@ -417,8 +417,7 @@ _CANONICAL = tuple(
 
 def canonical_form(fixed: InvoiceFixed) -> bytes:
     """JSON with sorted keys of everything that the invoice says."""
-    values = ((name, getattr(fixed, name), default) for name, default in _CANONICAL)
-    content = {name: value for name, value, default in values if value != default}
+    content = {name: value for name, default in _CANONICAL if (value := getattr(fixed, name)) != default}
     return msgspec.json.encode(content, order="sorted")
 
 

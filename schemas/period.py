@@ -105,6 +105,7 @@ class Cycle:
 # --- Billing cycles ---------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=65_536)  # many subscriptions begin with a month
 def _start(anchor: PlainDateTime, interval: BillingInterval, zone: str, n: int) -> int:
     """Start of cycle n, n intervals from the anchor, in µs.
 

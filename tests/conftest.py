@@ -10,10 +10,15 @@ from pathlib import Path
 import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
+from hypothesis import HealthCheck, settings
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
+
+# How long an example takes is the machine's matter, and here it may be another's turn at any time.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _QUICK = {"contract": 1, "unit": 2}
 

@@ -52,7 +52,7 @@ _EVENTS = """
         'default', concat('cus_', leftPad(toString(CUSTOMER), 7, '0')),
         ['calls', 'requests', 'peak'][intDiv(number, SUBSCRIPTIONS) % 3 + 1], '',
         bitOr(bitShiftLeft(toUInt64(1), 54), bitShiftLeft(toUInt64(number + FIRST), 10)),
-        fromUnixTimestamp64Micro(toInt64(START + (number % 2500000) * 1000000)), toDecimal128(number % 100, 9), map(),
+        fromUnixTimestamp64Micro(toInt64(START + (number % 2500000) * 1000000)), toDecimal128(number % 100 + 1, 9), map(),
         fromUnixTimestamp64Micro(toInt64(START)), 1, cityHash64(CUSTOMER) % PARTITIONS, number + FIRST, 0,
         bitNot(bitOr(bitShiftLeft(toUInt64(1), 54), bitShiftLeft(toUInt64(number + FIRST), 10)))
     FROM numbers(COUNT)
