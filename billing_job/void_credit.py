@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 import msgspec
 import structlog
@@ -23,16 +24,26 @@ from billing_job.stripe_objects import CREDIT, credit_note_params, metadata_of, 
 from schemas.currency import NotMinorUnits, from_minor, to_minor
 from schemas.decimals import plain
 from schemas.invoice_ledger import Attempt, Invoice, StepKey
-from schemas.ledger import CreditTarget, InvoiceFixed
+from schemas.ledger import CreditTarget, InvoiceAdjusted, InvoiceFixed
 from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 _ROUNDS_MAX = 4
+_CREDITABLE = ("open", "paid", "uncollectible")
+
+
+NotPossibleCode = Literal[
+    "not_fixed", "paid", "not_void", "not_issued", "not_paid", "invalid_amount", "unfinished", "request_reused"
+]
 
 
 class NotPossible(ValueError):
-    """The invoice is in no state in which that could be done; the message says what could."""
+    """It can't be done with this invoice as it is, or with this amount: code says which, the message what could be."""
+
+    def __init__(self, code: NotPossibleCode, message: str) -> None:
+        super().__init__(message)
+        self.code: NotPossibleCode = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,19 @@ def opened(settings: Settings) -> Generator[Billing]:
         yield Billing(ledger, api)
 
 
+def may_void(invoice: Invoice) -> bool:
+    """Whether `void` could be tried, as far as is known. Pure."""
+    is_paid = invoice.state == "paid" or (invoice.stripe is not None and invoice.stripe.status == "paid")
+    return invoice.fixed is not None and invoice.state != "void" and not is_paid
+
+
+def creditable_minor(invoice: Invoice) -> int:
+    """How much `credit` could still be over, tax included; 0: nothing. Pure."""
+    if invoice.fixed is None or invoice.stripe is None or invoice.stripe.status not in _CREDITABLE:
+        return 0
+    return max(0, invoice.stripe.total_minor - invoice.stripe.credited_minor)
+
+
 # --- Void -------------------------------------------------------------------------------------------------------------
 
 
@@ -60,9 +84,9 @@ def void(billing: Billing, invoice: Invoice, reason: str) -> Invoice:
     """
     fixed = invoice.fixed
     if fixed is None:
-        raise NotPossible(f"invoice {invoice.id} is not fixed yet: there is nothing to void")
+        raise NotPossible("not_fixed", f"invoice {invoice.id} is not fixed yet: there is nothing to void")
     if invoice.state == "paid":
-        raise NotPossible(f"invoice {invoice.id} is paid: credit it instead")
+        raise NotPossible("paid", f"invoice {invoice.id} is paid: credit it instead")
     _begin_void(billing, invoice, fixed, reason)
     for _ in range(_ROUNDS_MAX):
         now = billing.invoice(invoice.id)
@@ -136,13 +160,13 @@ def _paid_meanwhile(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, att
         failed = billing.record(fixed, "void", "failed", attempt=attempt.number, code="paid", reason="it was paid")
         billing.log.append(failed)
     observe(billing, billing.invoice(invoice.id), seen)
-    raise NotPossible(f"invoice {invoice.id} was paid meanwhile: credit it instead")
+    raise NotPossible("paid", f"invoice {invoice.id} was paid meanwhile: credit it instead")
 
 
 def reissue(billing: Billing, invoice: Invoice) -> str:
     """Have the next close invoice the cycle of a void invoice anew; id of that next revision."""
     if invoice.state != "void" or invoice.fixed is None:
-        raise NotPossible(f"invoice {invoice.id} is {invoice.state}: only a void one is invoiced anew")
+        raise NotPossible("not_void", f"invoice {invoice.id} is {invoice.state}: only a void one is invoiced anew")
     if not invoice.reissued:
         billing.log.append(billing.record(invoice.fixed, "reissue", "done"))
     return billing.log.state.in_force(invoice.organization_id, invoice.subscription_id, invoice.cycle_start)[0]
@@ -151,34 +175,67 @@ def reissue(billing: Billing, invoice: Invoice) -> str:
 # --- Credit -----------------------------------------------------------------------------------------------------------
 
 
-def credit(billing: Billing, invoice: Invoice, amount_minor: int, *, refund: bool, reason: str) -> Invoice:
+def credit(
+    billing: Billing, invoice: Invoice, amount_minor: int, *, refund: bool, reason: str, request: str | None = None
+) -> Invoice:
     """Have Stripe issue a credit note over an amount, tax included; one that was begun and not finished goes first.
 
     refund: of a paid invoice, back to how it was paid; otherwise to the customer's balance, which the next invoices
-    use. Of one that is not paid it lowers what is still to pay. Raises as `void`.
+    use. Of one that is not paid it lowers what is still to pay. request: whoever asks with the same one asks for the
+    same credit note. Raises as `void`.
     """
+    key = None if request is None else _asked_before(invoice, request)
+    if key is not None:
+        begun = invoice.steps[key]
+        if (begun.amount_minor, begun.target == "refund", begun.memo) != (amount_minor, refund, reason):
+            raise NotPossible("request_reused", "this request asked for another credit note before")
+    else:
+        key = _begin_credit(billing, invoice, amount_minor, refund=refund, reason=reason, request=request)
+    now = billing.invoice(invoice.id)
+    assert now.fixed is not None
+    _issue(billing, now, now.fixed, key)
+    return billing.invoice(invoice.id)
+
+
+def _begin_credit(
+    billing: Billing, invoice: Invoice, amount_minor: int, *, refund: bool, reason: str, request: str | None
+) -> StepKey:
     fixed, seen = invoice.fixed, invoice.stripe
-    if fixed is None or seen is None or seen.status not in ("open", "paid", "uncollectible"):
-        raise NotPossible(f"invoice {invoice.id} is {invoice.state}: only what was issued can be credited")
+    if fixed is None or seen is None or seen.status not in _CREDITABLE:
+        raise _not_issued(invoice)
     if amount_minor <= 0:
-        raise NotPossible("the amount of a credit note is positive")
+        raise NotPossible("invalid_amount", "the amount of a credit note is positive")
     target: CreditTarget | None = None if seen.status != "paid" else ("refund" if refund else "balance")
     if refund and target is None:
-        raise NotPossible(f"invoice {invoice.id} is not paid: there is nothing to refund")
-    wanted = Credit(amount_minor, target)
-    key = _begun_credit(billing, invoice, fixed, wanted, reason)
-    _issue(billing, billing.invoice(invoice.id), fixed, key)
-    return billing.invoice(invoice.id)
+        raise NotPossible("not_paid", f"invoice {invoice.id} is not paid: there is nothing to refund")
+    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target), reason, request)
+
+
+def _asked_before(invoice: Invoice, request: str) -> StepKey | None:
+    return next((key for key, each in invoice.steps.items() if key[0] == "credit" and each.request == request), None)
+
+
+def credit_note_of(invoice: Invoice, request: str) -> InvoiceAdjusted:
+    """The credit note that a request made, which is done."""
+    key = _asked_before(invoice, request)
+    assert key is not None
+    made = invoice.steps[key].object_id
+    assert made is not None
+    return invoice.adjustments[made]
 
 
 def credit_amount(invoice: Invoice, amount: Decimal) -> int:
     """Minor units of the invoice's currency. Raises NotPossible."""
     if invoice.fixed is None:
-        raise NotPossible(f"invoice {invoice.id} is {invoice.state}: only what was issued can be credited")
+        raise _not_issued(invoice)
     try:
         return to_minor(amount, invoice.fixed.currency)
     except NotMinorUnits as error:
-        raise NotPossible(str(error)) from error
+        raise NotPossible("invalid_amount", str(error)) from error
+
+
+def _not_issued(invoice: Invoice) -> NotPossible:
+    return NotPossible("not_issued", f"invoice {invoice.id} is {invoice.state}: only what was issued can be credited")
 
 
 def unfinished_credits(invoice: Invoice) -> list[StepKey]:
@@ -195,21 +252,27 @@ def finish_credits(billing: Billing, invoice: Invoice) -> None:
         _issue(billing, invoice, invoice.fixed, key)
 
 
-def _begun_credit(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, wanted: Credit, reason: str) -> StepKey:
+def _begun_credit(
+    billing: Billing, invoice: Invoice, fixed: InvoiceFixed, wanted: Credit, reason: str, request: str | None
+) -> StepKey:
     """The credit note to issue: one that was begun, or a new one whose intent is in the ledger."""
     for key in unfinished_credits(invoice):
         attempt = invoice.steps[key]
         begun = Credit(attempt.amount_minor or 0, attempt.target)
-        if begun == wanted:
+        # Another request is another wish, even over the same amount.
+        if request is None and begun == wanted:
             return key
         amount = plain(from_minor(begun.amount_minor, fixed.currency))
-        raise NotPossible(f"a credit note over {amount} was begun and is not finished: run that command again first")
+        raise NotPossible(
+            "unfinished", f"a credit note over {amount} was begun and is not finished: ask for that one again first"
+        )
     index = 1 + sum(key[0] == "credit" for key in invoice.steps)
     intent = msgspec.structs.replace(
         billing.record(fixed, "credit", "intent", index=index),
         amount_minor=wanted.amount_minor,
         target=wanted.target,
         memo=reason,
+        request=request,
     )
     if not billing.log.append(intent):
         raise InvoiceStopped("another credit note was begun at the same time; look at the invoice and try again")

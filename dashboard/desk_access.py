@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from dashboard.invoice_desk import DeskRefused, DeskUnavailable, InvoiceDesk
+from dashboard.invoice_desk import DeskConflict, DeskRefused, DeskUnavailable, InvoiceDesk
 from dashboard.problems import field_problem, unavailable_problem
 from dashboard.services import Services
+from runtime.problem import Problem
 
 T = TypeVar("T")
 
@@ -21,10 +22,12 @@ def desk_of(services: Services) -> InvoiceDesk:
 
 
 async def answered(question: Callable[[], T]) -> T:
-    """The desk's answer, from a thread. Raises Problem 422 and 503."""
+    """The desk's answer, from a thread. Raises Problem 409, 422 and 503."""
     try:
         return await asyncio.to_thread(question)
     except DeskRefused as refused:
-        raise field_problem(refused.field, "not_possible", str(refused)) from None
+        raise field_problem(refused.field, refused.code, str(refused)) from None
+    except DeskConflict as conflict:
+        raise Problem(409, conflict.code, str(conflict)) from None
     except DeskUnavailable as error:
         raise unavailable_problem(str(error)) from None

@@ -105,6 +105,16 @@ _INVOICE = {
     "watermark": {"epoch": 1, "offsets": {"0": 1871}},
     "hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 }
+_CREDIT_NOTE = {
+    "type": "credit_note",
+    "id": "cn_1Qabc",
+    "amount": "5.00",
+    "currency": "eur",
+    "status": "issued",
+    "reason": None,
+    "number": "A1B2-0001-CN-01",
+    "created_at": "2026-04-03T10:00:00Z",
+}
 _DELIVERY = {
     "id": "dlv_1c2d3e4f5a6b7c8d9e0f1a2b3c4d5e6f",
     "endpoint_id": _ENDPOINT_ID,
@@ -231,6 +241,13 @@ EXAMPLES: Mapping[str, Any] = {
     "SimulationRequest": {"customer_id": "cus_1", "product": _PRODUCT, "from": _MARCH["start"], "to": _MARCH["end"]},
     "VerificationOut": {"ok": True, "hash": _INVOICE["hash"], "differences": []},
     "AskedOut": {"accepted": True},
+    "InvoiceVoidRequest": {"reason": "wrong address", "reissue": True},
+    "InvoiceVoidedOut": {
+        "invoice": {**_INVOICE, "state": "void", "reason": "wrong address", "amount_paid": "0.00"},
+        "reissued_as": "inv_00112233445566778899aabbccddeeff",
+    },
+    "InvoiceCreditRequest": {"amount": "5.00", "reason": "outage on 12 March", "refund": True},
+    "InvoiceCreditedOut": {"credit_note": _CREDIT_NOTE, "invoice": _INVOICE},
     "LiveUsage": {"data": [_LIVE_ROW], "lag": {"messages": 0, "seconds": 0.0}, "complete": True},
 }
 """Name of a schema in the document → an instance of it."""

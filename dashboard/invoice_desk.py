@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from schemas.period import Cycle
@@ -23,11 +24,48 @@ class Verified:
 
 
 class DeskRefused(ValueError):
-    """What was asked for can't be done; field: of the request."""
+    """What was asked for can't be done. field: of the request; None: no single one. code: stable, for programs."""
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str | None, message: str, code: str = "not_possible") -> None:
         super().__init__(message)
         self.field = field
+        self.code = code
+
+
+class DeskConflict(Exception):
+    """The invoice is in no state in which that could be done. code: stable, for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Possible:
+    """What may be done to an invoice now. credit: up to how much, tax included; None: nothing. refund: it was paid."""
+
+    void: bool
+    credit: Decimal | None
+    refund: bool
+
+
+NOTHING_POSSIBLE = Possible(void=False, credit=None, refund=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Voided:
+    """invoice: its document. reissued_as: id of the invoice that its cycle will have; None: the cycle has none."""
+
+    invoice: dict[str, Any]
+    reissued_as: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """The documents of the credit note that was issued and of the invoice."""
+
+    credit_note: dict[str, Any]
+    invoice: dict[str, Any]
 
 
 class InvoiceDesk(Protocol):
@@ -57,4 +95,25 @@ class InvoiceDesk(Protocol):
 
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
         """Let it be charged, or tried again now, by the next close; False: it was not waiting for that."""
+        ...
+
+    def possible(self, invoice_id: str) -> Possible:
+        """What the invoice's state allows, as far as the ledger knows."""
+        ...
+
+    def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:
+        """Make it void, at Stripe too; with reissue the next close invoices its cycle anew. Twice is once.
+
+        by: who asks, for the log. Raises DeskConflict, DeskRefused.
+        """
+        ...
+
+    def credit(
+        self, invoice_id: str, amount: Decimal, *, reason: str, refund: bool, request: str | None, by: str
+    ) -> Credited:
+        """Have Stripe issue a credit note. amount: major units, tax included. refund: back to how it was paid.
+
+        request: the client's Idempotency-Key; the same one is answered with the credit note that it made before.
+        Raises DeskConflict, DeskRefused.
+        """
         ...

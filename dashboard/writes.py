@@ -26,12 +26,17 @@ _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 _ID_LENGTH = 24
 
 
+def require_idempotency_key(idempotency_key: str | None) -> None:
+    """Raises Problem 400 for one that is sent and is too long, or empty."""
+    if idempotency_key is not None and not 1 <= len(idempotency_key) <= IDEMPOTENCY_KEY_LENGTH_MAX:
+        raise Problem(400, "invalid_idempotency_key", f"1 to {IDEMPOTENCY_KEY_LENGTH_MAX} characters are allowed")
+
+
 def object_id(kind: str, organization_id: str, idempotency_key: str | None) -> str:
     """A new id; with an Idempotency-Key always the same one, so that a retry meets its object in the log itself."""
+    require_idempotency_key(idempotency_key)
     if idempotency_key is None:
         return new_id(kind)
-    if not 1 <= len(idempotency_key) <= IDEMPOTENCY_KEY_LENGTH_MAX:
-        raise Problem(400, "invalid_idempotency_key", f"1 to {IDEMPOTENCY_KEY_LENGTH_MAX} characters are allowed")
     digest = hashlib.sha256(f"{organization_id}\0{kind}\0{idempotency_key}".encode()).digest()
     number, text = int.from_bytes(digest), ""
     for _ in range(_ID_LENGTH):

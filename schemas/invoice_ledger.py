@@ -51,6 +51,7 @@ class Attempt:
     amount_minor: int | None = None  # of `credit`, with target
     target: CreditTarget | None = None
     memo: str | None = None
+    request: str | None = None
 
     @property
     def may_advance(self) -> bool:
@@ -498,7 +499,13 @@ def _begun(record: InvoiceStep, before: Attempt | None) -> Attempt:
             before, number=record.attempt, phase="intent", begun_at=record.at, object_id=None, code=None, reason=None
         )
     return Attempt(
-        record.attempt, "intent", record.at, amount_minor=record.amount_minor, target=record.target, memo=record.memo
+        record.attempt,
+        "intent",
+        record.at,
+        amount_minor=record.amount_minor,
+        target=record.target,
+        memo=record.memo,
+        request=record.request,
     )
 
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
+import structlog
 from confluent_kafka import KafkaException
 
-from billing_job import desk, invoices
+from billing_job import desk, invoices, void_credit
 from billing_job.counts import Counts
 from billing_job.explain import NoSuchLine, events_csv, explained_invoice
 from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.simulate import NotSimulable
+from billing_job.steps import Billing, InvoiceStopped
+from billing_job.stripe_api import IdempotencyMisuse, StripeApi, StripeDeclined, StripeFailure, StripeRefused
+from billing_job.void_credit import NotPossible, NotPossibleCode
 from catalog.store import CatalogStore
-from dashboard.invoice_desk import DeskRefused, DeskUnavailable, Verified
+from dashboard.invoice_desk import (
+    Credited,
+    DeskConflict,
+    DeskRefused,
+    DeskUnavailable,
+    Possible,
+    Verified,
+    Voided,
+)
+from schemas.currency import from_minor
 from schemas.invoice_ledger import Invoice
 from schemas.ledger import InvoiceFixed
 from schemas.period import Cycle
@@ -23,7 +39,11 @@ from schemas.settings import Settings
 from warehouse.client import WarehouseUnavailable
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
 _AWAY = (LedgerUnavailable, WarehouseUnavailable, KafkaException)
+_STRIPE_RETRY_SECONDS_MAX = 5.0
+"""Someone waits for the answer, and can ask again."""
 
 
 class LedgerDesk:
@@ -33,6 +53,7 @@ class LedgerDesk:
         self._settings, self._catalog, self._ledger = settings, catalog, ledger
         self._lock = threading.Lock()
         self._open: Counts | None = None
+        self._stripe: StripeApi | None = None
 
     def close(self) -> None:
         """Close what it has opened."""
@@ -40,6 +61,9 @@ class LedgerDesk:
             if self._open is not None:
                 self._open.__exit__()
                 self._open = None
+            if self._stripe is not None:
+                self._stripe.close()
+                self._stripe = None
 
     def verify(self, invoice_id: str) -> Verified:
         fixed = self._fixed(invoice_id)
@@ -96,6 +120,71 @@ class LedgerDesk:
             return False
         return self._answered(lambda: desk.asked(self._ledger, invoice, what, by))
 
+    def possible(self, invoice_id: str) -> Possible:
+        invoice = self._invoice(invoice_id)
+        left = void_credit.creditable_minor(invoice)
+        return Possible(
+            void=void_credit.may_void(invoice),
+            credit=from_minor(left, invoice.fixed.currency) if left and invoice.fixed else None,
+            refund=invoice.stripe is not None and invoice.stripe.status == "paid",
+        )
+
+    def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:
+        def voided() -> Voided:
+            billing = self._billing()
+            invoice = void_credit.void(billing, self._invoice(invoice_id), reason)
+            next_id = void_credit.reissue(billing, invoice) if reissue else None
+            return Voided(billing.invoice(invoice_id).document(), next_id)
+
+        log.info("invoice_void_asked", invoice=invoice_id, reason=reason, reissue=reissue, by=by)
+        return self._changed(voided)
+
+    def credit(
+        self, invoice_id: str, amount: Decimal, *, reason: str, refund: bool, request: str | None, by: str
+    ) -> Credited:
+        def credited() -> Credited:
+            invoice = self._invoice(invoice_id)
+            asked = _digest(invoice.organization_id, secrets.token_hex(16) if request is None else request)
+            amount_minor = void_credit.credit_amount(invoice, amount)
+            after = void_credit.credit(
+                self._billing(), invoice, amount_minor, refund=refund, reason=reason, request=asked
+            )
+            return Credited(void_credit.credit_note_of(after, asked).document(), after.document())
+
+        log.info("invoice_credit_asked", invoice=invoice_id, amount=str(amount), reason=reason, refund=refund, by=by)
+        return self._changed(credited)
+
+    def _changed(self, change: Callable[[], T]) -> T:
+        """A change at Stripe, or why there is none, in the dashboard's words."""
+        try:
+            return self._answered(change)
+        except NotPossible as refused:
+            if refused.code in _OF_A_FIELD:
+                field, code = _OF_A_FIELD[refused.code]
+                raise DeskRefused(field, str(refused), code) from refused
+            raise DeskConflict(_CONFLICTS[refused.code], str(refused)) from refused
+        except InvoiceStopped as stopped:
+            raise DeskConflict("invoice_busy", str(stopped)) from stopped
+        except IdempotencyMisuse as misuse:  # ours, with Stripe; the invoice stops there until someone has looked at it
+            raise DeskConflict("stripe_idempotency_error", misuse.reason) from misuse
+        except (StripeRefused, StripeDeclined) as refused:
+            if refused.status in (400, 402):
+                raise DeskRefused(None, f"Stripe refused it: {refused.reason}", "stripe_refused") from refused
+            raise DeskUnavailable(f"Stripe did not take it, nothing was done: {refused.reason}") from refused
+        except StripeFailure as failure:
+            raise DeskUnavailable(
+                f"whether Stripe did it is unknown: {failure.reason}. It was begun and is finished within minutes; "
+                "to ask again is safe, for a credit note with the same Idempotency-Key"
+            ) from failure
+
+    def _billing(self) -> Billing:
+        """The ledger and Stripe, which is connected to when it is first needed."""
+        with self._lock:
+            if self._stripe is None:
+                quick = {"stripe_retry_seconds": min(self._settings.stripe_retry_seconds, _STRIPE_RETRY_SECONDS_MAX)}
+                self._stripe = StripeApi(self._settings.model_copy(update=quick))
+            return Billing(self._ledger, self._stripe)
+
     def _invoice(self, invoice_id: str) -> Invoice:
         found = self._ledger.state.get(invoice_id)
         if found is None:  # the tables that its caller found it in were quicker
@@ -117,6 +206,25 @@ class LedgerDesk:
             return question()
         except _AWAY as error:
             raise DeskUnavailable(str(error)) from error
+
+
+_OF_A_FIELD: Mapping[NotPossibleCode, tuple[str, str]] = {
+    "invalid_amount": ("amount", "invalid_amount"),
+    "request_reused": ("Idempotency-Key", "idempotency_key_reused"),
+}
+"""What is wrong with the request, whatever the state of the invoice: field and code."""
+_CONFLICTS: Mapping[NotPossibleCode, str] = {
+    "not_fixed": "invoice_not_computed",
+    "paid": "invoice_paid",
+    "not_void": "invoice_not_void",
+    "not_issued": "invoice_not_issued",
+    "not_paid": "invoice_not_paid",
+    "unfinished": "credit_note_unfinished",
+}
+
+
+def _digest(organization_id: str, request: str) -> str:
+    return hashlib.sha256(f"{organization_id}\0{request}".encode()).hexdigest()[:32]
 
 
 def _chained(first: str, blocks: Iterator[str]) -> Iterator[str]:

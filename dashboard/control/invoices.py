@@ -1,20 +1,70 @@
-"""/api/v1/invoices: approved, or tried again now. What else an invoice says or does is billing's."""
+"""/api/v1/invoices: approved, tried again now, voided or credited. What else an invoice says or does is billing's."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from dashboard.auth import Caller, Principal
+from dashboard.control.common import IdempotencyKey
 from dashboard.desk_access import answered, desk_of
 from dashboard.problems import problem_responses
-from dashboard.read.invoices import own_invoice
+from dashboard.read.invoices import InvoiceOut, own_invoice
 from dashboard.routing import AdminRoute, api_router
 from dashboard.services import services_of
+from dashboard.writes import require_idempotency_key
+from schemas.decimals import Amount
+from schemas.event import Label
 
 router = api_router(AdminRoute, "Invoices")
+
+
+class InvoiceVoidRequest(BaseModel):
+    """Why, and whether the next close is to invoice its cycle anew, as a revision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Label
+    reissue: bool = False
+
+
+class InvoiceVoidedOut(BaseModel):
+    """reissued_as: id of the invoice that the cycle will have; null: it is not invoiced anew."""
+
+    invoice: InvoiceOut
+    reissued_as: str | None
+
+
+class InvoiceCreditRequest(BaseModel):
+    """amount: major units, tax included. refund: of a paid invoice, back to how it was paid, not to the balance."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    amount: Amount
+    reason: Label
+    refund: bool = False
+
+
+class CreditNoteOut(BaseModel):
+    """A credit note as Stripe issued it. amount: major units, tax included. number: the document's, at Stripe."""
+
+    type: Literal["credit_note"]
+    id: str
+    amount: str
+    currency: str
+    status: str
+    reason: str | None
+    number: str | None
+    created_at: str
+
+
+class InvoiceCreditedOut(BaseModel):
+    """The credit note, and the invoice as it is with it."""
+
+    credit_note: CreditNoteOut
+    invoice: InvoiceOut
 
 
 class AskedOut(BaseModel):
@@ -39,3 +89,36 @@ async def approve_invoice(request: Request, caller: Caller, id: str) -> AskedOut
 async def retry_invoice(request: Request, caller: Caller, id: str) -> AskedOut:
     """Try again, without the usual rest, what is held or failed; also what had failed for good."""
     return await _ask(request, caller, id, "retry")
+
+
+@router.post("/invoices/{id}/void", responses=problem_responses(404, 409, 503))
+async def void_invoice(
+    request: Request, caller: Caller, id: str, body: InvoiceVoidRequest, idempotency_key: IdempotencyKey = None
+) -> InvoiceVoidedOut:
+    """Void an invoice that is not paid, at Stripe too. Asking twice is asking once, with or without Idempotency-Key."""
+    require_idempotency_key(idempotency_key)
+    await own_invoice(request, caller.organization_id, id)
+    desk = desk_of(services_of(request))
+    made = await answered(lambda: desk.void(id, reason=body.reason, reissue=body.reissue, by=caller.key_id))
+    return InvoiceVoidedOut(invoice=InvoiceOut.model_validate(made.invoice), reissued_as=made.reissued_as)
+
+
+@router.post("/invoices/{id}/credit", status_code=201, responses=problem_responses(404, 409, 503))
+async def credit_invoice(
+    request: Request, caller: Caller, id: str, body: InvoiceCreditRequest, idempotency_key: IdempotencyKey = None
+) -> InvoiceCreditedOut:
+    """Have Stripe issue a credit note: less is to pay, now or with the next invoice, or it is refunded.
+
+    Without an Idempotency-Key every request is another credit note.
+    """
+    require_idempotency_key(idempotency_key)
+    await own_invoice(request, caller.organization_id, id)
+    desk = desk_of(services_of(request))
+    made = await answered(
+        lambda: desk.credit(
+            id, body.amount, reason=body.reason, refund=body.refund, request=idempotency_key, by=caller.key_id
+        )
+    )
+    return InvoiceCreditedOut(
+        credit_note=CreditNoteOut.model_validate(made.credit_note), invoice=InvoiceOut.model_validate(made.invoice)
+    )

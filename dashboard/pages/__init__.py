@@ -15,6 +15,7 @@ from dashboard.pages import (
     duplicates,
     export,
     home,
+    invoice_changes,
     invoices,
     meters,
     orders,
@@ -43,6 +44,7 @@ def routers() -> list[APIRouter]:
             void,
             duplicates,
             usage,
+            invoice_changes,  # before `…/{what}`
             invoices,
             orders,
             alerts,

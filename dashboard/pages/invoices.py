@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 
 from catalog.view import CatalogView
-from dashboard.invoice_desk import DeskUnavailable, Verified
+from dashboard.invoice_desk import NOTHING_POSSIBLE, DeskUnavailable, InvoiceDesk, Possible, Verified
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.read.invoices import decoded_place, encoded_place, invoice_place, own_invoice, previewed
@@ -63,7 +63,7 @@ async def invoices(
     )
 
 
-def _invoice_page(
+async def invoice_page(
     request: Request,
     visitor: Session,
     document: dict[str, Any],
@@ -76,6 +76,7 @@ def _invoice_page(
 ) -> Response:
     """verified, explained: None unless they were asked for. problem: why it could not be done. done: what was."""
     services = services_of(request)
+    possible = await _possible(services.desk, document["id"])
     return render(
         request,
         "invoice.html",
@@ -89,12 +90,24 @@ def _invoice_page(
         done=done,
         can_retry=services.desk is not None and document["state"] in RETRIED,
         can_approve=services.desk is not None and document["state"] == "computed",
+        can_void=possible.void,
+        can_credit=possible.credit is not None,
     )
+
+
+async def _possible(desk: InvoiceDesk | None, id_: str) -> Possible:
+    """Nothing, where the ledger can't be asked: what is known is shown all the same."""
+    if desk is None:
+        return NOTHING_POSSIBLE
+    try:
+        return await asyncio.to_thread(desk.possible, id_)
+    except DeskUnavailable:
+        return NOTHING_POSSIBLE
 
 
 @router.get("/invoices/{id}")
 async def invoice(request: Request, visitor: Visitor, id: str) -> Response:
-    return _invoice_page(request, visitor, await own_invoice(request, visitor.organization_id, id))
+    return await invoice_page(request, visitor, await own_invoice(request, visitor.organization_id, id))
 
 
 @router.post("/invoices/{id}/verify")
@@ -109,8 +122,8 @@ async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -
             asyncio.to_thread(desk.verify, id), asyncio.to_thread(desk.explain, id)
         )
     except DeskUnavailable as error:
-        return _invoice_page(request, visitor, document, status=503, problem=str(error))
-    return _invoice_page(request, visitor, document, verified=verified, explained=explained)
+        return await invoice_page(request, visitor, document, status=503, problem=str(error))
+    return await invoice_page(request, visitor, document, verified=verified, explained=explained)
 
 
 @router.post("/invoices/{id}/{what}")
@@ -125,6 +138,6 @@ async def ask_for_invoice(
     try:
         asked = await asyncio.to_thread(desk.ask, id, what, f"dashboard, {visitor.key_id}")
     except DeskUnavailable as error:
-        return _invoice_page(request, visitor, document, status=503, problem=str(error))
+        return await invoice_page(request, visitor, document, status=503, problem=str(error))
     done = "The next close goes on with it." if asked else "It was not waiting for that."
-    return _invoice_page(request, visitor, document, done=done)
+    return await invoice_page(request, visitor, document, done=done)

@@ -1,0 +1,124 @@
+"""/invoices/{id}/void, /invoices/{id}/credit: an issued invoice that is wrong, put right by a form of its own."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dashboard.control.common import validated
+from dashboard.control.invoices import InvoiceCreditRequest, InvoiceVoidRequest
+from dashboard.desk_access import answered, desk_of
+from dashboard.invoice_desk import Credited, Possible, Voided
+from dashboard.pages.formats import money
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
+from dashboard.pages.invoices import invoice_page, shown
+from dashboard.pages.rendering import render
+from dashboard.pages.session import Form, Session, Visitor
+from dashboard.read.invoices import own_invoice
+from dashboard.services import services_of
+
+router = APIRouter(include_in_schema=False)
+
+_REQUEST = "request"
+"""Field with the form's own Idempotency-Key: a form that is sent twice makes one credit note."""
+
+
+async def _possible(request: Request, id_: str) -> Possible:
+    desk = desk_of(services_of(request))
+    return await answered(lambda: desk.possible(id_))
+
+
+async def _not_possible(request: Request, visitor: Session, document: dict[str, Any], problem: str) -> Response:
+    return await invoice_page(request, visitor, document, status=409, problem=problem)
+
+
+# --- Void -------------------------------------------------------------------------------------------------------------
+
+
+def _void_page(
+    request: Request, visitor: Session, document: dict[str, Any], values: Any, errors: Errors, status: int = 200
+) -> Response:
+    invoice = shown(document, services_of(request).catalog.view)
+    return render(request, "invoice_void.html", visitor, status=status, invoice=invoice, values=values, errors=errors)
+
+
+@router.get("/invoices/{id}/void")
+async def void_form(request: Request, visitor: Visitor, id: str) -> Response:
+    document = await own_invoice(request, visitor.organization_id, id)
+    if not (await _possible(request, id)).void:
+        return await _not_possible(request, visitor, document, "Only an invoice that is not paid can be voided.")
+    return _void_page(request, visitor, document, {}, NO_ERRORS)
+
+
+@router.post("/invoices/{id}/void")
+async def void_invoice(request: Request, visitor: Visitor, form: Form, id: str) -> Response:
+    document = await own_invoice(request, visitor.organization_id, id)
+
+    async def voiding() -> Voided:
+        wanted, desk = validated(InvoiceVoidRequest, dict(filled(form))), desk_of(services_of(request))
+        by = f"dashboard, {visitor.key_id}"
+        return await answered(lambda: desk.void(id, reason=wanted.reason, reissue=wanted.reissue, by=by))
+
+    made, errors, status = await attempted(voiding())
+    if made is None:
+        return _void_page(request, visitor, document, form, errors, status)
+    done = "It is void." if made.reissued_as is None else "It is void; the next close invoices its cycle anew."
+    return await invoice_page(request, visitor, made.invoice, done=done)
+
+
+# --- Credit -----------------------------------------------------------------------------------------------------------
+
+
+def _credit_page(
+    request: Request,
+    visitor: Session,
+    document: dict[str, Any],
+    possible: Possible,
+    values: Any,
+    errors: Errors = NO_ERRORS,
+    status: int = 200,
+) -> Response:
+    return render(
+        request,
+        "invoice_credit.html",
+        visitor,
+        status=status,
+        invoice=shown(document, services_of(request).catalog.view),
+        possible=possible,
+        values=values,
+        errors=errors,
+        request_field=_REQUEST,
+        # What was refused is asked for anew; what may have been done is asked for again.
+        request_key=values.get(_REQUEST) if status == 503 else secrets.token_hex(16),
+    )
+
+
+@router.get("/invoices/{id}/credit")
+async def credit_form(request: Request, visitor: Visitor, id: str) -> Response:
+    document = await own_invoice(request, visitor.organization_id, id)
+    possible = await _possible(request, id)
+    if possible.credit is None:
+        return await _not_possible(request, visitor, document, "There is nothing issued that could be credited.")
+    return _credit_page(request, visitor, document, possible, {})
+
+
+@router.post("/invoices/{id}/credit")
+async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str) -> Response:
+    document = await own_invoice(request, visitor.organization_id, id)
+    fields = {name: text for name, text in form.items() if name != _REQUEST}
+
+    async def crediting() -> Credited:
+        wanted, desk = validated(InvoiceCreditRequest, dict(filled(fields))), desk_of(services_of(request))
+        key, by = form.get(_REQUEST) or None, f"dashboard, {visitor.key_id}"
+        return await answered(
+            lambda: desk.credit(id, wanted.amount, reason=wanted.reason, refund=wanted.refund, request=key, by=by)
+        )
+
+    made, errors, status = await attempted(crediting())
+    if made is None:
+        return _credit_page(request, visitor, document, await _possible(request, id), form, errors, status)
+    note = made.credit_note
+    done = f"Credit note {note['number'] or note['id']} over {money(note['amount'], note['currency'])} was issued."
+    return await invoice_page(request, visitor, made.invoice, done=done)
