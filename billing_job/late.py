@@ -21,6 +21,7 @@ from schemas.invoice_ledger import CycleBill, Invoice, InvoiceLedger, bills_of, 
 from schemas.ledger import Correction, InvoiceFixed
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark, lowest
+from warehouse.client import WarehouseUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -160,6 +161,68 @@ def _span(billed: BilledSubscription) -> Need:
         max(each.active_until for each in fixed),
         tuple(meters.values()),
     )
+
+
+# --- What would be billed -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLate:
+    """What a cycle costs now beyond what was billed for it. fixed: the cycle's invoice; amount_minor: negative, too."""
+
+    fixed: InvoiceFixed
+    amount_minor: int
+
+
+def pending(
+    ledger: InvoiceLedger,
+    counts: CountSource,
+    subscriptions: Iterable[SubscriptionKey],
+    watermark: Watermark,
+    *,
+    issued_by_us: int,
+) -> list[PendingLate]:
+    """Late usage that no invoice issued by then had billed, of cycles invoiced by then; as corrections price it.
+
+    Of cycles that were not, what other invoices had corrected ahead, negative: it is part of what those cycles cost.
+    Nothing after a final invoice. Raises WarehouseUnavailable, also while ClickHouse lacks what was counted before.
+    """
+    found = [
+        BilledSubscription(key, invoices, cycle_bills(invoices))
+        for key in subscriptions
+        if (invoices := tuple(each for each in ledger.of_subscription(*key) if _issued(each, issued_by_us)))
+        and not any(each.fixed is not None and each.fixed.final and each.state != "void" for each in invoices)
+    ]
+    if not all(
+        bill.counted_to.reached_by(watermark.epoch, watermark.offsets) for each in found for bill in each.bills.values()
+    ):
+        raise WarehouseUnavailable("ClickHouse does not have everything that was invoiced")
+    late = _with_late_events(counts, [each for each in found if each.bills], watermark)
+    changed = [each for each in found if each.key in late or each.must_look]
+    needs = [need_of(bill.fixed) for each in changed for bill in each.bills.values()]
+    quantities = counts.totals(needs, watermark) if needs else {}
+    made: list[PendingLate] = []
+    for each in changed:
+        for correction in corrections_of(each.bills.values(), quantities):
+            made.append(PendingLate(correction.corrected, correction.correction.difference_minor))
+    made += [ahead for each in found for ahead in _billed_ahead(ledger, each)]
+    return [each for each in made if each.amount_minor]
+
+
+def _issued(invoice: Invoice, by_us: int) -> bool:
+    return invoice.issued_at is not None and invoice.issued_at <= by_us
+
+
+def _billed_ahead(ledger: InvoiceLedger, billed: BilledSubscription) -> Iterable[PendingLate]:
+    """Corrections of cycles whose own invoice is not among those issued, and comes yet."""
+    for each in billed.invoices:
+        if each.fixed is None or each.state == "void":
+            continue
+        for correction in each.fixed.corrections:
+            in_force = ledger.get(ledger.in_force(*billed.key, correction.cycle_start)[0])
+            is_held = in_force is not None and in_force.state == "void"
+            if correction.cycle_start not in billed.bills and not is_held:
+                yield PendingLate(fixed_invoice_of(ledger, correction.corrects), -correction.difference_minor)
 
 
 # --- What must be countable ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from catalog.view import CatalogView
+from dashboard.invoice_desk import InvoicedBy, LateUsage
 from dashboard.preview import Preview, previews
 from dashboard.usage_queries import trimmed
 from runtime.csv_text import csv_rows, safe_cell
@@ -167,6 +168,10 @@ class Accrued:
     currency: str
 
 
+LATE_USAGE = "late_usage"
+"""In the place of a meter's name: what a cycle costs beyond what was invoiced for it. As the invoice's line has it."""
+_LATE_LINE = 65_535  # behind every line of a cycle
+
 ACCRUAL_AHEAD_US_MAX = 366 * 86_400 * SECOND_US
 
 
@@ -187,40 +192,31 @@ ACCRUAL = (
 
 
 def accrual(
-    client: Client, view: CatalogView, organization_id: str, at_us: int, watermark: Watermark | None
+    client: Client,
+    view: CatalogView,
+    organization_id: str,
+    at_us: int,
+    watermark: Watermark | None,
+    invoiced: InvoicedBy,
 ) -> list[Accrued]:
     """What was used before a date and was on no issued invoice then, priced as if each cycle ended there.
 
-    Flat fees and minimums are prorated up to the date. Events below the watermark count.
+    Flat fees and minimums are prorated up to the date. Events below the watermark count. invoiced: by that date; what
+    its cycles cost beyond that, late usage, is a line of its own.
     """
-    billed = _billed(client, organization_id, at_us)
     wanted = [
         (subscription, cycle)
         for subscription in view.all(Subscription, organization_id)
         for cycle in _begun(subscription, at_us)
-        if (subscription.id, cycle.start_us) not in billed
+        if (subscription.id, cycle.start_us) not in invoiced.cycles
     ]
     made = previews(client, view, wanted, watermark, until_us=at_us)
-    return [each for preview in made for each in _accrued(view, preview)]
+    return [*(each for preview in made for each in _accrued(view, preview)), *map(_late, invoiced.late)]
 
 
 def _begun(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
     until = at_us if subscription.ends_at is None else min(at_us, subscription.ends_at)
     return subscription.calendar.before(until)
-
-
-def _billed(client: Client, organization_id: str, at_us: int) -> set[tuple[str, int]]:
-    """(subscription, start) of cycles that were invoiced by then, or whose invoice was voided for good."""
-    query = """
-        SELECT subscription_id, toUnixTimestamp64Micro(cycle_start) FROM invoices
-        WHERE organization_id = {organization_id:String}
-          AND if(state = 'void', NOT reissued, ifNull(toUnixTimestamp64Micro(issued_at) <= {at:Int64}, false))
-    """
-    try:
-        rows = client.query(query, parameters={"organization_id": organization_id, "at": at_us}).result_rows
-    except ClickHouseError as error:
-        raise unavailable(error) from error
-    return {(str(subscription), int(start)) for subscription, start in rows}
 
 
 def _accrued(view: CatalogView, preview: Preview) -> Iterator[Accrued]:
@@ -238,6 +234,21 @@ def _accrued(view: CatalogView, preview: Preview) -> Iterator[Accrued]:
             net=line.amount,
             currency=preview.computed.currency,
         )
+
+
+def _late(late: LateUsage) -> Accrued:
+    return Accrued(
+        customer_id=late.customer_id,
+        subscription_id=late.subscription_id,
+        product_id=late.product_id,
+        line=_LATE_LINE,
+        meter_id="",
+        meter=LATE_USAGE,
+        period=late.period,
+        quantity=Decimal(1),
+        net=late.net,
+        currency=late.currency,
+    )
 
 
 def accrual_table(accrued: Sequence[Accrued]) -> Table:

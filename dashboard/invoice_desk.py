@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from schemas.period import Cycle
 from schemas.product import ProductSpec
+from schemas.watermark import Watermark
 
 
 class DeskUnavailable(Exception):
@@ -53,6 +54,29 @@ NOTHING_POSSIBLE = Possible(void=False, credit=None, refund=False)
 
 
 @dataclass(frozen=True, slots=True)
+class LateUsage:
+    """What a cycle costs now beyond what was invoiced for it; net: major units, before tax, negative for a credit."""
+
+    customer_id: str
+    subscription_id: str
+    product_id: str
+    period: Cycle
+    net: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicedBy:
+    """What was invoiced by a date. cycles: (subscription, start in µs), those too whose invoice is void for good.
+
+    late: what they cost beyond that.
+    """
+
+    cycles: frozenset[tuple[str, int]]
+    late: tuple[LateUsage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Voided:
     """invoice: its document. reissued_as: id of the invoice that its cycle will have; None: the cycle has none."""
 
@@ -91,6 +115,10 @@ class InvoiceDesk(Protocol):
         self, organization_id: str, customer_id: str, product: ProductSpec | str, period: Cycle
     ) -> list[dict[str, Any]]:
         """What a product (or that of an id) would have charged, cycle by cycle. Raises DeskRefused."""
+        ...
+
+    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark | None) -> InvoicedBy:
+        """What was invoiced by a date, and the late usage below the watermark that was not."""
         ...
 
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:

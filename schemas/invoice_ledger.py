@@ -119,6 +119,13 @@ class Invoice:
     def fixed_hash(self) -> str | None:
         return None if self.fixed is None else self.fixed.hash
 
+    @property
+    def issued_at(self) -> int | None:
+        """When it became a legal document at Stripe, or was settled at 0; µs. None: not yet."""
+        if self.stripe is not None:
+            return self.stripe.finalized_at
+        return self.order.paid_at if self.order else None
+
     def attempt(self, step: StepName, index: int = 0) -> Attempt | None:
         return self.steps.get((step, index))
 

@@ -174,7 +174,7 @@ def _invoice_row(invoice: Invoice) -> Row:
         "revision": invoice.revision,
         "reissued": invoice.reissued,
         "product_id": _product(invoice.fixed, "id"),
-        "issued_at": _instant(seen.finalized_at if seen else settled_at),
+        "issued_at": _instant(invoice.issued_at),
         "due_at": _instant(seen.due_date if seen else None),
         "paid_at": _instant(settled_at),
         "unpaid_reason": owed.reason if owed else "",

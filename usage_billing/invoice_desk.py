@@ -13,6 +13,8 @@ import structlog
 from confluent_kafka import KafkaException
 
 from billing_job import desk, invoices, void_credit
+from billing_job import late as late_usage
+from billing_job.content import trues_up
 from billing_job.counts import Counts
 from billing_job.explain import NoSuchLine, events_csv, explained_invoice
 from billing_job.ledger import LedgerLog, LedgerUnavailable
@@ -26,6 +28,8 @@ from dashboard.invoice_desk import (
     DeskConflict,
     DeskRefused,
     DeskUnavailable,
+    InvoicedBy,
+    LateUsage,
     Possible,
     Verified,
     Voided,
@@ -36,6 +40,8 @@ from schemas.ledger import InvoiceFixed
 from schemas.period import Cycle
 from schemas.product import ProductSpec
 from schemas.settings import Settings
+from schemas.subscription import Subscription
+from schemas.watermark import Watermark
 from warehouse.client import WarehouseUnavailable
 
 T = TypeVar("T")
@@ -112,6 +118,20 @@ class LedgerDesk:
             )
         except NotSimulable as error:
             raise DeskRefused(error.field, str(error)) from error
+
+    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark | None) -> InvoicedBy:
+        view, ledger = self._catalog.view, self._ledger.state
+        keys = [(organization_id, each.id) for each in view.all(Subscription, organization_id)]
+        known = [invoice for key in keys for invoice in ledger.of_subscription(*key)]
+        late: list[late_usage.PendingLate] = []
+        if watermark is not None and trues_up(view, organization_id):
+            late = self._answered(
+                lambda: late_usage.pending(ledger, self._counts(), keys, watermark, issued_by_us=at_us)
+            )
+        return InvoicedBy(
+            cycles=frozenset((each.subscription_id, each.cycle_start) for each in known if _is_billed(each, at_us)),
+            late=tuple(map(_late, late)),
+        )
 
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
         invoice = self._invoice(invoice_id)
@@ -221,6 +241,25 @@ _CONFLICTS: Mapping[NotPossibleCode, str] = {
     "not_paid": "invoice_not_paid",
     "unfinished": "credit_note_unfinished",
 }
+
+
+def _is_billed(invoice: Invoice, by_us: int) -> bool:
+    """Whether its cycle is billed by then, or held for good."""
+    if invoice.state == "void":
+        return not invoice.reissued
+    return invoice.issued_at is not None and invoice.issued_at <= by_us
+
+
+def _late(pending: late_usage.PendingLate) -> LateUsage:
+    fixed = pending.fixed
+    return LateUsage(
+        customer_id=fixed.customer_id,
+        subscription_id=fixed.subscription_id,
+        product_id=fixed.priced_product.id,
+        period=Cycle(fixed.cycle_start, fixed.active_until),
+        net=from_minor(pending.amount_minor, fixed.currency),
+        currency=fixed.currency,
+    )
 
 
 def _digest(organization_id: str, request: str) -> str:

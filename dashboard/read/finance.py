@@ -8,6 +8,7 @@ from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
 from dashboard.auth import Caller
+from dashboard.desk_access import answered, desk_of
 from dashboard.finance import REPORTS, Table, TooFarAhead, accrual, accrual_table, all_time, csv_chunks, require_near
 from dashboard.problems import field_problem
 from dashboard.read.parameters import From, To, instant, period
@@ -48,14 +49,19 @@ async def get_accrual(
     at: Annotated[str, Query(description="RFC 3339; what was used before it and not invoiced by then", max_length=64)],
     format: Format = "json",
 ) -> Any:
-    """Usage priced as if every open cycle ended at a date, flat fees and minimums prorated up to it."""
+    """Usage priced as if every open cycle ended at a date, flat fees and minimums prorated up to it.
+
+    `late_usage`: what came late for a cycle that was invoiced by then, and was on no invoice.
+    """
     services, when = services_of(request), instant("at", at)
     try:
         require_near(when, now_us())
     except TooFarAhead as error:
         raise field_problem("at", "at_range", str(error)) from None
     watermark = await services.warehouse.stored()
-    rows = await services.warehouse.run(accrual, services.catalog.view, caller.organization_id, when, watermark)
+    desk, view, organization_id = desk_of(services), services.catalog.view, caller.organization_id
+    invoiced = await answered(lambda: desk.invoiced_by(organization_id, when, watermark))
+    rows = await services.warehouse.run(accrual, view, organization_id, when, watermark, invoiced)
     return _answer(accrual_table(rows), "accrual", format)
 
 

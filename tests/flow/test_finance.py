@@ -19,9 +19,10 @@ from dashboard.app import Dashboard
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas.organization import ApiKey, Scope, new_secret, secret_digest
-from schemas.period import parse_rfc3339
+from schemas.period import SECOND_US, format_rfc3339, parse_rfc3339
 from schemas.product import Product
-from tests.flow.billing import APRIL, TIERS, BillingWorld
+from tests.flow.billing import APRIL, MAY, TIERS, BillingWorld
+from usage_billing.invoice_desk import LedgerDesk
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.anyio]
 KEY = new_secret()
@@ -79,12 +80,14 @@ def until_projected(world: BillingWorld) -> None:
 
 @pytest.fixture(scope="module")
 async def api(world: BillingWorld) -> AsyncIterator[httpx.AsyncClient]:
-    board = Dashboard(world.settings, world.catalog)
+    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    board = Dashboard(world.settings, world.catalog, desk)
     transport = httpx.ASGITransport(board.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://usage/api/v1") as client:
         client.headers["Authorization"] = f"Bearer {KEY}"
         yield client
     board.services.warehouse.close()
+    desk.close()
 
 
 def command(world: BillingWorld, *arguments: str) -> Rows:
@@ -244,3 +247,42 @@ async def test_benefits_by_subscription(world: BillingWorld, api: httpx.AsyncCli
     assert {each["state"] for each in await of("paid")} == {"active"}
     assert await of("sent") == []
     assert (await api.get("/customers/nobody/benefits")).status_code == 404
+
+
+async def test_late_usage_is_accrued_from_its_cycles_invoice_until_its_own(
+    world: BillingWorld, api: httpx.AsyncClient
+) -> None:
+    world.subscribe("tardy", TIERS, ends_at=APRIL)
+    world.use("tardy", "100000")
+    world.close()
+    (first,) = world.invoices("tardy")
+    assert first.issued_at is not None
+    at, before = format_rfc3339(first.issued_at + SECOND_US), format_rfc3339(first.issued_at - SECOND_US)
+
+    async def accrued(date: str) -> list[tuple[str, str, str]]:
+        found = [each for each in await rows(api, "accrual", at=date) if each["customer_id"] == "tardy"]
+        assert {(each["period_start"], each["period_end"]) for each in found} <= {
+            ("2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z")
+        }
+        return [(each["meter"], each["quantity"], each["net"]) for each in found]
+
+    assert await accrued(at) == []
+    world.use("tardy", "50000")
+    stored = "SELECT count() FROM usage WHERE customer_id = 'tardy'"
+    world.until(lambda: world.query(stored) == [(2,)])
+    late = [("late_usage", "1", "25.00")]
+    assert await accrued(at) == late
+    assert await accrued(before) == [("mtr_calls", "150000", "135.00")], "the whole of it was not invoiced then"
+    known = command(world, "accrual", "--at", at, "--keep")
+    assert [each["net"] for each in known if each["meter"] == "late_usage"] == ["25.00"]
+    kept = "SELECT customer_id, toString(net) FROM finance_accrual WHERE meter = 'late_usage'"
+    assert world.query(kept) == [("tardy", "25")]
+
+    world.stripe.advance(86_400)
+    world.close(MAY)  # its final invoice, among others
+    invoices = world.invoices("tardy")
+    assert [each.document()["total"] for each in invoices] == ["110.00", "25.00"], "what was invoiced, what was accrued"
+    last = invoices[1].issued_at
+    assert last is not None
+    assert await accrued(at) == late, "it was not invoiced then"
+    assert await accrued(format_rfc3339(last + SECOND_US)) == []

@@ -133,7 +133,7 @@ def test_approval_and_retry(world: BillingWorld, api: TestClient) -> None:
 # --- Void and credit --------------------------------------------------------------------------------------------------
 
 
-def billed(world: BillingWorld, customer: str, state: str, **more: str) -> str:
+def billed(world: BillingWorld, customer: str, state: str, **more: Any) -> str:
     """Id of an invoice over 10.00, in that state."""
     world.subscribe(customer, PER_UNIT, **more)
     world.use(customer, "10")
@@ -145,7 +145,7 @@ def problem(answer: Response) -> tuple[int, str, list[str | None]]:
     """(status, code, fields at fault) of a problem."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     body = answer.json()
-    return body["status"], body["code"], [each["field"] for each in body["errors"]]
+    return body["status"], body["code"], [each["field"] for each in body.get("errors", ())]
 
 
 def credit_notes(world: BillingWorld, invoice_id: str) -> list[dict[str, Any]]:
@@ -312,9 +312,9 @@ def test_an_invoice_is_credited_on_its_page_once(world: BillingWorld, pages: Tes
     assert (wrong.status_code, "Stripe refused it" in wrong.text) == (422, True)
     assert 'value="10.01"' in wrong.text
     sent = {**hidden(wrong.text), "amount": "10", "reason": "all", "refund": "on"}
-    for _ in range(2):  # a double click
-        done = pages.post(path, data=sent)
-        assert (done.status_code, "over €10.00 was issued" in done.text) == (200, True), done.text
+    pages.post(path, data=sent)
+    done = pages.post(path, data=sent)  # a double click
+    assert (done.status_code, "over €10.00 was issued" in done.text) == (200, True), done.text
     assert "Since it was issued" in done.text
     assert [each["amount"] for each in credit_notes(world, invoice_id)] == [1000]
     assert buttons(pages, invoice_id) == [], "nothing is left to credit"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from billing_job.ledger import LedgerLog, LedgerUnavailable
 from catalog.store import CatalogStore, CatalogUnavailable
 from dashboard.finance import (
     REPORTS,
@@ -22,10 +23,12 @@ from dashboard.finance import (
     require_near,
 )
 from dashboard.finance import accrual as accrued_at
+from dashboard.invoice_desk import DeskUnavailable
 from dashboard.warehouse_access import WarehouseAccess
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
+from usage_billing.invoice_desk import LedgerDesk
 from warehouse.client import WarehouseUnavailable, connect
 
 app = App(name="finance", help="For finance: lines, revenue, open items, accruals.")
@@ -68,7 +71,7 @@ def accrual(
     organization: OrganizationId = DEFAULT_ORGANIZATION,
     format_: Format = "csv",
 ) -> int:
-    """Print what was used and not invoiced at a date, priced as if every open cycle ended there."""
+    """Print what was used and not invoiced at a date, late usage too, priced as if every open cycle ended there."""
     settings, at_us = settings_for("finance"), _instant("--at", at)
     try:
         require_near(at_us, _now())
@@ -76,15 +79,18 @@ def accrual(
         wrong_usage(f"--at: {error}")
     try:
         access = WarehouseAccess(settings)
-        with CatalogStore(settings) as catalog:
+        with CatalogStore(settings) as catalog, LedgerLog(settings) as ledger:
             _require(catalog, organization)
             watermark = asyncio.run(access.stored())
-            accrued = accrued_at(access.client(), catalog.view, organization, at_us, watermark)
+            desk = LedgerDesk(settings, catalog, ledger)
+            invoiced = desk.invoiced_by(organization, at_us, watermark)
+            desk.close()
+            accrued = accrued_at(access.client(), catalog.view, organization, at_us, watermark, invoiced)
         if keep:
             keep_accrual(access.client(), organization, at_us, _now(), accrued)
         access.close()
         _print(accrual_table(accrued), format_)
-    except (CatalogUnavailable, WarehouseUnavailable) as error:
+    except (CatalogUnavailable, DeskUnavailable, LedgerUnavailable, WarehouseUnavailable) as error:
         fail(str(error))
     return DONE
 

@@ -16,19 +16,20 @@ from billing_job.compute import priced_again
 from billing_job.content import fixed_now
 from billing_job.counts import Need, Quantities, need_of, quantities
 from billing_job.due import FINAL_AFTER_DAYS, due_cycles
-from billing_job.late import corrected_again, counted_for
+from billing_job.late import PendingLate, corrected_again, counted_for, pending
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from schemas.customer import Customer
 from schemas.decimals import decimal_text
 from schemas.invoice_ledger import CycleBill, InvoiceLedger, cycle_bills
-from schemas.ledger import InvoiceFixed, InvoiceStep, StripeInvoice
+from schemas.ledger import InvoiceFixed, InvoiceStep, OrderRecorded, StripeInvoice, order_id
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
 from schemas.period import parse_rfc3339
 from schemas.product import Product
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
+from warehouse.client import WarehouseUnavailable
 from warehouse.totals import TotalsRequest, UsageTotal
 
 ORG = "org"
@@ -196,6 +197,14 @@ class World:
         self.ledger.apply(InvoiceStep(step="draft", phase="done", object_id=seen.id, **ids))
         self.ledger.apply(InvoiceStep(step="observe", phase="done", stripe=seen, **ids))
         assert self.ledger.invoices[invoice_id].state == "void"
+
+    def issue(self, fixed: InvoiceFixed, at: int) -> None:
+        """It is settled then."""
+        ids = (order_id(fixed.invoice_id), fixed.invoice_id, ORG, "c", SUB)
+        assert self.ledger.apply(OrderRecorded(*ids, fixed.currency, fixed.total, fixed.total_minor, at, at))
+
+    def pending(self, issued_by: int) -> list[PendingLate]:
+        return pending(self.ledger, self.stored, [(ORG, SUB)], self.stored.end, issued_by_us=issued_by)
 
 
 def amounts(made: Iterable[InvoiceFixed]) -> list[tuple[str, list[str]]]:
@@ -374,6 +383,67 @@ def test_the_ledger_takes_no_correction_of_what_is_not_so(change: str) -> None:
     assert world.ledger.apply(february)
 
 
+# --- What would be billed ---------------------------------------------------------------------------------------------
+
+
+def pending_of(world: World, issued_by: int) -> list[tuple[int, int]]:
+    return [(each.fixed.cycle_start, each.amount_minor) for each in world.pending(issued_by)]
+
+
+def test_late_usage_is_pending_until_an_invoice_with_it_is_issued() -> None:
+    world = World((TIERS,))
+    world.event(0, "calls", 110)
+    (january,) = world.close(MONTHS[1])
+    world.event(0, "calls", 50)
+    assert pending_of(world, 1) == [], "the whole cycle is not invoiced yet"
+    world.issue(january, 1)
+    assert pending_of(world, 1) == [(MONTHS[0], 500)]
+    (february,) = world.close(MONTHS[2])
+    assert pending_of(world, 1) == [(MONTHS[0], 500)], "it is fixed, and no document yet"
+    world.issue(february, 3)
+    assert pending_of(world, 2) == [(MONTHS[0], 500)]
+    assert pending_of(world, 3) == []
+    world.event(0, "calls", -50)
+    assert pending_of(world, 3) == [(MONTHS[0], -500)]
+
+
+def test_what_another_invoice_billed_ahead_of_the_cycles_own_is_taken_off() -> None:
+    world = World((TIERS,))
+    world.event(0, "calls", 110)
+    (january,) = world.close(MONTHS[1])
+    world.event(0, "calls", 50)
+    (february,) = world.close(MONTHS[2])
+    world.issue(february, 1)
+    assert pending_of(world, 1) == [(MONTHS[0], -500)]  # of the 38.50 that January comes to
+    world.issue(january, 2)
+    assert pending_of(world, 2) == []
+
+
+def test_after_a_final_invoice_and_of_a_void_one_nothing_is_pending() -> None:
+    world = World((TIERS,))
+    world.event(5, "calls", 110)
+    made = world.close(NOW)
+    for each in made:
+        world.issue(each, 1)
+    world.event(5, "calls", 50)
+    assert pending_of(world, 1) == []
+    other = World((TIERS,))
+    (january,) = other.close(MONTHS[1])
+    other.void_invoice(january.invoice_id)
+    other.event(0, "calls", 50)
+    assert pending_of(other, 1) == []
+
+
+def test_nothing_is_told_of_a_store_that_lost_what_was_counted() -> None:
+    world = World((TIERS,))
+    world.event(0, "calls", 110)
+    for each in world.close(MONTHS[1]):
+        world.issue(each, 1)
+    world.stored.log.clear()
+    with pytest.raises(WarehouseUnavailable):
+        world.pending(1)
+
+
 # --- Property ---------------------------------------------------------------------------------------------------------
 
 EVENT = st.tuples(
@@ -435,3 +505,50 @@ def test_what_was_billed_adds_up_to_what_the_cycle_costs(steps: list[tuple[Any, 
     ):
         for bill in world.bills.values():
             assert bill.billed_minor == world.costs(bill, bill.counted_to)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            EVENT,
+            EVENT,
+            st.tuples(st.just("void"), st.integers(0, 40)),
+            st.tuples(st.just("close"), st.integers(1, 6), st.integers(0, 5)),
+        ),
+        max_size=30,
+    )
+)
+def test_what_was_invoiced_by_a_date_and_what_is_accrued_then_add_up_to_what_is_invoiced_in_the_end(
+    steps: list[tuple[Any, ...]],
+) -> None:
+    """close: up to a month; its invoices are issued so many steps later, perhaps after those that follow them."""
+    world = World()
+    issued: dict[str, int] = {}
+
+    def issue(made: list[InvoiceFixed], at: int) -> None:
+        for each in made:
+            issued[each.invoice_id] = at
+            world.issue(each, at)
+
+    for clock, (kind, *given_) in enumerate(steps):
+        match kind:
+            case "event":
+                world.event(*given_)
+            case "void":
+                events = [place for place, entry in enumerate(world.stored.log) if not isinstance(entry, int)]
+                if events:
+                    world.void(events[given_[0] % len(events)])
+            case _:
+                issue(world.close(MONTHS[given_[0]]), clock + given_[1])
+    dates = range(-1, len(steps) + 6)
+    late = {at: sum(each.amount_minor for each in world.pending(at)) for at in dates}
+    issue(world.close(NOW), len(steps) + 10)
+    invoices = [invoice.fixed for invoice in world.ledger.of_subscription(ORG, SUB) if invoice.fixed]
+    for at in dates:
+        by_then = [each for each in invoices if issued[each.invoice_id] <= at]
+        open_cycles = [each for each in invoices if each not in by_then and not each.final]
+        quantities_now = world.stored.totals([need_of(each) for each in open_cycles], world.stored.end)
+        open_minor = sum(priced_again(each, quantities_now[each.invoice_id]).total_minor for each in open_cycles)
+        invoiced_minor = sum(each.total_minor for each in by_then)
+        assert invoiced_minor + late[at] + open_minor == sum(each.total_minor for each in invoices), at
