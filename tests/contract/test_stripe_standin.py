@@ -286,6 +286,43 @@ def test_void_returns_the_credit(client: StripeClient) -> None:
         client.v1.invoices.pay(invoice.id)
 
 
+# Discount
+
+
+def test_an_invoice_inherits_the_customers_discount_unless_it_is_told_not_to(
+    client: StripeClient, standin: StripeStandin, account: str
+) -> None:
+    vat = client.v1.tax_rates.create({"display_name": "VAT", "percentage": 19, "inclusive": False})
+    owner = customer(client)
+    given = standin.control(
+        "POST", f"customers/{owner.id}/discount", {"percent_off": "50", "coupon": "half", "account": account}
+    )
+    discount = client.v1.customers.retrieve(owner.id).discount
+    assert discount is not None
+    assert (discount.id, discount.source.coupon) == (given["id"], "half")
+
+    params: Any = {"customer": owner.id, "currency": "eur", "default_tax_rates": [vat.id]}
+    inheriting = client.v1.invoices.create(params)
+    client.v1.invoice_items.create({"invoice": inheriting.id, "amount": 1001})
+    client.v1.invoice_items.create({"invoice": inheriting.id, "amount": -100})  # not discountable
+    seen = client.v1.invoices.retrieve(inheriting.id)
+    amounts = [each.amount for each in seen.total_discount_amounts or ()]
+    assert (seen.subtotal, amounts, seen.discounts) == (901, [501], [discount.id])
+    assert seen.total == 400 + 76  # 95 - 19 of tax on 500 and -100
+    assert [[each.amount for each in line.discount_amounts or ()] for line in seen.lines.data] == [[], [501]]
+
+    plain = draft(client, owner, 1000, default_tax_rates=[vat.id])  # with discounts=""
+    assert (plain.subtotal, plain.total, plain.discounts, plain.total_discount_amounts) == (1000, 1190, [], [])
+    cleared: Any = client.v1.invoices.update(inheriting.id, {"discounts": ""})
+    assert (cleared.total, cleared.discounts) == (901 + 171, [])
+
+    client.v1.customers.delete_discount(owner.id)
+    assert client.v1.customers.retrieve(owner.id).discount is None
+    with pytest.raises(stripe.InvalidRequestError):
+        client.v1.customers.delete_discount(owner.id)
+    assert draft(client, owner, 1000).total == 1000
+
+
 # Tax
 
 

@@ -171,6 +171,7 @@ def test_an_invoice_is_voided_and_made_anew(world: BillingWorld, api: TestClient
     assert [(each.id, each.revision, each.state) for each in world.invoices("voided") if each.id != invoice_id] == [
         (document["reissued_as"], 2, "payment_failed")
     ]
+    world.until(lambda: api.get(f"/invoices/{document['reissued_as']}").status_code == 200)
     left = api.post(f"/invoices/{document['reissued_as']}/void", json={"reason": "not wanted"}).json()
     assert (left["invoice"]["state"], left["reissued_as"]) == ("void", None)
 

@@ -521,6 +521,22 @@ def test_what_changes_of_a_customer_is_told_before_the_next_invoice(world: Billi
     assert world.changes() == calls
 
 
+def test_a_discount_of_the_customer_is_not_inherited(world: BillingWorld) -> None:
+    """What the merchant's coupons take off elsewhere is not ours to take off: prices are what the product says."""
+    given = world.at_stripe("POST", "/v1/customers", name="discounted")["id"]
+    method = world.at_stripe("POST", "/v1/payment_methods/pm_card_visa/attach", customer=given)["id"]
+    world.stripe.control("POST", f"customers/{given}/discount", {"percent_off": "50"})
+    other = world.at_stripe("POST", "/v1/invoices", customer=given, currency="eur")
+    assert len(other["discounts"]) == 1, "who does not say otherwise inherits it"
+    invoice = billed(world, "discounted", stripe_customer_id=given, payment_method=method)
+    assert (invoice.state, invoice.document()["amount_paid"]) == ("paid", "135.00")
+    assert invoice.stripe is not None
+    assert (invoice.stripe.subtotal_minor, invoice.stripe.total_minor) == (13500, 13500)
+    (made,) = world.stripe_invoices("discounted")
+    assert (made["discounts"], made["total_discount_amounts"]) == ([], [])
+    assert world.stripe.charges()[made["id"]]["amount"] == 13500
+
+
 def test_a_card_that_is_attached_already_is_taken(world: BillingWorld) -> None:
     """By an earlier run whose answer was lost, and whose key Stripe has forgotten."""
     given = world.at_stripe("POST", "/v1/customers", name="attached")["id"]

@@ -7,6 +7,7 @@ GET, DELETE        requests         ?method=&path= (a pattern with *)
 GET                charges          ?account=        how often every invoice was charged
 GET                webhooks         how many deliveries are pending
 POST               payment_intents/{id}/authenticate   {"outcome": "succeeded" or "failed", "account"?}
+POST               customers/{id}/discount             {"percent_off": "50", "coupon"?, "account"?}
 POST               disputes         {"charge": "ch_…", "reason"?, "account"?}
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
-from deploy.local.stripe_standin import invoices, payments
+from deploy.local.stripe_standin import customers, invoices, payments
 from deploy.local.stripe_standin.errors import ApiError
 from deploy.local.stripe_standin.faults import Fault
 from deploy.local.stripe_standin.records import Charge, Invoice, PaymentIntent
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/_standin/"
 _AUTHENTICATE = re.compile(r"payment_intents/(\w+)/authenticate")
+_DISCOUNT = re.compile(r"customers/(\w+)/discount")
 
 
 class WrongUse(Exception):
@@ -85,6 +88,8 @@ def _answer(app: App, method: str, name: str, query: Mapping[str, str], given: J
             return {"pending": app.sender.pending}
         case ("POST", "disputes"):
             return _dispute(app, given)
+        case ("POST", _) if owner := _DISCOUNT.fullmatch(name):
+            return _discount(app, owner[1], given)
         case _:
             intent = _AUTHENTICATE.fullmatch(name)
             return _authenticate(app, intent[1], given) if method == "POST" and intent else None
@@ -123,6 +128,18 @@ def _dispute(app: App, given: Json) -> Json:
     dispute = payments.dispute(scope, charge, given.get("reason", "fraudulent"))
     app.commit()
     return payments.render_dispute(scope, dispute)
+
+
+def _discount(app: App, customer_id: str, given: Json) -> Json:
+    percent_off = msgspec.convert(given.get("percent_off"), Decimal)
+    if not 0 < percent_off <= 100:
+        raise WrongUse("percent_off lies above 0, and is 100 at most")
+    scope = _scope(app, given)
+    shown = customers.discount(
+        scope, customers.living(scope, customer_id, "customer"), percent_off, given.get("coupon", "standin_coupon")
+    )
+    app.commit()
+    return shown
 
 
 def _authenticate(app: App, intent_id: str, given: Json) -> Json:

@@ -1,11 +1,12 @@
-"""/v1/customers, their tax ids and the transactions of their balance.
+"""/v1/customers, their tax ids, discount and the transactions of their balance.
 
-Source: Stripe API reference, "Customers", "Customer tax IDs", "Customer balance transactions".
+Source: Stripe API reference, "Customers", "Customer tax IDs", "Discounts", "Customer balance transactions".
 """
 
 from __future__ import annotations
 
 import secrets
+from decimal import Decimal
 from typing import Any
 
 from deploy.local.stripe_standin import payment_methods, search
@@ -13,7 +14,7 @@ from deploy.local.stripe_standin.errors import refused
 from deploy.local.stripe_standin.money import DEFAULT_CURRENCY
 from deploy.local.stripe_standin.paging import in_range, listed, matching, newest, page
 from deploy.local.stripe_standin.params import merged
-from deploy.local.stripe_standin.records import BalanceTransaction, Customer, PaymentMethod, TaxId
+from deploy.local.stripe_standin.records import BalanceTransaction, Customer, Discount, PaymentMethod, TaxId
 from deploy.local.stripe_standin.route import Route
 from deploy.local.stripe_standin.state import Json, Scope, new_id
 
@@ -36,7 +37,7 @@ def render(scope: Scope, customer: Customer) -> Json:
         "default_source": None,
         "delinquent": customer.delinquent,
         "description": customer.description,
-        "discount": None,
+        "discount": customer.discount and render_discount(customer, customer.discount),
         "email": customer.email,
         "invoice_prefix": customer.invoice_prefix,
         "invoice_settings": {
@@ -270,6 +271,51 @@ def tax_ids(scope: Scope, customer: Customer) -> Json:
     return listed(f"/v1/customers/{customer.id}/tax_ids", data[:10], len(data) > 10)
 
 
+# Discount
+
+
+def render_discount(customer: Customer, discount: Discount) -> Json:
+    return {
+        "id": discount.id,
+        "object": "discount",
+        "checkout_session": None,
+        "customer": customer.id,
+        "customer_account": None,
+        "end": None,
+        "invoice": None,
+        "invoice_item": None,
+        "promotion_code": None,
+        "source": {"coupon": discount.coupon, "type": "coupon"},
+        "start": discount.start,
+        "subscription": None,
+        "subscription_item": None,
+    }
+
+
+def discount(scope: Scope, customer: Customer, percent_off: Decimal, coupon: str) -> Json:
+    """A coupon, for ever, as Stripe's dashboard and older API versions redeem it: this one has no parameter for it.
+
+    Source: Stripe's changelog, 2025-03-31.basil, "Removes coupon and promotion code parameters".
+    """
+    customer.discount = Discount(new_id("di_"), coupon, percent_off, scope.now)
+    scope.put(customer)
+    shown = render_discount(customer, customer.discount)
+    scope.emit("customer.discount.created", shown)
+    return shown
+
+
+def delete_discount(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
+    del params
+    customer = living(scope, path[0], "customer")
+    if customer.discount is None:
+        raise refused(f"No active discount for customer: {customer.id}", code="resource_missing", status=404)
+    last = render_discount(customer, customer.discount)
+    customer.discount = None
+    scope.put(customer)
+    scope.emit("customer.discount.deleted", last)
+    return last | {"deleted": True}
+
+
 # Balance
 
 
@@ -381,6 +427,7 @@ ROUTES = (
         "GET", "/v1/customers/{}/payment_methods", "CustomerListPaymentMethodsParams", f"{_PAGED} type", list_methods
     ),
     Route("GET", "/v1/customers/{}/payment_methods/{}", "CustomerRetrievePaymentMethodParams", "", retrieve_method),
+    Route("DELETE", "/v1/customers/{}/discount", "CustomerDeleteDiscountParams", "", delete_discount),
     Route("POST", "/v1/customers/{}/tax_ids", "CustomerCreateTaxIdParams", "type value", create_tax_id),
     Route("GET", "/v1/customers/{}/tax_ids", "CustomerListTaxIdsParams", _PAGED, list_tax_ids),
     Route("GET", "/v1/customers/{}/tax_ids/{}", "CustomerRetrieveTaxIdParams", "", retrieve_tax_id),

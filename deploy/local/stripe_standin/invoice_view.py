@@ -14,7 +14,7 @@ from deploy.local.stripe_standin.paging import listed
 from deploy.local.stripe_standin.records import Customer, Invoice, InvoiceItem, Tax, TaxId, TaxRate
 from deploy.local.stripe_standin.state import Json, Scope
 from deploy.local.stripe_standin.tax_rates import render as render_rate
-from deploy.local.stripe_standin.totals import Rate, settle, sum_up
+from deploy.local.stripe_standin.totals import Rate, settle, sum_up, whole
 
 LINES_EMBEDDED = 10
 AUTOMATIC = "txr_standin_automatic"
@@ -43,14 +43,17 @@ def rates(scope: Scope, invoice: Invoice, item: InvoiceItem) -> list[Rate]:
 def recompute(scope: Scope, invoice: Invoice) -> None:
     """Bring a draft's amounts up to date with its lines and the customer's balance; stores it and its lines."""
     listing = items(scope, invoice)
-    summed = sum_up([(item.amount, rates(scope, invoice, item)) for item in listing])
-    for item, taxes in zip(listing, summed.line_taxes, strict=True):
-        if item.taxes != taxes:
+    off = [_discounted(invoice, item) for item in listing]
+    summed = sum_up(
+        [(item.amount - less, rates(scope, invoice, item)) for item, less in zip(listing, off, strict=True)]
+    )
+    for item, taxes, less in zip(listing, summed.line_taxes, off, strict=True):
+        if (item.taxes, item.discount_amount) != (taxes, less):
             scope.world.remember(scope.account, item)
-            item.taxes = taxes
+            item.taxes, item.discount_amount = taxes, less
             scope.put(item)
     customer = scope.shown(Customer, invoice.customer)
-    invoice.subtotal = summed.subtotal
+    invoice.subtotal = sum(item.amount for item in listing)  # before the discount
     invoice.taxes = summed.taxes
     invoice.total = summed.total
     invoice.total_excluding_tax = summed.total_excluding_tax
@@ -60,6 +63,17 @@ def recompute(scope: Scope, invoice: Invoice) -> None:
         located = customer.address is not None and customer.address.get("country") is not None
         invoice.automatic_tax_status = "complete" if located else "requires_location_inputs"
     scope.put(invoice)
+
+
+def _discounted(invoice: Invoice, item: InvoiceItem) -> int:
+    """Not verified: how Stripe rounds a discount over lines; here each line's part is rounded, half up."""
+    if invoice.discount is None or not item.discountable:
+        return 0
+    return whole(item.amount * invoice.discount.percent_off / 100)
+
+
+def _discount_amounts(invoice: Invoice, amount: int) -> list[Json]:
+    return [] if invoice.discount is None else [{"amount": amount, "discount": invoice.discount.id}]
 
 
 def _tax(tax: Tax) -> Json:
@@ -94,7 +108,7 @@ def render_line(invoice: Invoice, item: InvoiceItem) -> Json:
         "amount": item.amount,
         "currency": item.currency,
         "description": item.description,
-        "discount_amounts": [],
+        "discount_amounts": _discount_amounts(invoice, item.discount_amount) if item.discountable else [],
         "discountable": item.discountable,
         "discounts": [],
         "invoice": invoice.id,
@@ -183,7 +197,7 @@ def render(scope: Scope, invoice: Invoice) -> Json:
         "default_source": None,
         "default_tax_rates": [render_rate(scope, scope.shown(TaxRate, id_)) for id_ in invoice.default_tax_rates],
         "description": invoice.description,
-        "discounts": [],
+        "discounts": [] if invoice.discount is None else [invoice.discount.id],
         "due_date": invoice.due_date,
         "effective_at": invoice.effective_at,
         "ending_balance": invoice.ending_balance,
@@ -229,7 +243,7 @@ def render(scope: Scope, invoice: Invoice) -> Json:
         "subtotal_excluding_tax": invoice.subtotal - inclusive,
         "test_clock": None,
         "total": invoice.total,
-        "total_discount_amounts": [],
+        "total_discount_amounts": _discount_amounts(invoice, sum(item.discount_amount for item in listing)),
         "total_excluding_tax": invoice.total_excluding_tax,
         "total_pretax_credit_amounts": [],
         "total_taxes": [_tax(t) for t in invoice.taxes],

@@ -51,6 +51,8 @@ def _apply(scope: Scope, invoice: Invoice, params: Json) -> None:
         )
     if params.get("discounts"):
         raise InvalidParameter("The stand-in has no coupons: only an empty discounts is taken.", "discounts")
+    if "discounts" in params:
+        invoice.discount = None
     if "collection_method" in params:
         invoice.collection_method = params["collection_method"]
     _due(invoice, params)
@@ -107,6 +109,7 @@ def create(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
         custom_fields=customer.invoice_custom_fields,
         period_start=scope.now,
         period_end=scope.now,
+        discount=customer.discount,
     )
     _apply(scope, invoice, params)
     if params.get("pending_invoice_items_behavior") == "include":

@@ -26,6 +26,15 @@ class Record(msgspec.Struct, kw_only=True, tag=True, tag_field="kind"):
         return None
 
 
+class Discount(msgspec.Struct):
+    """A coupon as it was redeemed. percent_off: 50 for half."""
+
+    id: str
+    coupon: str
+    percent_off: Decimal
+    start: int
+
+
 class Customer(Record, kw_only=True):
     PREFIX = "cus_"
     NOUN = "customer"
@@ -52,6 +61,8 @@ class Customer(Record, kw_only=True):
     deleted: bool = False
     payment_methods: list[str] = []
     """Attached, oldest first."""
+    discount: Discount | None = None
+    """Invoices inherit it, unless they are told not to."""
 
 
 class TaxId(Record, kw_only=True):
@@ -151,6 +162,8 @@ class InvoiceItem(Record, kw_only=True):
     """Whether the amount includes automatic tax; unspecified: as the account says, which is exclusive here."""
     taxes: list[Tax] = []
     """Of the line, as last computed."""
+    discount_amount: int = 0
+    """By how much the invoice's discount lowers the line, as last computed."""
 
     @property
     def parent(self) -> str:
@@ -207,6 +220,7 @@ class Invoice(Record, kw_only=True):
     paid_out_of_band: bool = False
     payment_intent: str | None = None
     last_finalization_error: dict[str, Any] | None = None
+    discount: Discount | None = None
     customer_snapshot: dict[str, Any] | None = None
     """The customer's name, address and the like as they were at finalization."""
 
