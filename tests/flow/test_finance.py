@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -93,7 +94,7 @@ async def api(world: BillingWorld) -> AsyncIterator[httpx.AsyncClient]:
 def command(world: BillingWorld, *arguments: str) -> Rows:
     done = subprocess.run(
         [str(Path(sys.executable).parent / "usage-billing"), "finance", *arguments],
-        env={"PATH": "/usr/bin:/bin", **world.env},
+        env=os.environ | world.env,
         capture_output=True,
         text=True,
         timeout=60,
