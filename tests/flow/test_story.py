@@ -229,6 +229,7 @@ def _pages_of_objects(pipe: Pipe) -> dict[str, str]:
         "product": f"/products/{first('products')}",
         "meter": f"/meters/{first('meters')}",
         "invoice": f"/invoices/{first('invoices')}",
+        "invoice-credit": f"/invoices/{first('invoices')}/credit",
     }
 
 

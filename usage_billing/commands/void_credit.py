@@ -55,6 +55,8 @@ def credit(
         wanted = Decimal(amount)
     except InvalidOperation:
         wrong_usage(f"--amount: {amount!r} is no decimal number")
+    if not wanted.is_finite():
+        wrong_usage(f"--amount: {amount!r} is no amount")
 
     def done(billing: Billing, invoice: Invoice) -> str:
         before = set(invoice.adjustments)

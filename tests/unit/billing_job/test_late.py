@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from billing_job.compute import priced_again
@@ -519,6 +519,7 @@ def test_what_was_billed_adds_up_to_what_the_cycle_costs(steps: list[tuple[Any, 
         max_size=30,
     )
 )
+@example([("event", 0, "calls", "110"), ("close", 1, 5), ("event", 0, "calls", "250"), ("close", 2, 0)])
 def test_what_was_invoiced_by_a_date_and_what_is_accrued_then_add_up_to_what_is_invoiced_in_the_end(
     steps: list[tuple[Any, ...]],
 ) -> None:
