@@ -62,6 +62,8 @@ async def void_invoice(request: Request, visitor: Visitor, form: Form, id: str) 
         return await answered(lambda: desk.void(id, reason=wanted.reason, reissue=wanted.reissue, by=by))
 
     made, errors, status = await attempted(voiding())
+    if status == 409:
+        return await _not_possible(request, visitor, document, errors[""])
     if made is None:
         return _void_page(request, visitor, document, form, errors, status)
     done = "It is void." if made.reissued_as is None else "It is void; the next close invoices its cycle anew."
@@ -117,6 +119,8 @@ async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str
         )
 
     made, errors, status = await attempted(crediting())
+    if status == 409:
+        return await _not_possible(request, visitor, document, errors[""])
     if made is None:
         return _credit_page(request, visitor, document, await _possible(request, id), form, errors, status)
     note = made.credit_note

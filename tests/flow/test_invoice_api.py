@@ -301,6 +301,8 @@ def test_an_invoice_is_voided_on_its_page(world: BillingWorld, pages: TestClient
     assert buttons(pages, invoice_id) == []
     for what in ("void", "credit"):
         assert pages.get(f"/invoices/{invoice_id}/{what}").status_code == 409
+    late = pages.post(f"/invoices/{invoice_id}/credit", data={**hidden(form.text), "reason": "x", "amount": "1"})
+    assert (late.status_code, "only what was issued can be credited" in late.text) == (409, True)
 
 
 def test_an_invoice_is_credited_on_its_page_once(world: BillingWorld, pages: TestClient) -> None:
