@@ -137,13 +137,15 @@ for (const form of $$("form[data-editor]")) {
     if (html === null) return;
     // What was typed while the answer was under way stays; a removed price has moved the others' places.
     const typed = action.startsWith("remove") ? [] : [...new FormData(form)].filter(([name, text]) => sent.get(name) !== text);
-    const focused = document.activeElement?.id;
+    const { id: focused, selectionStart: from, selectionEnd: to } = document.activeElement ?? {};
     form.innerHTML = html;
     for (const [name, text] of typed) {
       const field = form.elements.namedItem(name);
       if (field) field.value = text;
     }
-    if (focused) document.getElementById(focused)?.focus();
+    const field = focused ? document.getElementById(focused) : null; // by its id, since it is another element now
+    field?.focus();
+    if (field && Number.isInteger(from)) field.setSelectionRange(from, to); // typing goes on where it was
     if (typed.length) showExamples();
   };
   form.addEventListener("submit", (event) => {

@@ -481,3 +481,18 @@ def test_what_is_typed_while_the_editor_waits_for_an_answer_stays(running: Runni
     expect(page.locator("[data-example='0']")).to_contain_text("5,000")
     expect(page.locator("#f-name")).to_have_value("Typed early")
     expect(page.locator("#f-example")).to_have_value("5000")
+
+
+def test_typing_goes_on_where_it_was_when_the_editors_answer_comes(running: Running, page: Page) -> None:
+    page.goto(f"{running.address}/products/new")
+    held: list[Route] = []
+    page.route("**/products/new", lambda route: held.append(route), times=1)
+    with page.expect_request("**/products/new"):
+        page.select_option("[id='f-prices.0.model']", "per_unit")
+    page.focus("#f-example")
+    page.keyboard.press("Control+a")
+    with page.expect_response("**/products/new"):
+        held[0].continue_()
+    expect(page.locator("[name='prices.0.unit_amount']")).to_be_visible()
+    page.keyboard.type("5000")  # takes the place of what was selected
+    expect(page.locator("#f-example")).to_have_value("5000")
