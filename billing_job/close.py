@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import structlog
 
 from billing_job import metrics
@@ -464,7 +465,9 @@ class _Steps:
 def in_force(ledger: InvoiceLedger, due: DueCycle) -> DueCycle:
     """The cycle with the revision of the invoice that bills it."""
     invoice_id, revision = ledger.in_force(due.organization_id, due.subscription_id, due.cycle.start_us)
-    return replace(due, invoice_id=invoice_id, revision=revision)
+    if invoice_id == due.invoice_id:
+        return due
+    return msgspec.structs.replace(due, invoice_id=invoice_id, revision=revision)
 
 
 def is_ours_to_do(invoice: Invoice) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 
+import msgspec
 import structlog
 from confluent_kafka import (
     Consumer,
@@ -48,8 +48,7 @@ class NotCovered(WarehouseUnavailable):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True):
     """The meters of one invoice: events of the customer with a timestamp in [start_us, end_us)."""
 
     invoice_id: str

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from schemas.ledger import FIRST_REVISION, invoice_id
 from schemas.period import SECOND_US, Cycle, format_rfc3339
 from schemas.subscription import Subscription
@@ -21,8 +23,7 @@ class AsOfInFuture(ValueError):
     """Cycles were to be closed as of an instant that has not come."""
 
 
-@dataclass(frozen=True, slots=True)
-class DueCycle:
+class DueCycle(msgspec.Struct, frozen=True):
     """A cycle of a subscription that ended, with what it is billed by.
 
     active_until: µs, end of what is billed. closable_at: µs, from when on it may be closed. final: it is the time after

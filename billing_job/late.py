@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Protocol
 
 import structlog
@@ -37,9 +38,10 @@ SubscriptionKey = tuple[str, str]
 """(organization_id, subscription_id)."""
 
 _LATE_QUERIES_MAX = 8
+_NOTHING_BEFORE = TrueUp(complete=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BilledSubscription:
     """invoices: all that are fixed, in the order of the log. bills: cycle start → what billed it."""
 
@@ -51,7 +53,7 @@ class BilledSubscription:
     def follows(self) -> str | None:
         return self.invoices[-1].fixed_hash if self.invoices else None
 
-    @property
+    @cached_property
     def since(self) -> Watermark:
         """Nothing below it is late any more."""
         return lowest(bill.counted_to for bill in self.bills.values())
@@ -76,10 +78,14 @@ def true_ups(
     due: oldest first. trues_up: of an organization's id, whether it bills late usage. Raises WarehouseUnavailable.
     """
     found: dict[SubscriptionKey, BilledSubscription] = {}
+    made: dict[SubscriptionKey, TrueUp] = {}
     for each in due:
         key = (each.organization_id, each.subscription_id)
-        if key not in found and trues_up(each.organization_id):
+        if key not in found and key not in made and trues_up(each.organization_id):
             invoices = tuple(ledger.of_subscription(*key))
+            if not invoices:
+                made[key] = _NOTHING_BEFORE
+                continue
             billed = BilledSubscription(key, invoices, cycle_bills(invoices))
             if not (reason := _held(billed, currency_of(each), watermark)):
                 found[key] = billed
@@ -89,7 +95,7 @@ def true_ups(
     changed = [billed for key, billed in found.items() if key in late or billed.must_look]
     needs = [need_of(bill.fixed) for billed in changed for bill in billed.bills.values()]
     quantities = counts.totals(needs, watermark) if needs else {}
-    made = {key: TrueUp(complete=True, follows=billed.follows) for key, billed in found.items()}
+    made |= {key: TrueUp(complete=True, follows=billed.follows) for key, billed in found.items()}
     for billed in changed:
         corrections = corrections_of(billed.bills.values(), quantities)
         made[billed.key] = TrueUp(corrections, complete=True, follows=billed.follows)

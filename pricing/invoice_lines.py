@@ -7,14 +7,16 @@ is computed exactly and rounded once, half up, to the step that Stripe can charg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Protocol
 
+import msgspec
+
 from pricing.graduated import graduated_charges
 from pricing.package import package
 from pricing.per_unit import per_unit
+from pricing.proration import WHOLE
 from pricing.quantity import priced_quantity
 from pricing.tier_charge import TierCharge
 from pricing.volume import volume_charges
@@ -31,8 +33,6 @@ from schemas.product import (
     VolumePrice,
 )
 
-WHOLE = Fraction(1)
-
 
 class NamedMeter(Protocol):
     """What a line's description needs of a meter."""
@@ -47,8 +47,7 @@ class MissingMeter(LookupError):
     """A priced meter has no quantity or no name. Silence would price it as 0; a caller that means 0 says so."""
 
 
-@dataclass(frozen=True, slots=True)
-class InvoiceLine:
+class InvoiceLine(msgspec.Struct, frozen=True):
     """What one price adds to an invoice.
 
     meter_id: None for flat fee and minimum. price_index: position in the product's prices. model: of the price.
@@ -70,8 +69,7 @@ class InvoiceLine:
     tiers: tuple[TierCharge, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class InvoiceComputation:
+class InvoiceComputation(msgspec.Struct, frozen=True):
     """Lines and their sum, before tax; total in major units, total_minor as Stripe's integer."""
 
     currency: str
@@ -95,9 +93,7 @@ def price_lines(
     and tiers count in full.
     Raises MissingMeter; NegativeQuantity for a NaN or infinite quantity; ValueError for a share outside of 0 to 1.
     """
-    share = WHOLE if proration is None else Fraction(proration)
-    if not 0 <= share <= 1:
-        raise ValueError(f"proration must be from 0 to 1, is {proration}")
+    share = _share(proration)
     usage: list[InvoiceLine] = []
     top_ups: list[InvoiceLine] = []
     fees: list[InvoiceLine] = []
@@ -125,6 +121,16 @@ def price_lines(
     lines = (*usage, *top_ups, *fees)
     total_minor = sum(line.amount_minor for line in lines)
     return InvoiceComputation(product.currency, lines, from_minor(total_minor, product.currency), total_minor)
+
+
+def _share(proration: Fraction | Decimal | None) -> Fraction:
+    """WHOLE itself where it is all of the cycle, as nearly always: fractions are slow to make and to compare."""
+    if proration is None or proration is WHOLE:
+        return WHOLE
+    share = Fraction(proration)
+    if not 0 <= share <= 1:
+        raise ValueError(f"proration must be from 0 to 1, is {proration}")
+    return WHOLE if share == WHOLE else share
 
 
 @exact
@@ -185,7 +191,7 @@ def _readable(number: Decimal) -> str:
 
 def _prorated(amount: Decimal, currency: str, share: Fraction) -> int:
     """Minor units of a fixed amount for a share of the cycle, rounded once."""
-    return round_to_minor(amount if share == WHOLE else Fraction(amount) * share, currency)
+    return round_to_minor(amount if share is WHOLE else Fraction(amount) * share, currency)
 
 
 def _fixed_line(currency: str, index: int, model: str, name: str, amount_minor: int, share: Fraction) -> InvoiceLine:
@@ -193,7 +199,7 @@ def _fixed_line(currency: str, index: int, model: str, name: str, amount_minor: 
         meter_id=None,
         price_index=index,
         model=model,
-        description=name if share == WHOLE else f"{name}, prorated",
+        description=name if share is WHOLE else f"{name}, prorated",
         quantity=Decimal(1),
         included=Decimal(0),
         priced_quantity=Decimal(1),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from schemas.product import Tier
 
 
-@dataclass(frozen=True, slots=True)
-class TierCharge:
+class TierCharge(msgspec.Struct, frozen=True):  # made hundreds of thousands of times a close: a tenth of a dataclass
     """quantity units at unit_amount each, from the tier (from_exclusive, up_to_inclusive]; None: without end.
 
     quantity: priced units, > 0. amount: quantity × unit_amount in major units, unrounded.
