@@ -204,7 +204,9 @@ def pending(
     ):
         raise WarehouseUnavailable("ClickHouse does not have everything that was invoiced")
     late = _with_late_events(counts, [each for each in found if each.bills], watermark)
-    changed = [each for each in found if each.key in late or each.must_look]
+    changed = [
+        each for each in found if each.key in late or each.must_look or _corrected_later(ledger, each, issued_by_us)
+    ]
     needs = [need_of(bill.fixed) for each in changed for bill in each.bills.values()]
     quantities = counts.totals(needs, watermark) if needs else {}
     made: list[PendingLate] = []
@@ -217,6 +219,15 @@ def pending(
 
 def _issued(invoice: Invoice, by_us: int) -> bool:
     return invoice.issued_at is not None and invoice.issued_at <= by_us
+
+
+def _corrected_later(ledger: InvoiceLedger, billed: BilledSubscription, by_us: int) -> bool:
+    """Whether an invoice not issued by then corrects a cycle: one that follows it saw nothing late any more."""
+    return any(
+        each.fixed is not None and each.fixed.corrections
+        for each in ledger.of_subscription(*billed.key)
+        if not _issued(each, by_us)
+    )
 
 
 def _billed_ahead(ledger: InvoiceLedger, billed: BilledSubscription) -> Iterable[PendingLate]:

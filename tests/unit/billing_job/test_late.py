@@ -520,6 +520,7 @@ def test_what_was_billed_adds_up_to_what_the_cycle_costs(steps: list[tuple[Any, 
     )
 )
 @example([("event", 0, "calls", "110"), ("close", 1, 5), ("event", 0, "calls", "250"), ("close", 2, 0)])
+@example([("close", 1, 0), ("event", 0, "calls", "69.8"), ("close", 2, 2), ("close", 3, 0)])
 def test_what_was_invoiced_by_a_date_and_what_is_accrued_then_add_up_to_what_is_invoiced_in_the_end(
     steps: list[tuple[Any, ...]],
 ) -> None:
