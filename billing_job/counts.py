@@ -15,7 +15,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from runtime.topics import admin_client, describe_topic
+from runtime.topics import admin_client, answer_of, describe_topic
 from schemas.ledger import InvoiceFixed, WaitCode
 from schemas.meter import Aggregation, Meter
 from schemas.partition import partition_of
@@ -221,7 +221,7 @@ class Counts:
         places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
         request = ConsumerGroupTopicPartitions(group, places)
         future = self._admin.list_consumer_group_offsets([request], request_timeout=_KAFKA_SECONDS)[group]
-        found = future.result(_KAFKA_SECONDS).topic_partitions
+        found = answer_of(future, _KAFKA_SECONDS).topic_partitions
         return {place.partition: max(0, place.offset) for place in found}
 
 

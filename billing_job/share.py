@@ -15,7 +15,7 @@ from fractions import Fraction
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from runtime.topics import admin_client
+from runtime.topics import admin_client, answer_of
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CLOSERS_GROUP, WORKERS_GROUP, topic_name
@@ -127,10 +127,10 @@ class Share:
                     futures = admin.describe_consumer_groups(list(self._groups), request_timeout=_REQUEST_SECONDS)
                     try:
                         workers, closers = (
-                            len(futures[group].result(_REQUEST_SECONDS).members) for group in self._groups
+                            len(answer_of(futures[group], _REQUEST_SECONDS).members) for group in self._groups
                         )
                         self._members = (workers, closers)
-                    except (KafkaException, TimeoutError) as error:
+                    except KafkaException as error:
                         log.warning("groups_not_counted", error=str(error))
         finally:
             consumer.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import stamina
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -13,6 +15,7 @@ from schemas.topics import USAGE_EVENTS, topic_name, topic_specs
 
 _TIMEOUT_SECONDS = 15.0
 _SPREAD_SECONDS = 5.0
+A = TypeVar("A")
 
 
 class TopicMismatch(Exception):
@@ -30,6 +33,14 @@ class TopicState:
 
 def admin_client(settings: Settings) -> AdminClient:
     return AdminClient({**settings.kafka_properties, "socket.timeout.ms": 10_000})
+
+
+def answer_of(future: Future[A], seconds: float) -> A:
+    """What Kafka answered to an admin client. Raises KafkaException, also where it did not answer in time."""
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, "the broker did not answer in time")) from error
 
 
 def _is_unknown(error: Exception) -> bool:
@@ -50,7 +61,7 @@ def create_topics(settings: Settings) -> list[str]:
     if wanted:
         for name, future in admin.create_topics(wanted, operation_timeout=_TIMEOUT_SECONDS).items():
             try:
-                future.result(_TIMEOUT_SECONDS)
+                answer_of(future, _TIMEOUT_SECONDS)
                 made.append(name)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another service was first
@@ -68,7 +79,7 @@ def describe_topic(settings: Settings, topic: str, admin: AdminClient | None = N
     for attempt in stamina.retry_context(on=_is_unknown, attempts=None, timeout=_SPREAD_SECONDS, wait_max=0.5):
         with attempt:
             futures = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_SECONDS)
-            description = futures[name].result(_TIMEOUT_SECONDS)
+            description = answer_of(futures[name], _TIMEOUT_SECONDS)
             return TopicState(name, len(description.partitions), str(description.topic_id))
     raise AssertionError("stamina raises or returns")
 

@@ -116,6 +116,10 @@ class ReconcileService:
                     self._drop_client()
                     log.warning("reconcile_failed", error=str(error))
                     self._stopping.wait(_WAIT_SECONDS)
+                except Exception:  # the thread is the last that could go on: without it live totals drift unseen
+                    self._drop_client()
+                    log.exception("reconcile_failed")
+                    self._stopping.wait(_WAIT_SECONDS)
         finally:
             reconciler.close()
             self._drop_client()

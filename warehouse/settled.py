@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,  # pyright: ignore[reportPrivateImportUsage]
-    KafkaError,
-    KafkaException,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
 
-from runtime.topics import admin_client, describe_topic
+from runtime.topics import admin_client, answer_of, describe_topic
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark
@@ -45,8 +43,5 @@ def _committed(settings: Settings, partitions: int, admin: AdminClient) -> dict[
     places = [TopicPartition(topic, partition) for partition in range(partitions)]
     request = ConsumerGroupTopicPartitions(group, places)
     future = admin.list_consumer_group_offsets([request], request_timeout=_REQUEST_SECONDS)[group]
-    try:
-        found = future.result(_REQUEST_SECONDS).topic_partitions
-    except TimeoutError as error:
-        raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, "the group's offsets were not told")) from error
+    found = answer_of(future, _REQUEST_SECONDS).topic_partitions
     return {place.partition: max(0, place.offset) for place in found}
