@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
+
+from msgspec import structs
 
 from catalog.view import CatalogView
 from dashboard.subscriptions import cycle_at
@@ -97,7 +99,7 @@ def preview_document(preview: Preview, watermark: Watermark | None) -> dict[str,
     """A preview in the shape of an invoice; its state is `preview`, and it has no id."""
     lines: list[dict[str, Any]] = []
     for line in preview.computed.lines:
-        fields = asdict(line)
+        fields = structs.asdict(line) | {"tiers": [structs.asdict(tier) for tier in line.tiers]}
         del fields["currency"]
         lines.append(_plain(fields))
     return {
