@@ -115,14 +115,20 @@ class ReconcileService:
                     # Nothing is forgotten: what was noted stays noted, and the next round finds what this one left.
                     self._drop_client()
                     log.warning("reconcile_failed", error=str(error))
-                    self._stopping.wait(_WAIT_SECONDS)
+                    reconciler = self._renewed(reconciler)
                 except Exception:  # the thread is the last that could go on: without it live totals drift unseen
                     self._drop_client()
                     log.exception("reconcile_failed")
-                    self._stopping.wait(_WAIT_SECONDS)
+                    reconciler = self._renewed(reconciler)
         finally:
             reconciler.close()
             self._drop_client()
+
+    def _renewed(self, reconciler: Reconciler) -> Reconciler:
+        """Another, after a while: a client of a broker that went away may never get an answer again."""
+        reconciler.close()
+        self._stopping.wait(_WAIT_SECONDS)
+        return Reconciler(self._settings, self._catalog.view, self._connected)
 
     def _work_off(self, reconciler: Reconciler) -> None:
         now = time.monotonic()
