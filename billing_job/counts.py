@@ -12,6 +12,7 @@ import structlog
 from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,  # pyright: ignore[reportPrivateImportUsage]
+    KafkaException,
     TopicPartition,
 )
 
@@ -221,7 +222,12 @@ class Counts:
         places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
         request = ConsumerGroupTopicPartitions(group, places)
         future = self._admin.list_consumer_group_offsets([request], request_timeout=_KAFKA_SECONDS)[group]
-        found = answer_of(future, _KAFKA_SECONDS).topic_partitions
+        try:
+            found = answer_of(future, _KAFKA_SECONDS).topic_partitions
+        except KafkaException:
+            # One whose broker went away may get no answer for minutes.
+            self._admin = admin_client(self._settings)
+            raise
         return {place.partition: max(0, place.offset) for place in found}
 
 

@@ -132,6 +132,7 @@ class Share:
                         self._members = (workers, closers)
                     except KafkaException as error:
                         log.warning("groups_not_counted", error=str(error))
+                        admin = admin_client(self._settings)  # one whose broker went away may get no answer for minutes
         finally:
             consumer.close()
 

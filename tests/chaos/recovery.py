@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -73,12 +72,15 @@ class Monitor:
                     record = totals.decode(message.key() or b"", value)
                     if isinstance(record, Progress):
                         self.totals[record.partition] = record.next_offset
-            with contextlib.suppress(KafkaException):
+            try:
                 for place in places:
                     _, self.ends[place.partition] = sink.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)
                 self.answered = time.monotonic()
                 for place in sink.committed(places, timeout=_REQUEST_SECONDS):
                     self.stored[place.partition] = max(0, place.offset)
+            except KafkaException:  # one whose broker went away may get no answer for minutes
+                sink.close()
+                sink = self._consumer(topic_name(self._settings, SINK_GROUP))
         sink.close()
         tail.close()
 
