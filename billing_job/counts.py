@@ -11,12 +11,10 @@ import msgspec
 import structlog
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,  # pyright: ignore[reportPrivateImportUsage]
-    KafkaException,
     TopicPartition,
 )
 
-from runtime.topics import admin_client, answer_of, describe_topic
+from runtime.topics import committed_offsets, describe_topic
 from schemas.ledger import InvoiceFixed, WaitCode
 from schemas.meter import Aggregation, Meter
 from schemas.partition import partition_of
@@ -108,7 +106,6 @@ class Counts:
         self._topic = topic_name(settings, USAGE_EVENTS)
         self._partitions = settings.event_partitions
         self._client = connect(settings)
-        self._admin = admin_client(settings)
         self._known: Watermark | None = None
 
     def __enter__(self) -> Counts:
@@ -219,16 +216,7 @@ class Counts:
     def _committed(self) -> dict[int, int]:
         """Partition → next offset that the sink's group has committed."""
         group = topic_name(self._settings, SINK_GROUP)
-        places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
-        request = ConsumerGroupTopicPartitions(group, places)
-        future = self._admin.list_consumer_group_offsets([request], request_timeout=_KAFKA_SECONDS)[group]
-        try:
-            found = answer_of(future, _KAFKA_SECONDS).topic_partitions
-        except KafkaException:
-            # One whose broker went away may get no answer for minutes.
-            self._admin = admin_client(self._settings)
-            raise
-        return {place.partition: max(0, place.offset) for place in found}
+        return committed_offsets(self._settings, group, self._topic, range(self._partitions))
 
 
 def windows(needs: Sequence[Need]) -> list[TotalsRequest]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
 import stamina
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
 from schemas.settings import Settings
@@ -15,6 +16,7 @@ from schemas.topics import USAGE_EVENTS, topic_name, topic_specs
 
 _TIMEOUT_SECONDS = 15.0
 _SPREAD_SECONDS = 5.0
+_COMMITTED_SECONDS = 10.0
 A = TypeVar("A")
 
 
@@ -93,3 +95,21 @@ def check_partitions(settings: Settings) -> TopicState:
             "a customer's events would no longer meet in one partition"
         )
     return state
+
+
+def committed_offsets(settings: Settings, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """Partition → next offset that a group has committed, 0 where it has none. Raises KafkaException.
+
+    Asked by a consumer that never joins: the admin client's requests to a group's coordinator may abort the process, or
+    get no answer for minutes, when the broker goes away meanwhile (librdkafka 2.16; its issues 3663 and 4605).
+    """
+    places = [TopicPartition(topic, partition) for partition in partitions]
+    consumer = Consumer({**settings.kafka_properties, "group.id": group, "enable.auto.commit": False})
+    try:
+        found = consumer.committed(places, timeout=_COMMITTED_SECONDS)
+    finally:
+        consumer.close()
+    for place in found:
+        if place.error is not None:
+            raise KafkaException(place.error)
+    return {place.partition: max(0, place.offset) for place in found}
