@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from schemas.partition import partition_of
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.places import ORDER_SQL, Place, order_of, place_of
 
@@ -81,6 +82,11 @@ class Repeated:
     conflicting: bool
     last: Place
     copies: tuple[Copy, ...]
+
+
+def partitions_of(organization_id: str, customer_id: str | None, count: int) -> Sequence[int]:
+    """Those of `count` to be asked: a customer has all of its events in one."""
+    return range(count) if customer_id is None else [partition_of(organization_id, customer_id, count)]
 
 
 def repeated_events(

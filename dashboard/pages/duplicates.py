@@ -27,7 +27,7 @@ async def list_duplicates(
         SHOWN + 1,
         customer_id or None,
         bool(conflicts),
-        decoded_after(services, cursor) if cursor else None,
+        decoded_after(cursor) if cursor else None,
     )
     values = {"customer_id": customer_id, "conflicts": conflicts}
     return render(
@@ -35,7 +35,7 @@ async def list_duplicates(
         "duplicates.html",
         visitor,
         found=found[:SHOWN],
-        following=encoded_place(found[SHOWN - 1].last) if len(found) > SHOWN else None,
+        following=encoded_place(*found[SHOWN - 1].last) if len(found) > SHOWN else None,
         query=urlencode(values),
         values=values,
     )

@@ -11,7 +11,8 @@ from catalog.view import CatalogView
 from dashboard.invoice_desk import NOTHING_POSSIBLE, DeskUnavailable, InvoiceDesk, Possible, Verified
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
-from dashboard.read.invoices import decoded_place, encoded_place, invoice_place, own_invoice, previewed
+from dashboard.read.invoices import decoded_after, invoice_place, own_invoice, previewed
+from dashboard.read.parameters import encoded_place
 from dashboard.services import now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
 from runtime.problem import Problem
@@ -37,7 +38,7 @@ async def invoices(
 ) -> Response:
     services, organization = services_of(request), visitor.organization_id
     wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
-    found = await services.warehouse.run(invoice_documents, organization, wanted, PAGE + 1, decoded_place(cursor))
+    found = await services.warehouse.run(invoice_documents, organization, wanted, PAGE + 1, decoded_after(cursor))
     view = services.catalog.view
     upcoming: list[dict[str, Any]] = []
     unpriced = ""

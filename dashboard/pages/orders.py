@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Visitor
-from dashboard.read.invoices import decoded_place, encoded_place
+from dashboard.read.invoices import decoded_after
+from dashboard.read.parameters import encoded_place
 from dashboard.services import services_of
 from dashboard.usage_queries import orders as stored_orders
 from schemas.customer import Customer
@@ -19,7 +20,7 @@ PAGE = 50
 async def orders(request: Request, visitor: Visitor, customer_id: str = "", cursor: str | None = None) -> Response:
     services, organization = services_of(request), visitor.organization_id
     found = await services.warehouse.run(
-        stored_orders, organization, customer_id or None, PAGE + 1, decoded_place(cursor)
+        stored_orders, organization, customer_id or None, PAGE + 1, decoded_after(cursor)
     )
     page, view = found[:PAGE], services.catalog.view
     customers = {order.customer_id: view.get(Customer, organization, order.customer_id) for order in page}

@@ -13,9 +13,8 @@ from dashboard.read.parameters import decoded_place, encoded_place, wrong_cursor
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, services_of
 from schemas.decimals import decimal_text
-from schemas.partition import partition_of
 from warehouse.places import Place, order_of
-from warehouse.repeats import COPIES_MAX, Copy, Repeated, repeated_events
+from warehouse.repeats import COPIES_MAX, Copy, Repeated, partitions_of, repeated_events
 
 router = api_router(ReadRoute, "Usage")
 
@@ -56,10 +55,10 @@ async def list_duplicates(
 
     With `conflicts` only those whose copies say different things. A retry with another timestamp is the same event.
     """
-    after = None if cursor is None else decoded_after(services_of(request), cursor)
+    after = None if cursor is None else decoded_after(cursor)
     found = await duplicates(services_of(request), caller.organization_id, limit + 1, customer_id, conflicts, after)
     page = found[:limit]
-    following = encoded_place(page[-1].last) if len(found) > limit else None
+    following = encoded_place(*page[-1].last) if len(found) > limit else None
     return Page(data=[_out(each) for each in page], next_cursor=following)
 
 
@@ -67,8 +66,7 @@ async def duplicates(
     services: Services, organization_id: str, limit: int, customer_id: str | None, conflicts: bool, after: Place | None
 ) -> list[Repeated]:
     """Raises WarehouseUnavailable."""
-    count = services.settings.event_partitions
-    partitions = range(count) if customer_id is None else [partition_of(organization_id, customer_id, count)]
+    partitions = partitions_of(organization_id, customer_id, services.settings.event_partitions)
     if after is not None and after[1] not in partitions:
         raise wrong_cursor()
     return await services.warehouse.run(
@@ -82,9 +80,9 @@ async def duplicates(
     )
 
 
-def decoded_after(services: Services, cursor: str) -> Place:
+def decoded_after(cursor: str) -> Place:
     """Raises Problem 422."""
-    epoch, partition, offset, index = place = decoded_place(cursor, 4)
+    epoch, partition, offset, index = place = decoded_place(cursor, int, int, int, int)
     if min(place) < 0 or order_of((epoch, partition, offset, index)) >= 2**64:
         raise wrong_cursor()
     return epoch, partition, offset, index

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
@@ -14,8 +12,8 @@ from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
 from dashboard.desk_access import answered
 from dashboard.objects import Instant, Page
 from dashboard.preview import open_cycles, preview_document, previews
-from dashboard.problems import field_problem, problem_responses
-from dashboard.read.parameters import instant
+from dashboard.problems import problem_responses
+from dashboard.read.parameters import decoded_place, encoded_place, instant
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, orders
@@ -66,19 +64,12 @@ class OrderOut(BaseModel):
     paid_at: Instant
 
 
-def encoded_place(*place: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
-
-
-def decoded_place(cursor: str | None) -> tuple[int, str] | None:
+def decoded_after(cursor: str | None) -> tuple[int, str] | None:
     """(µs, id) of a cursor. Raises Problem 422."""
     if cursor is None:
         return None
-    try:
-        at, id_ = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return int(at), str(id_)
-    except (ValueError, TypeError):
-        raise field_problem("cursor", "invalid_cursor", "this cursor was given by no page of this list") from None
+    at, id_ = decoded_place(cursor, int, str)
+    return at, id_
 
 
 def invoice_place(document: dict[str, Any]) -> tuple[int, str]:
@@ -99,7 +90,7 @@ async def list_invoices(
     """Latest cycle first."""
     at = None if cycle is None else instant("cycle", cycle)
     wanted = InvoiceFilter(customer_id=customer_id, subscription_id=subscription_id, state=state, at=at)
-    after = decoded_place(cursor)
+    after = decoded_after(cursor)
     access = services_of(request).warehouse
     documents = await access.run(invoice_documents, caller.organization_id, wanted, limit + 1, after)
     page = documents[:limit]
@@ -153,7 +144,7 @@ async def list_orders(
 ) -> Page[OrderOut]:
     """Paid invoices, latest first."""
     rows = await services_of(request).warehouse.run(
-        orders, caller.organization_id, customer_id, limit + 1, decoded_place(cursor)
+        orders, caller.organization_id, customer_id, limit + 1, decoded_after(cursor)
     )
     page = rows[:limit]
     following = encoded_place(page[-1].paid_at, page[-1].id) if len(rows) > limit else None

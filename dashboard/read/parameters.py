@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import Query
 
@@ -34,20 +34,18 @@ def period(from_: str | None, to: str | None, default: Cycle) -> Cycle:
     return Cycle(start, end)
 
 
-def encoded_place(numbers: Iterable[int]) -> str:
+def encoded_place(*place: int | str) -> str:
     """A cursor: where a page of a list ended."""
-    return base64.urlsafe_b64encode(json.dumps(list(numbers)).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
-def decoded_place(cursor: str, length: int) -> tuple[int, ...]:
-    """That many numbers, as they were encoded. Raises Problem 422."""
+def decoded_place(cursor: str, *kinds: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """What was encoded, each of its kind (`int`, `str`). Raises Problem 422."""
     try:
-        numbers = tuple(map(int, json.loads(base64.urlsafe_b64decode(cursor.encode()))))
+        values = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return tuple(kind(value) for kind, value in zip(kinds, values, strict=True))
     except (ValueError, TypeError):
-        numbers = ()
-    if len(numbers) != length:
-        raise wrong_cursor()
-    return numbers
+        raise wrong_cursor() from None
 
 
 def wrong_cursor() -> Problem:

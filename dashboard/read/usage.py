@@ -215,12 +215,12 @@ def event_out(event: StoredEvent) -> EventOut:
 
 def event_place(event: StoredEvent) -> str:
     """The cursor of the page after this event."""
-    return encoded_place((event.timestamp, event.epoch, event.partition, event.offset, event.index))
+    return encoded_place(event.timestamp, event.epoch, event.partition, event.offset, event.index)
 
 
 def decoded_event_place(cursor: str) -> Place:
     """Raises Problem 422."""
-    timestamp, epoch, partition, offset, index = decoded_place(cursor, 5)
+    timestamp, epoch, partition, offset, index = decoded_place(cursor, int, int, int, int, int)
     return timestamp, epoch, partition, offset, index
 
 

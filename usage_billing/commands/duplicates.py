@@ -8,18 +8,18 @@ from typing import Annotated
 
 from confluent_kafka import KafkaException
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.table import Table
 
 from runtime.topics import check_partitions
 from schemas.decimals import decimal_text
 from schemas.organization import DEFAULT_ORGANIZATION
-from schemas.partition import partition_of
 from schemas.period import format_rfc3339
 from schemas.settings import Settings
 from usage_billing.console import DONE, fail, out, settings_for
 from warehouse.client import WarehouseUnavailable, connect
 from warehouse.places import Place
-from warehouse.repeats import Copy, Repeated, repeated_events
+from warehouse.repeats import Copy, Repeated, partitions_of, repeated_events
 
 _PAGE = 500
 _READ_SECONDS = 600
@@ -30,7 +30,7 @@ def duplicates(
     organization: Annotated[str, Parameter(help="Whose events.")] = DEFAULT_ORGANIZATION,
     customer: Annotated[str | None, Parameter(help="Only this customer's.")] = None,
     conflicts: Annotated[bool, Parameter(help="Only those whose copies say different values.", negative="")] = False,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 100,
+    limit: Annotated[int, Parameter(help="At most so many.", validator=Number(gte=1))] = 100,
     as_json: Annotated[bool, Parameter(name="--json", help="A line of JSON each.", negative="")] = False,
 ) -> int:
     """List events that came more than once: by partition, the latest to be repeated first. The first copy counts."""
@@ -43,7 +43,7 @@ def duplicates(
             if as_json:
                 print(json.dumps(_document(each), ensure_ascii=False))
                 continue
-            known_by = each.event_id or f"key {each.idempotency_key or ''}"
+            known_by = each.event_id or (f"key {each.idempotency_key}" if each.idempotency_key else "?")
             copies = ", ".join(f"{_value(copy)} at {'/'.join(map(str, copy.place))}" for copy in each.copies)
             mark = " (conflict)" if each.conflicting else ""
             table.add_row(each.customer_id or "?", each.event_name or "?", known_by + mark, str(each.times), copies)
@@ -58,8 +58,7 @@ def duplicates(
 def _found(
     settings: Settings, organization: str, customer: str | None, conflicts: bool, limit: int
 ) -> Iterator[Repeated]:
-    partitions = check_partitions(settings).partitions
-    asked = range(partitions) if customer is None else [partition_of(organization, customer, partitions)]
+    asked = partitions_of(organization, customer, check_partitions(settings).partitions)
     after: Place | None = None
     with connect(settings, read_timeout_seconds=_READ_SECONDS) as client:
         while limit > 0:
