@@ -1,0 +1,38 @@
+"""A group's offsets, also through an outage of the broker: answered, or refused in time, by a process that lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from deploy.local.kafka import KafkaBroker
+from runtime import topics
+from runtime.topics import committed_offsets, create_topics
+from schemas.settings import Settings
+from schemas.topics import USAGE_EVENTS, topic_name
+
+
+def test_they_are_told_before_and_after_an_outage_and_refused_during_it(
+    kafka_factory: Callable[[], KafkaBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = kafka_factory()
+    broker.start()
+    settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers, event_partitions=2)
+    create_topics(settings)
+    topic = topic_name(settings, USAGE_EVENTS)
+    member = Consumer({**settings.kafka_properties, "group.id": "readers", "enable.auto.commit": False})
+    member.commit(offsets=[TopicPartition(topic, 1, 7)], asynchronous=False)
+    member.close()
+
+    def told() -> dict[int, int]:
+        return committed_offsets(settings, "readers", topic, range(2))
+
+    assert told() == {0: 0, 1: 7}
+    broker.kill()
+    with monkeypatch.context() as impatient, pytest.raises(KafkaException):
+        impatient.setattr(topics, "_COMMITTED_SECONDS", 0.5)
+        told()
+    broker.start()
+    assert told() == {0: 0, 1: 7}
