@@ -31,8 +31,9 @@ def test_they_are_told_before_and_after_an_outage_and_refused_during_it(
 
     assert told() == {0: 0, 1: 7}
     broker.kill()
-    with monkeypatch.context() as impatient, pytest.raises(KafkaException):
-        impatient.setattr(topics, "_COMMITTED_SECONDS", 0.5)
+    monkeypatch.setattr(topics, "_COMMITTED_SECONDS", 0.5)
+    with pytest.raises(KafkaException):
         told()
+    monkeypatch.undo()
     broker.start()
     assert told() == {0: 0, 1: 7}
