@@ -10,7 +10,7 @@ import msgspec
 from schemas.product import Tier
 
 
-class TierCharge(msgspec.Struct, frozen=True):  # made hundreds of thousands of times a close: a tenth of a dataclass
+class TierCharge(msgspec.Struct, frozen=True):  # cheap to make: a close makes hundreds of thousands
     """quantity units at unit_amount each, from the tier (from_exclusive, up_to_inclusive]; None: without end.
 
     quantity: priced units, > 0. amount: quantity × unit_amount in major units, unrounded.

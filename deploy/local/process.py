@@ -149,9 +149,10 @@ class ManagedProcess:
 
         Once for each process: a second one would come in the middle of an end in order.
         """
-        if self._popen is not None and self._popen.poll() is None and self._asked is not self._popen:
-            self._asked = self._popen
-            self._popen.terminate()
+        if self._popen is not None and self._popen.poll() is None:
+            if self._asked is not self._popen:
+                self._asked = self._popen
+                self._popen.terminate()
             self._popen.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:

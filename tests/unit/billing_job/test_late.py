@@ -143,6 +143,12 @@ class World:
     def void(self, place: int) -> None:
         self.stored.log.append(place)
 
+    def void_one(self, number: int) -> None:
+        """One of the events there are, if any."""
+        events = [place for place, entry in enumerate(self.stored.log) if not isinstance(entry, int)]
+        if events:
+            self.void(events[number % len(events)])
+
     def compute(self, as_of: int, watermark: Watermark | None = None) -> list[InvoiceFixed]:
         policy = self.view.organization(ORG)
         assert policy is not None
@@ -475,9 +481,7 @@ def test_what_was_billed_adds_up_to_what_the_cycle_costs(steps: list[tuple[Any, 
             case "event":
                 world.event(*given_)
             case "void":
-                events = [place for place, entry in enumerate(world.stored.log) if not isinstance(entry, int)]
-                if events:
-                    world.void(events[given_[0] % len(events)])
+                world.void_one(*given_)
             case "close":
                 world.close(MONTHS[given_[0]])
             case "compute":
@@ -538,9 +542,7 @@ def test_what_was_invoiced_by_a_date_and_what_is_accrued_then_add_up_to_what_is_
             case "event":
                 world.event(*given_)
             case "void":
-                events = [place for place, entry in enumerate(world.stored.log) if not isinstance(entry, int)]
-                if events:
-                    world.void(events[given_[0] % len(events)])
+                world.void_one(*given_)
             case _:
                 issue(world.close(MONTHS[given_[0]]), clock + given_[1])
     dates = range(-1, len(steps) + 6)
