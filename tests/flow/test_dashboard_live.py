@@ -467,21 +467,21 @@ def test_a_meter_a_tiered_product_and_a_subscription_are_made_in_the_browser(run
     expect(page.locator(".badge.good").first).to_have_text("active")
 
 
-def answer_held(running: Running, page: Page) -> Route:
-    """The editor of a new product, waiting for its answer to another model."""
+def answer_held(running: Running, page: Page) -> list[Route]:
+    """The editor of a new product, waiting for its answer to another model; it is there after the page's next step."""
     page.goto(f"{running.address}/products/new")
     held: list[Route] = []
     page.route("**/products/new", lambda route: held.append(route), times=1)
     with page.expect_request("**/products/new"):
         page.select_option("[id='f-prices.0.model']", "per_unit")
-    return held[0]
+    return held
 
 
 def test_what_is_typed_while_the_editor_waits_for_an_answer_stays(running: Running, page: Page) -> None:
-    route = answer_held(running, page)
+    held = answer_held(running, page)
     page.fill("#f-name", "Typed early")
     page.fill("#f-example", "5000")
-    route.continue_()
+    held[0].continue_()
     page.fill("[name='prices.0.unit_amount']", "0.01")
     expect(page.locator("[data-example='0']")).to_contain_text("5,000")
     expect(page.locator("#f-name")).to_have_value("Typed early")
@@ -489,11 +489,11 @@ def test_what_is_typed_while_the_editor_waits_for_an_answer_stays(running: Runni
 
 
 def test_typing_goes_on_where_it_was_when_the_editors_answer_comes(running: Running, page: Page) -> None:
-    route = answer_held(running, page)
+    held = answer_held(running, page)
     page.focus("#f-example")
     page.keyboard.press("Control+a")
     with page.expect_response("**/products/new"):
-        route.continue_()
+        held[0].continue_()
     expect(page.locator("[name='prices.0.unit_amount']")).to_be_visible()
     page.keyboard.type("5000")  # takes the place of what was selected
     expect(page.locator("#f-example")).to_have_value("5000")
