@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_LINK_MODE ?= copy
+# Every service is a process of its own that imports the same libraries: without their compiled form kept, which some
+# images forbid, each would spend seconds compiling what the one before it had compiled.
+unexport PYTHONDONTWRITEBYTECODE
 # As pip does: trust what the machine trusts (a company's proxy), where it keeps a list of it.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= true
