@@ -15,7 +15,7 @@ from fractions import Fraction
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from runtime.topics import admin_client, answer_of
+from runtime.topics import admin_client, group_members
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CLOSERS_GROUP, WORKERS_GROUP, topic_name
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _COUNT_SECONDS = 2.0
-_REQUEST_SECONDS = 5.0
+_STOP_SECONDS = 10.0
 _POLL_AGE_SECONDS_MAX = 15.0
 
 
@@ -64,7 +64,7 @@ class Share:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(2 * _REQUEST_SECONDS)
+        self._thread.join(_STOP_SECONDS)
 
     def is_mine(self, organization_id: str, customer_id: str) -> bool:
         """Whether this process looks after the customer now."""
@@ -124,15 +124,11 @@ class Share:
                 self._polled_at = time.monotonic()
                 if self._polled_at - self._counted_at > _COUNT_SECONDS:
                     self._counted_at = self._polled_at
-                    futures = admin.describe_consumer_groups(list(self._groups), request_timeout=_REQUEST_SECONDS)
                     try:
-                        workers, closers = (
-                            len(answer_of(futures[group], _REQUEST_SECONDS).members) for group in self._groups
-                        )
+                        workers, closers = (group_members(admin, group) for group in self._groups)
                         self._members = (workers, closers)
                     except KafkaException as error:
                         log.warning("groups_not_counted", error=str(error))
-                        admin = admin_client(self._settings)  # one whose broker went away may get no answer for minutes
         finally:
             consumer.close()
 

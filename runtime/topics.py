@@ -17,6 +17,7 @@ from schemas.topics import USAGE_EVENTS, topic_name, topic_specs
 _TIMEOUT_SECONDS = 15.0
 _SPREAD_SECONDS = 5.0
 _COMMITTED_SECONDS = 10.0
+_MEMBERS_SECONDS = 5.0
 A = TypeVar("A")
 
 
@@ -113,3 +114,11 @@ def committed_offsets(settings: Settings, group: str, topic: str, partitions: It
         if place.error is not None:
             raise KafkaException(place.error)
     return {place.partition: max(0, place.offset) for place in found}
+
+
+def group_members(admin: AdminClient, group: str) -> int:
+    """How many members a consumer group has; 0 also for one that does not exist. Raises KafkaException.
+
+    By the synchronous call: describe_consumer_groups may abort the process as said above.
+    """
+    return sum(len(found.members) for found in admin.list_groups(group, timeout=_MEMBERS_SECONDS))

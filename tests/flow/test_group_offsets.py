@@ -1,4 +1,4 @@
-"""A group's offsets, also through an outage of the broker: answered, or refused in time, by a process that lives on."""
+"""A group's offsets and members, also through an outage of the broker: answered, or refused in time, by a process that lives on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from deploy.local.kafka import KafkaBroker
 from runtime import topics
-from runtime.topics import committed_offsets, create_topics
+from runtime.topics import admin_client, committed_offsets, create_topics, group_members
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
+from tests.waiting import until
 
 
 def test_they_are_told_before_and_after_an_outage_and_refused_during_it(
@@ -29,11 +30,29 @@ def test_they_are_told_before_and_after_an_outage_and_refused_during_it(
     def told() -> dict[int, int]:
         return committed_offsets(settings, "readers", topic, range(2))
 
+    member = Consumer({**settings.kafka_properties, "group.id": "readers"})
+    member.subscribe([topic])
+    admin = admin_client(settings)
+
+    def joined() -> bool:
+        member.poll(0.1)
+        try:
+            return group_members(admin, "readers") == 1
+        except KafkaException:  # it has not found that the broker is back
+            return False
+
+    assert group_members(admin, "readers") == 0
     assert told() == {0: 0, 1: 7}
+    until(joined)
     broker.kill()
     monkeypatch.setattr(topics, "_COMMITTED_SECONDS", 0.5)
+    monkeypatch.setattr(topics, "_MEMBERS_SECONDS", 0.5)
     with pytest.raises(KafkaException):
         told()
+    with pytest.raises(KafkaException):
+        group_members(admin, "readers")
     monkeypatch.undo()
     broker.start()
     assert told() == {0: 0, 1: 7}
+    until(joined)
+    member.close()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -31,6 +32,7 @@ PAGES = {
     "docs": "/docs",
 }  # fmt: skip
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +191,9 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     expect(page.locator("[data-part='conservation']")).to_contain_text("3 accepted", timeout=180_000)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", list(SIZES))
-def test_every_page_is_accessible_and_fits(pipe: Pipe, chromium: Browser, page: Page, size: str, theme: str) -> None:
+def test_every_page_is_accessible_and_fits(pipe: Pipe, chromium: Browser, page: Page) -> None:
     """axe-core finds no violation and nothing is wider than the screen. USAGE_SCREENSHOTS: where to keep pictures."""
-    context = chromium.new_context(
-        viewport={"width": SIZES[size][0], "height": SIZES[size][1]},
-        color_scheme="dark" if theme == "dark" else "light",
-        storage_state=page.context.storage_state(),
-        reduced_motion="reduce",
-    )
+    context = chromium.new_context(storage_state=page.context.storage_state(), reduced_motion="reduce")
     opened = watched(context.new_page())
     found: list[str] = []
     pages = {**PAGES, **_pages_of_objects(pipe), "sign-in": "/sign-in"}  # the last, without a session
@@ -207,12 +202,17 @@ def test_every_page_is_accessible_and_fits(pipe: Pipe, chromium: Browser, page: 
             context.clear_cookies()
         opened.goto(pipe.serve.address + path)
         expect(opened.locator("[aria-busy]")).to_have_count(0, timeout=20_000)
-        found += [f"{path}: {each}" for each in violations(opened)]
-        wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        if wide > 0:
-            found.append(f"{path}: {wide} px wider than the screen")
-        if "USAGE_SCREENSHOTS" in os.environ:
-            opened.screenshot(path=str(Path(os.environ["USAGE_SCREENSHOTS"]) / f"{name}-{size}-{theme}.png"))
+        for size, (width, height) in SIZES.items():
+            opened.set_viewport_size({"width": width, "height": height})
+            for theme in THEMES:
+                opened.emulate_media(color_scheme=theme)
+                look = f"{name}-{size}-{theme}"
+                found += [f"{look}: {each}" for each in violations(opened)]
+                wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                if wide > 0:
+                    found.append(f"{look}: {wide} px wider than the screen")
+                if "USAGE_SCREENSHOTS" in os.environ:
+                    opened.screenshot(path=str(Path(os.environ["USAGE_SCREENSHOTS"]) / f"{look}.png"))
     context.close()
     assert found == []
 
