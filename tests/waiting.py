@@ -5,10 +5,14 @@ from collections.abc import Callable
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0, every: float = 0.02) -> float:
-    """Wait until it is true; the seconds that it took. Raises AssertionError when the time is over."""
-    started = time.monotonic()
+    """Wait until it is true; the seconds that it took. Raises AssertionError when the time is over.
+
+    A condition that is costly to find out is asked less often: what it waits for needs the processor.
+    """
+    started = asked = time.monotonic()
     while not condition():
-        waited = time.monotonic() - started
-        assert waited < seconds, f"did not come true within {seconds:g} s"
-        time.sleep(every)
+        now = time.monotonic()
+        assert now - started < seconds, f"did not come true within {seconds:g} s"
+        time.sleep(max(every, now - asked))
+        asked = time.monotonic()
     return time.monotonic() - started

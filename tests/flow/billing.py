@@ -271,7 +271,8 @@ class BillingWorld:
         """What someone else does at Stripe, in its dashboard for example."""
         given: dict[str, Any] = {"params": fields} if method == "GET" else {"data": fields}
         headers = {"Authorization": f"Bearer {self.stripe.api_key}"}
-        answer = httpx.request(method, self.stripe.address + path, headers=headers, timeout=30, **given)
+        url = self.stripe.address + path
+        answer = httpx.request(method, url, headers=headers, timeout=30, verify=False, trust_env=False, **given)
         assert answer.is_success, answer.text
         return answer.json()
 

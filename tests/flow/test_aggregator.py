@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from confluent_kafka import TopicPartition
 
@@ -77,7 +76,7 @@ def test_counts_once_survives_restarts_and_alerts_once(world: MeteringWorld) -> 
     assert repeats == []
     assert (first.rule_id, first.customer_id, first.meter_id) == ("rule_ten", "c", "mtr_calls")
     assert (first.threshold, first.quantity, first.cycle_start, first.cycle_end) == ("10", "10", MARCH, APRIL)
-    metrics = httpx.get(f"{worker.address}/metrics").text
+    metrics = worker.get("/metrics").text
     for name in ("lag", "events_applied_total", "duplicates_total", "flush_seconds", "alert_seconds", "dedupe_horizon"):
         assert f"usage_aggregator_{name}" in metrics
     assert worker.stop() == 0
@@ -138,7 +137,7 @@ def test_passes_over_what_it_cannot_read(world: MeteringWorld) -> None:
     world.send(Event("a"), Event("b"), Event("c"), Event("d"))
     until(lambda: [world.total(customer)[1] for customer in "abcd"] == [1] * 4)
     until(world.all_committed)
-    assert "usage_aggregator_unreadable_total 3.0" in httpx.get(f"{worker.address}/metrics").text
+    assert "usage_aggregator_unreadable_total 3.0" in worker.get("/metrics").text
 
 
 def test_a_topic_that_was_made_again_counts_on_from_offset_0(world: MeteringWorld) -> None:
@@ -173,7 +172,7 @@ def test_goes_on_behind_what_the_log_has_lost_and_says_so(world: MeteringWorld) 
     worker.start()
     until(lambda: world.total("a")[1] == 3, seconds=60)
     until(world.all_committed)
-    assert "usage_aggregator_offsets_lost_total 3.0" in httpx.get(f"{worker.address}/metrics").text
+    assert "usage_aggregator_offsets_lost_total 3.0" in worker.get("/metrics").text
     # All that is left expires before it is counted, and nothing comes after it.
     assert worker.stop() == 0
     world.send(Event("a"))

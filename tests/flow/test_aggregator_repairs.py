@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from deploy.local.kafka import KafkaBroker
@@ -23,7 +22,7 @@ def world(kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> Iterator[Met
 
 
 def metric(worker: Service, line: str) -> bool:
-    return line in httpx.get(f"{worker.address}/metrics").text.splitlines()
+    return line in worker.get("/metrics").text.splitlines()
 
 
 def test_repairs_count_once_across_kills_restarts_and_rebalances(world: MeteringWorld) -> None:

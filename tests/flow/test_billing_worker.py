@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
@@ -96,27 +95,27 @@ def finalizing(world: BillingWorld, name: str) -> str | None:
 def _rounds(worker: Service) -> float:
     return sum(
         float(line.rpartition(" ")[2])
-        for line in httpx.get(f"{worker.address}/metrics").text.splitlines()
+        for line in worker.get("/metrics").text.splitlines()
         if line.startswith("usage_billing_closes_total{")
     )
 
 
 def test_it_says_how_it_is(world: BillingWorld, worker: Service) -> None:
-    metrics = httpx.get(f"{worker.address}/metrics").text
+    metrics = worker.get("/metrics").text
     assert 'usage_invoices{state="paid"}' in metrics
     assert 'usage_stripe_calls_total{method="POST",outcome="done"}' in metrics
-    assert httpx.get(f"{worker.address}/healthz").status_code == 200
+    assert worker.get("/healthz").status_code == 200
     world.sink.stop()
     try:
         world.use("unready", "150000")
         world.subscribe("unready", ends_at=APRIL)
-        world.until(lambda: httpx.get(f"{worker.address}/readyz").status_code == 503)
-        reasons = httpx.get(f"{worker.address}/readyz").json()["reasons"]
+        world.until(lambda: worker.get("/readyz").status_code == 503)
+        reasons = worker.get("/readyz").json()["reasons"]
         assert reasons == {"round": "ClickHouse does not have all events of the watermark yet"}
         world.until(lambda: in_state(world, "unready", "waiting"))
     finally:
         world.sink.start()
-    world.until(lambda: httpx.get(f"{worker.address}/readyz").status_code == 200)
+    world.until(lambda: worker.get("/readyz").status_code == 200)
     world.until(lambda: in_state(world, "unready", "paid"))
 
 

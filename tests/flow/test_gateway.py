@@ -325,7 +325,7 @@ def test_broker_gone_503_in_time_and_every_202_is_in_the_log(
     assert answer.status_code == 503
     assert time.monotonic() - started < 5
     assert int(answer.headers["retry-after"]) >= 1
-    until(lambda: httpx.get(f"{stack.gateway.address}/readyz").status_code == 503)
+    until(lambda: stack.gateway.get("/readyz").status_code == 503)
     # Known to be away: refused at once, and the answer says that nothing was enqueued.
     assert "nothing was enqueued" in stack.post(EVENT).json()["detail"]
     broker.start()
@@ -346,7 +346,7 @@ def test_sigterm_answers_what_is_under_way(kafka_factory: Callable[[], KafkaBrok
     with ThreadPoolExecutor(2) as pool:
         # One is with the broker, the other waits for it.
         answers = [pool.submit(lambda: stack.post(EVENT).status_code) for _ in range(2)]
-        until(lambda: "usage_gateway_events_waiting 2.0" in httpx.get(f"{stack.gateway.address}/metrics").text)
+        until(lambda: "usage_gateway_events_waiting 2.0" in stack.gateway.get("/metrics").text)
         stack.gateway.terminate()
         broker.resume()
         assert [answer.result() for answer in answers] == [202, 202]

@@ -82,11 +82,11 @@ class Truth:
 
 def reasons(sink: Service) -> dict[str, str]:
     """Why it is unready; empty when it is ready."""
-    return dict(httpx.get(f"{sink.address}/readyz", timeout=5).json().get("reasons", {}))
+    return dict(sink.get("/readyz").json().get("reasons", {}))
 
 
 def lives(sink: Service) -> bool:
-    return httpx.get(f"{sink.address}/healthz", timeout=5).status_code == 200
+    return sink.get("/healthz").status_code == 200
 
 
 def inserting(world: SinkWorld) -> bool:

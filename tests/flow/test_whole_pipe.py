@@ -107,7 +107,7 @@ def test_clickhouse_away_for_half_a_minute(
         send()
         engine.kill()
         gone = time.monotonic()
-        world.until(lambda: httpx.get(f"{world.sink.address}/readyz").status_code == 503 or send())
+        world.until(lambda: world.sink.get("/readyz").status_code == 503 or send())
         while time.monotonic() - gone < 30:  # the length of the outage is what is tested
             send()
             time.sleep(0.2)
