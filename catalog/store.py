@@ -183,7 +183,7 @@ class CatalogStore:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",  # a gap in the catalog is a fault, not something to jump over
-                "fetch.wait.max.ms": 50,
+                "fetch.wait.max.ms": 200,
             }
         )
         try:

@@ -162,7 +162,7 @@ class LiveTotals:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,  # a log that ends in what compaction removed has an end all the same
-                "fetch.wait.max.ms": 100,
+                "fetch.wait.max.ms": 200,
             }
         )
         try:

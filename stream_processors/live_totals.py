@@ -66,7 +66,7 @@ class LiveTotalsReader:
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 # An end is told with the next answer of the broker, which otherwise waits half a second for more.
-                "fetch.wait.max.ms": 20,
+                "fetch.wait.max.ms": 200,
                 "auto.offset.reset": "earliest",
             }
         )

@@ -121,7 +121,7 @@ class Sink:
                 "heartbeat.interval.ms": 1_500,
                 "fetch.message.max.bytes": 16 * 1024 * 1024,
                 "queued.max.messages.kbytes": 128 * 1024,
-                "fetch.wait.max.ms": 100,
+                "fetch.wait.max.ms": 200,
                 "error_cb": self._note_error,
             }
         )

@@ -136,7 +136,7 @@ class WebhookWorker:
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
                 "partition.assignment.strategy": "range",  # both topics' partitions of a number meet in one worker
-                "fetch.wait.max.ms": 50,
+                "fetch.wait.max.ms": 200,
             }
         )
         sender = Sender(self._settings)
