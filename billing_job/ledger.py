@@ -13,6 +13,7 @@ from concurrent.futures import Future
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from runtime.topics import log_bounds
 from schemas.invoice_ledger import InvoiceLedger
 from schemas.ledger import LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
 from schemas.partition import partition_of
@@ -224,7 +225,7 @@ class LedgerLog:
         ends: dict[int, int] = {}
         for partition in range(self._partitions):
             place = TopicPartition(self._topic, partition)
-            low, ends[partition] = consumer.get_watermark_offsets(place, timeout=self._timeout)
+            low, ends[partition] = log_bounds(consumer, place, self._timeout)
             if low != 0:
                 raise LedgerUnavailable(f"partition {partition} begins at offset {low}: records are missing")
             self._next_offsets[partition] = 0

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
+from runtime.topics import log_bounds
 from schemas.settings import Settings
 from schemas.topics import CATALOG, topic_name
 
@@ -187,7 +188,7 @@ class CatalogStore:
             }
         )
         try:
-            low, end = self._bounds(consumer)
+            low, end = log_bounds(consumer, TopicPartition(self._topic, 0), self._timeout)
             if low != 0:
                 raise CatalogUnavailable(f"the catalog begins at offset {low}: records are missing")
             consumer.assign([TopicPartition(self._topic, 0, 0)])
@@ -201,16 +202,6 @@ class CatalogStore:
                 self._take_all([] if message is None else [message])
         finally:
             consumer.close()
-
-    def _bounds(self, consumer: Consumer) -> tuple[int, int]:
-        """First and next offset of the log. A topic made a moment ago may have no leader yet, so it is asked again."""
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                return consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=self._timeout)
-            except KafkaException:
-                if time.monotonic() >= deadline or self._stopping.wait(_POLL_SECONDS):
-                    raise
 
     def _take_all(self, messages: list[Message]) -> None:
         for message in messages:

@@ -18,6 +18,7 @@ _TIMEOUT_SECONDS = 15.0
 _SPREAD_SECONDS = 5.0
 _COMMITTED_SECONDS = 10.0
 _MEMBERS_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 0.2
 A = TypeVar("A")
 
 
@@ -114,6 +115,19 @@ def committed_offsets(settings: Settings, group: str, topic: str, partitions: It
         if place.error is not None:
             raise KafkaException(place.error)
     return {place.partition: max(0, place.offset) for place in found}
+
+
+def log_bounds(consumer: Consumer, place: TopicPartition, seconds: float) -> tuple[int, int]:
+    """First and next offset of a partition's log. Raises KafkaException.
+
+    A partition made a moment ago may have no leader yet, so it is asked again, for these seconds.
+    """
+    for attempt in stamina.retry_context(
+        on=KafkaException, attempts=None, timeout=seconds, wait_max=_ASK_AGAIN_SECONDS
+    ):
+        with attempt:
+            return consumer.get_watermark_offsets(place, timeout=seconds)
+    raise AssertionError("stamina raises or returns")
 
 
 def group_members(admin: AdminClient, group: str) -> int:

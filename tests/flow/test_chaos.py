@@ -10,7 +10,7 @@ from tests.chaos.run import run
 
 pytestmark = pytest.mark.timeout(400)
 
-SECONDS = 35.0  # of faults; with start, settling and counting some 80
+SECONDS = 25.0  # of faults; with start, settling and counting some 80
 
 
 @pytest.mark.parametrize("seed", [20260301])
