@@ -19,6 +19,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from catalog.record import UnreadableRecord
 from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
+from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import dead_letter, ledger
 from schemas.invoice_ledger import InvoiceLedger
@@ -142,7 +143,7 @@ class Projections:
         return found
 
     def _end(self, consumer: Consumer, partition: TopicPartition) -> int:
-        low, high = consumer.get_watermark_offsets(partition, timeout=_REQUEST_SECONDS)
+        low, high = log_bounds(consumer, partition, _REQUEST_SECONDS)
         return high if low < high else 0  # where all has expired there is nothing to reach
 
     def _caught_up(
