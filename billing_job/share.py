@@ -129,6 +129,7 @@ class Share:
                         self._members = (workers, closers)
                     except KafkaException as error:
                         log.warning("groups_not_counted", error=str(error))
+                        admin = admin_client(self._settings)  # one that was told of no brokers never works again
         finally:
             consumer.close()
 

@@ -1,4 +1,4 @@
-"""A group's offsets and members, also through an outage of the broker: answered, or refused in time, by a process that lives on."""
+"""A group's offsets and members, also through an outage of the broker: answered, or refused in time."""
 
 from __future__ import annotations
 
