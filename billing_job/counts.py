@@ -14,7 +14,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from runtime.topics import committed_offsets, describe_topic
+from runtime.topics import committed_offsets, describe_topic, log_bounds
 from schemas.ledger import InvoiceFixed, WaitCode
 from schemas.meter import Aggregation, Meter
 from schemas.partition import partition_of
@@ -125,9 +125,7 @@ class Counts:
         places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
         consumer = Consumer({**self._settings.kafka_properties, "group.id": f"{self._topic}-ends"})
         try:
-            ends = {
-                place.partition: consumer.get_watermark_offsets(place, timeout=_KAFKA_SECONDS)[1] for place in places
-            }
+            ends = {place.partition: log_bounds(consumer, place, _KAFKA_SECONDS)[1] for place in places}
         finally:
             consumer.close()
         return Watermark(epoch, ends)

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from runtime.kafka_watch import watched
 from runtime.topics import log_bounds
 from schemas.invoice_ledger import InvoiceLedger
 from schemas.ledger import LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
@@ -62,7 +63,7 @@ class LedgerLog:
         self._last_poll = 0.0
         self._producer = Producer(
             {
-                **self._properties,
+                **watched(self._properties),
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 0,
@@ -194,7 +195,7 @@ class LedgerLog:
     def _follow(self) -> None:
         consumer = Consumer(
             {
-                **self._properties,
+                **watched(self._properties),
                 "group.id": f"{self._topic}-view",  # never joined and never committed: every process reads all
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,

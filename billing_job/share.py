@@ -15,6 +15,7 @@ from fractions import Fraction
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from runtime.kafka_watch import watched
 from runtime.topics import admin_client, group_members
 from schemas.partition import partition_of
 from schemas.settings import Settings
@@ -104,7 +105,7 @@ class Share:
     def _follow(self) -> None:
         consumer = Consumer(
             {
-                **self._settings.kafka_properties,
+                **watched(self._settings.kafka_properties),
                 "group.id": self._groups[0 if self._is_worker else 1],
                 "enable.auto.commit": False,
                 "auto.offset.reset": "latest",

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
+from runtime.kafka_watch import watched
 from runtime.topics import log_bounds
 from schemas.settings import Settings
 from schemas.topics import CATALOG, topic_name
@@ -150,7 +151,7 @@ class CatalogStore:
             if self._producer is None:
                 self._producer = Producer(
                     {
-                        **self._properties,
+                        **watched(self._properties),
                         "acks": "all",
                         "enable.idempotence": True,
                         "linger.ms": 0,
@@ -179,7 +180,7 @@ class CatalogStore:
     def _follow(self) -> None:
         consumer = Consumer(
             {
-                **self._properties,
+                **watched(self._properties),
                 "group.id": f"{self._topic}-view",  # never joined and never committed: every process reads all
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,

@@ -13,6 +13,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from dashboard.live_view import Lag, LiveView
 from dashboard.metrics import LISTENERS, RECORDS, RECORDS_UNREADABLE, SERIES, VISIBLE_SECONDS
+from runtime.kafka_watch import watched
+from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import totals
 from schemas import webhook_delivery as deliveries
@@ -156,7 +158,7 @@ class LiveTotals:
     def _follow(self) -> None:
         consumer = Consumer(
             {
-                **self._properties,
+                **watched(self._properties),
                 "group.id": f"{self._totals_topic}-live",  # never joined and never committed: every process reads all
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -192,9 +194,7 @@ class LiveTotals:
 
     def _ends(self, consumer: Consumer) -> dict[int, int]:
         return {
-            partition: consumer.get_watermark_offsets(
-                TopicPartition(self._events_topic, partition), timeout=_REQUEST_SECONDS
-            )[1]
+            partition: log_bounds(consumer, TopicPartition(self._events_topic, partition), _REQUEST_SECONDS)[1]
             for partition in self._partitions
         }
 

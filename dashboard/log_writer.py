@@ -17,7 +17,7 @@ class NotWritten(Exception):
 
 
 class LogWriter:
-    """One producer, made when it is first needed. Thread-safe."""
+    """One producer, made when it is first needed, and anew after a failure. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._properties = settings.kafka_properties
@@ -39,6 +39,8 @@ class LogWriter:
         except (BufferError, KafkaException) as error:
             raise NotWritten(str(error)) from error
         if producer.flush(WRITE_SECONDS) or errors:
+            with self._lock:
+                self._producer = None  # a producer that was told of no brokers never works again
             raise NotWritten(errors[0] if errors else "not acknowledged in time")
 
     def _opened(self) -> Producer:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from runtime.kafka_watch import watched
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 
@@ -34,7 +35,7 @@ class EventProducer:
         self._producer = Producer(
             {
                 "compression.type": "lz4",
-                **settings.kafka_properties,
+                **watched(settings.kafka_properties),
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 0,  # requests are coalesced before they come here

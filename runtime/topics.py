@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -120,13 +121,14 @@ def committed_offsets(settings: Settings, group: str, topic: str, partitions: It
 def log_bounds(consumer: Consumer, place: TopicPartition, seconds: float) -> tuple[int, int]:
     """First and next offset of a partition's log. Raises KafkaException.
 
-    A partition made a moment ago may have no leader yet, so it is asked again, for these seconds.
+    A partition made a moment ago, or one whose leader has just gone, has none: it is asked again, for these seconds.
     """
+    deadline = time.monotonic() + seconds
     for attempt in stamina.retry_context(
         on=KafkaException, attempts=None, timeout=seconds, wait_max=_ASK_AGAIN_SECONDS
     ):
         with attempt:
-            return consumer.get_watermark_offsets(place, timeout=seconds)
+            return consumer.get_watermark_offsets(place, timeout=max(_ASK_AGAIN_SECONDS, deadline - time.monotonic()))
     raise AssertionError("stamina raises or returns")
 
 

@@ -36,7 +36,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
-from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic
+from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
 from schemas.alert_rule import AlertRule
@@ -115,7 +115,7 @@ class LogEnds:
     def of(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset that is kept and next one to be written. Raises KafkaException."""
         with self._lock:
-            return self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
+            return log_bounds(self._consumer, TopicPartition(topic, partition), _REQUEST_SECONDS)
 
     def first_kept(self, topic: str, partition: int, offset: int) -> int | None:
         """Where the log goes on at or after `offset`; None when that could not be told. Raises KafkaException."""

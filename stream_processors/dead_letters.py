@@ -55,9 +55,13 @@ class DeadLetters:
 
     def __init__(self, settings: Settings) -> None:
         self._topic = topic_name(settings, USAGE_DEAD_LETTERS)
-        self._producer = Producer(
+        self._properties = settings.kafka_properties
+        self._producer = self._made()
+
+    def _made(self) -> Producer:
+        return Producer(
             {
-                **settings.kafka_properties,
+                **self._properties,
                 "acks": "all",
                 "enable.idempotence": True,
                 "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
@@ -83,4 +87,5 @@ class DeadLetters:
             )
         left = self._producer.flush(_FLUSH_SECONDS + 1)
         if left or failures:
+            self._producer = self._made()  # a producer that was told of no brokers never works again
             raise DeadLettersUnwritten(f"{left} dead letters unacknowledged; {'; '.join(failures[:3])}")

@@ -25,6 +25,8 @@ from faust.auth import SASLCredentials, SSLCredentials
 from faust.types import TP, AppT
 from yarl import URL
 
+from runtime.topics import log_bounds
+
 log = structlog.get_logger(__name__)
 _FAUST_LOGGER = logging.getLogger("faust")  # what Faust says of its parts goes where it says all else
 
@@ -196,8 +198,7 @@ class ExactTable(faust.Table[Any, Any], Generic[S]):
         consumer = self._consumer()
         try:
             return {
-                TP(topic, p): consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=_REQUEST_SECONDS)[1]
-                for p in partitions
+                TP(topic, p): log_bounds(consumer, TopicPartition(topic, p), _REQUEST_SECONDS)[1] for p in partitions
             }
         finally:
             consumer.close()

@@ -19,6 +19,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from catalog.record import UnreadableRecord
 from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
+from runtime.kafka_watch import watched
 from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import dead_letter, ledger
@@ -115,7 +116,7 @@ class Projections:
     def _follow(self) -> None:
         consumer = Consumer(
             {
-                **self._settings.kafka_properties,
+                **watched(self._settings.kafka_properties),
                 "group.id": topic_name(self._settings, SINK_PROJECTIONS_GROUP),  # never joined, nothing committed
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from runtime.kafka_watch import watched
+from runtime.topics import log_bounds
 from schemas.settings import Settings
 from schemas.topics import USAGE_REPAIRS, topic_name
 
@@ -34,7 +36,7 @@ class RepairReader:
         self._topic = topic_name(settings, USAGE_REPAIRS)
         self._consumer = Consumer(
             {
-                **settings.kafka_properties,
+                **watched(settings.kafka_properties),
                 "group.id": f"{self._topic}-reader",  # never joined, never committed
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -70,9 +72,7 @@ class RepairReader:
         self._consumer.close()
 
     def _start(self, partition: int, place: int | None) -> int:
-        first, end = self._consumer.get_watermark_offsets(
-            TopicPartition(self._topic, partition), timeout=_REQUEST_SECONDS
-        )
+        first, end = log_bounds(self._consumer, TopicPartition(self._topic, partition), _REQUEST_SECONDS)
         if place is None:
             return end
         if place < first:

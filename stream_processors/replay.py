@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
+from runtime.topics import log_bounds
 from schemas import usage_batch, usage_void
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
@@ -117,7 +118,7 @@ def wait_until_settled(settings: Settings, client: Client) -> Watermark:
     consumer = Consumer({**settings.kafka_properties, "group.id": f"{topic}-ends"})
     try:
         ends = {
-            p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=_REQUEST_SECONDS)[1]
+            p: log_bounds(consumer, TopicPartition(topic, p), _REQUEST_SECONDS)[1]
             for p in range(settings.event_partitions)
         }
     finally:

@@ -21,8 +21,17 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from catalog.record import Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import Check, HealthServer
+from runtime.kafka_watch import watched
 from runtime.signals import stop_on_signals
-from runtime.topics import TopicMismatch, TopicState, admin_client, check_partitions, create_topics, describe_topic
+from runtime.topics import (
+    TopicMismatch,
+    TopicState,
+    admin_client,
+    check_partitions,
+    create_topics,
+    describe_topic,
+    log_bounds,
+)
 from schemas.dead_letter import DeadLetter
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
@@ -108,7 +117,7 @@ class Sink:
         self._kafka_problem: str | None = None
         self._consumer = Consumer(
             {
-                **settings.kafka_properties,
+                **watched(settings.kafka_properties),
                 "group.id": topic_name(settings, SINK_GROUP),
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -237,7 +246,7 @@ class Sink:
     def _start(self, partition: int, covered: int) -> Start:
         place = TopicPartition(self._topic.name, partition)
         (commit,) = self._consumer.committed([place], timeout=_REQUEST_SECONDS)
-        low, high = self._consumer.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)
+        low, high = log_bounds(self._consumer, place, _REQUEST_SECONDS)
         return starting_place(commit.offset if commit.offset >= 0 else None, covered, low, high)
 
     def _read(self) -> list[Message]:
@@ -268,6 +277,7 @@ class Sink:
                     self.wait(error)
             except KafkaException as error:
                 self._kafka_problem = str(error)
+                self._admin = admin_client(self._settings)  # one that was told of no brokers never works again
 
     def _check_topic(self) -> None:
         """That the topic is still the one that the epoch stands for. Raises TopicReplaced, KafkaException."""

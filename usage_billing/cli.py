@@ -10,6 +10,7 @@ import structlog
 from confluent_kafka import KafkaException
 from rich.table import Table
 
+from runtime.kafka_watch import end_process_of_lost_clients
 from usage_billing.console import DONE, FAILED, WRONG_USAGE, out, settings_for
 
 app = cyclopts.App(
@@ -171,6 +172,7 @@ def settings() -> int:
 
 def main() -> None:
     """Entry point; exit codes: 0 done, 1 it failed, 2 wrong usage."""
+    end_process_of_lost_clients()
     try:
         result = app(sys.argv[1:], exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:

@@ -26,6 +26,7 @@ from dashboard.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from dashboard.webhooks.attempts import attempted, given_up
 from dashboard.webhooks.send import Sender
 from dashboard.webhooks.shelf import Shelf
+from runtime.kafka_watch import watched
 from schemas import alert as alerts
 from schemas import webhook_delivery as deliveries
 from schemas.alert import UnreadableAlert
@@ -129,7 +130,7 @@ class WebhookWorker:
     async def _work(self) -> None:
         consumer = Consumer(
             {
-                **self._settings.kafka_properties,
+                **watched(self._settings.kafka_properties),
                 "group.id": topic_name(self._settings, WEBHOOKS_GROUP),
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,

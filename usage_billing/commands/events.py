@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runtime.signals import stop_on_signals
-from runtime.topics import describe_topic
+from runtime.topics import describe_topic, log_bounds
 from schemas.decimals import plain
 from schemas.event import NO_IDENTITY
 from schemas.period import format_rfc3339
@@ -91,7 +91,7 @@ def tail(
 def _starts(settings: Settings, consumer: Consumer, from_beginning: bool) -> list[TopicPartition]:
     topic = topic_name(settings, USAGE_EVENTS)
     partitions = [TopicPartition(topic, p) for p in range(describe_topic(settings, USAGE_EVENTS).partitions)]
-    ends = [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
+    ends = [log_bounds(consumer, partition, 10) for partition in partitions]
     return [
         TopicPartition(topic, partition.partition, low if from_beginning else high)
         for partition, (low, high) in zip(partitions, ends, strict=True)
