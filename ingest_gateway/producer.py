@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -21,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 _QUEUE_KBYTES = 512 * 1024
 _QUEUE_MESSAGES = 1_000_000
+_TELL_AGAIN_SECONDS = 30.0
 
 
 class EventProducer:
@@ -50,6 +53,7 @@ class EventProducer:
         """No broker answers; found out by librdkafka, cleared once the topic's metadata comes through again."""
         self.fatal: str | None = None
         """Why this producer can never produce again; the process has to end."""
+        self._told: dict[int, float] = {}  # error's code → when it was logged last; an outage repeats it all the time
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
         self._thread.start()
@@ -75,7 +79,10 @@ class EventProducer:
         return left
 
     def _on_error(self, error: KafkaError) -> None:
-        log.warning("kafka_error", error=str(error), fatal=error.fatal())
+        now = time.monotonic()
+        if error.fatal() or now - self._told.get(error.code(), -math.inf) > _TELL_AGAIN_SECONDS:
+            self._told[error.code()] = now
+            log.warning("kafka_error", error=str(error), fatal=error.fatal())
         if error.fatal():
             self.fatal = str(error)
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
