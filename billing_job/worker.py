@@ -17,6 +17,7 @@ from billing_job.share import Share
 from billing_job.steps import system_clock
 from billing_job.sweep import Sweep
 from runtime.health import Check, HealthServer
+from runtime.kafka_watch import TopicWatch
 from runtime.signals import stop_on_signals
 from runtime.topics import check_partitions
 from schemas.settings import Settings
@@ -33,6 +34,7 @@ def run(settings: Settings) -> int:
     stopping = stop_on_signals()
     check_partitions(settings)
     with ExitStack() as stack:
+        stack.enter_context(TopicWatch(settings))
         share = stack.enter_context(Share(settings, is_worker=True))
         stage = stack.enter_context(opened(settings, share))
         collector = InvoicesByState(lambda: stage.log.state)

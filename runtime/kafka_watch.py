@@ -1,9 +1,12 @@
-"""A Kafka client that has forgotten all brokers → the process ends, and whoever supervises it starts a new one.
+"""What a running Kafka client never gets over → the process ends, and whoever supervises it starts a new one.
 
-librdkafka forgets each broker that an answer about the cluster leaves out. A cluster that ends as a whole may answer at
-last that it has none; a client whose connection is closed in the same moment has nobody left to ask, and never works
-again (librdkafka's issue 5301, open; docs/decisions/chaos.md). What it is given fails, but one that only reads falls
-silent. Its statistics tell: they name the cluster's brokers, reachable or not, unless all are forgotten.
+Brokers forgotten: librdkafka forgets each broker that an answer about the cluster leaves out. A cluster that ends as a
+whole may answer at last that it has none; a client whose connection is closed in the same moment has nobody left to ask
+(librdkafka's issue 5301, open; docs/decisions/chaos.md). What it is given fails, but one that only reads falls silent.
+Its statistics tell: they name the cluster's brokers, reachable or not, unless all are forgotten.
+
+A topic made again: its partitions' epochs begin anew, and librdkafka takes them for old news when it has seen greater
+ones (its issue 4898, open): it waits for ever, silently. Nor would we want to go on as if the log were the same.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -19,11 +23,15 @@ import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient  # pyright: ignore[reportPrivateImportUsage]
 
+from runtime.topics import admin_client, topic_ids
+from schemas.settings import Settings
+
 log = structlog.get_logger(__name__)
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 _INTERVAL_MS = 5_000
 _ANSWER_SECONDS = 5.0
+_TOPICS_SECONDS = 10.0
 _ends_process = threading.Event()
 _ending = threading.Lock()
 
@@ -57,14 +65,51 @@ def watched(properties: Mapping[str, str]) -> dict[str, Any]:
     return {**properties, "statistics.interval.ms": _INTERVAL_MS, "stats_cb": on_statistics}
 
 
+class TopicWatch:
+    """Ends the process, with EXIT_CODE, when one of our topics is no longer the one that it was. A context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="topic-watch", daemon=True)
+
+    def __enter__(self) -> TopicWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()  # not waited for: it may be asking a broker that is away
+
+    def _run(self) -> None:
+        known: dict[str, str] = {}
+        admin = admin_client(self._settings)
+        while not self._stopping.is_set():
+            try:
+                found = topic_ids(self._settings, admin)
+                if found and not known:
+                    log.info("topics_watched", topics=len(found))
+                for name, topic_id in found.items():
+                    if known.setdefault(name, topic_id) != topic_id:
+                        _end_now(f"the topic {name} was made again")
+            except KafkaException:
+                admin = admin_client(self._settings)
+            self._stopping.wait(_TOPICS_SECONDS)
+
+
 def _end(properties: dict[str, str]) -> None:
     with _ending:  # one of them asks
         while not _is_answered(properties):
             pass
-        log.critical("process_ends", reason="a Kafka client is lost while the cluster answers")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_CODE)  # as after kill -9: everything of ours is made for that, and a lost client can't flush
+        _end_now("a Kafka client is lost while the cluster answers")
+
+
+def _end_now(reason: str) -> None:
+    log.critical("process_ends", reason=reason)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)  # as after kill -9: everything of ours is made for that, and a lost client can't flush
 
 
 def _is_answered(properties: dict[str, str]) -> bool:

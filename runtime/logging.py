@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 
 import structlog
 
 from schemas.settings import Settings
+
+_SAY_AGAIN_SECONDS = 10.0
+
+
+class _Repeats(logging.Filter):
+    """Drops what a Kafka client has just said in the same words: while a broker is away, forty lines a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[object, float] = {}  # message, arguments not filled in → when, monotonic seconds
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka"):
+            return True
+        now = time.monotonic()
+        if now - self._said.get(record.msg, -math.inf) < _SAY_AGAIN_SECONDS:
+            return False
+        self._said[record.msg] = now
+        return True
 
 
 def configure_logging(settings: Settings, service: str) -> None:
@@ -32,6 +53,7 @@ def configure_logging(settings: Settings, service: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Repeats())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],

@@ -36,6 +36,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
+from runtime.kafka_watch import TopicWatch
 from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
@@ -626,7 +627,7 @@ def _run(settings: Settings, catalog: CatalogStore, topic: TopicState, data_dir:
     worker = _Worker(app, override_logging=False, quiet=True, loop=loop)
     worker.spinner = None
     checks = {"assignment": aggregator.check_assignment, "catalog": aggregator.check_catalog}
-    with HealthServer(settings.metrics_host, settings.aggregator_metrics_port, checks):
+    with HealthServer(settings.metrics_host, settings.aggregator_metrics_port, checks), TopicWatch(settings):
         log.info("aggregator_starting", topic=topic.name, topic_id=topic.topic_id, partitions=topic.partitions)
         try:
             worker.execute_from_commandline()

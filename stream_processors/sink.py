@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from catalog.record import Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import Check, HealthServer
-from runtime.kafka_watch import watched
+from runtime.kafka_watch import TopicWatch, watched
 from runtime.signals import stop_on_signals
 from runtime.topics import (
     TopicMismatch,
@@ -523,7 +523,7 @@ def run(settings: Settings) -> int:
         return 1
     projections = Projections(settings, lambda: connect(settings), on_failure=stopping.set)
     checks = {**sink.checks, "projections": projections.check}
-    with HealthServer(settings.metrics_host, settings.sink_metrics_port, checks):
+    with HealthServer(settings.metrics_host, settings.sink_metrics_port, checks), TopicWatch(settings):
         reconciling = ReconcileService(settings, catalog, sink.partitions)
         sink.on_voids = reconciling.voided
         projections.start()

@@ -24,6 +24,7 @@ from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from ingest_gateway.app import PATH, VOID_PATH, Gateway
 from runtime.health import Check, readiness
+from runtime.kafka_watch import TopicWatch
 from runtime.problem import MEDIA_TYPE, Problem
 from runtime.topics import check_partitions
 from schemas.settings import Settings
@@ -97,7 +98,7 @@ async def _answer(send: Any, status: int, body: bytes, content_type: str = "appl
 def run(settings: Settings, *, gateway: bool = True, dashboard: bool = True) -> int:
     """Serve until SIGTERM or SIGINT; then let requests end, drain, and stop. The exit code."""
     check_partitions(settings)
-    with CatalogStore(settings) as catalog:
+    with CatalogStore(settings) as catalog, TopicWatch(settings):
         bootstrap(settings, catalog)
         # What is there by now stays: the collector need not walk it for every few batches.
         gc.freeze()

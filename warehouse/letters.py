@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from warehouse.client import ClickHouseError, Client, unavailable
 
+_BATCHES_AT_ONCE = 1_000  # a server takes 128 KiB in one parameter
+
 
 @dataclass(frozen=True, slots=True)
 class StoredLetter:
@@ -60,11 +62,15 @@ def stored_letters(client: Client, reason: str | None = None) -> list[StoredLett
 def stored_batches(client: Client, batch_ids: Iterable[bytes]) -> set[bytes]:
     """Which of these batches have a message whose events or tombstones are stored. Raises WarehouseUnavailable."""
     wanted = sorted({batch_id.hex() for batch_id in batch_ids})
+    found: set[bytes] = set()
     query = """
         SELECT DISTINCT lower(hex(batch_id)) FROM ingest_batches
         WHERE (events > 0 OR reason = 'void') AND lower(hex(batch_id)) IN {wanted:Array(String)}
     """
     try:
-        return {bytes.fromhex(row[0]) for row in client.query(query, {"wanted": wanted}).result_rows}
+        for first in range(0, len(wanted), _BATCHES_AT_ONCE):
+            rows = client.query(query, {"wanted": wanted[first : first + _BATCHES_AT_ONCE]}).result_rows
+            found.update(bytes.fromhex(row[0]) for row in rows)
     except ClickHouseError as error:
         raise unavailable(error) from error
+    return found

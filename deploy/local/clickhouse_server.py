@@ -7,6 +7,7 @@ password; users, row policies and replication need a server.
 
 import base64
 import contextlib
+import email
 import gzip
 import io
 import json
@@ -41,6 +42,7 @@ _DRAIN_SECONDS_MAX = 10.0
 _SESSION_SECONDS_DEFAULT = 60.0
 _SESSION_SECONDS_MAX = 3600.0
 _SPOOL_DIR = Path("/dev/shm")
+_FORM_BYTES_MAX = 64 * 1024 * 1024
 
 # A streamed result comes as one complete document per block. Documents of these formats may be put behind each other;
 # of the others (JSON, Arrow, Parquet …) the engine makes one document in memory.
@@ -320,6 +322,21 @@ def _decoded(body: _Body, encoding: str) -> IO[bytes]:
             raise RequestError(48, f"Content-Encoding {encoding} is not supported here", "NOT_IMPLEMENTED")
 
 
+def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
+    """Fields of a form: clients send parameters so that would make the address too long."""
+    if len(body) > _FORM_BYTES_MAX:
+        raise RequestError(48, f"forms of more than {_FORM_BYTES_MAX} bytes are not supported here", "NOT_IMPLEMENTED")
+    form = email.message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
+    fields: dict[str, str] = {}
+    for part in form.walk():
+        name = part.get_param("name", header="content-disposition")
+        if part.get_filename() is not None:
+            raise RequestError(48, "external data is not supported here", "NOT_IMPLEMENTED")
+        if isinstance(name, str):
+            fields[name] = cast(bytes, part.get_payload(decode=True)).decode()
+    return fields
+
+
 @contextlib.contextmanager
 def _spool(data: IO[bytes]) -> Generator[Path]:
     """The whole data in a file of the engine's machine, in memory where there is room for it."""
@@ -385,9 +402,13 @@ class Handler(BaseHTTPRequestHandler):
         body = _Body(self.rfile, cast(Mapping[str, str], self.headers))
         try:
             self._check_user(parameters)
-            if "multipart/form-data" in self.headers.get("Content-Type", "") or parameters.get("decompress") == "1":
-                raise RequestError(48, "external data and decompress=1 are not supported here", "NOT_IMPLEMENTED")
+            if parameters.get("decompress") == "1":
+                raise RequestError(48, "decompress=1 is not supported here", "NOT_IMPLEMENTED")
             data = _decoded(body, self.headers.get("Content-Encoding", "").lower())
+            content_type = self.headers.get("Content-Type", "")
+            if content_type.lower().startswith("multipart/form-data"):
+                parameters |= _form_fields(content_type, data.read(_FORM_BYTES_MAX + 1))
+                data = io.BytesIO()
             text = parameters.get("query", "").encode()
             statement = parse(text)
             if statement.data_start is None:

@@ -24,7 +24,8 @@ from tests.chaos.recovery import Monitor, Recovery
 from tests.chaos.stack import Part, Stack
 from tests.flow.metering import Event, batch_of
 
-Fault = Generator[float, None, None]
+Fault = Generator[float, None, float | None]
+"""Returns the seconds that its part took to recover, where that is told."""
 RECOVERY_SECONDS_MAX = 90.0
 _EVERY = 0.1
 
@@ -52,7 +53,7 @@ class Bench:
 def killed(bench: Bench, part: Part) -> Fault:
     part.killed_at.append(time.monotonic())
     part.process.kill()
-    yield from _recovered(bench, part.kind)
+    return (yield from _recovered(bench, part.kind))
 
 
 def terminated(bench: Bench, part: Part) -> Fault:
@@ -142,6 +143,7 @@ def changelog_lost(bench: Bench, parts: Sequence[Part]) -> Fault:
     while topic in admin.list_topics(timeout=10).topics:
         yield _EVERY
     create_topics(settings)
+    bench.monitor.totals_made_again()
     yield from _resumed(bench, parts)
 
 
@@ -182,14 +184,16 @@ def _resumed(bench: Bench, parts: Sequence[Part]) -> Fault:
     yield from _recovered(bench, parts[0].kind, note=False)
 
 
-def _recovered(bench: Bench, kind: str, *, note: bool = True) -> Fault:
+def _recovered(bench: Bench, kind: str, *, note: bool = True) -> Generator[float, None, float]:
     recovery = Recovery(bench.monitor, _works(bench, kind))
     while not recovery.done():
         if recovery.seconds > RECOVERY_SECONDS_MAX:
             raise NotRecovered(f"{kind} did not work again within {RECOVERY_SECONDS_MAX:g} s; {recovery}")
         yield _EVERY
+    seconds = recovery.seconds
     if note:
-        bench.recoveries.setdefault(kind, []).append(recovery.seconds)
+        bench.recoveries.setdefault(kind, []).append(seconds)
+    return seconds
 
 
 def _works(bench: Bench, kind: str) -> Callable[[dict[int, int]], bool]:

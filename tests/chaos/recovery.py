@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from schemas import totals
 from schemas.settings import Settings
@@ -32,6 +32,7 @@ class Monitor:
         self._settings = settings
         self._partitions = range(settings.event_partitions)
         self._stopping = threading.Event()
+        self._made_again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._failure: Exception | None = None
 
@@ -47,6 +48,10 @@ class Monitor:
         told = f"log's ends {self.ends}, told {ago:.0f} s ago; totals have {self.totals}; ClickHouse has {self.stored}"
         return told if self._failure is None else f"{told}; the monitor failed: {self._failure!r}"
 
+    def totals_made_again(self) -> None:
+        """usage.totals is another one now."""
+        self._made_again.set()
+
     def totals_have(self, aim: dict[int, int]) -> bool:
         return all(self.totals.get(partition, 0) >= offset for partition, offset in aim.items())
 
@@ -61,12 +66,16 @@ class Monitor:
             raise
 
     def _watch(self) -> None:
-        events, written = topic_name(self._settings, USAGE_EVENTS), topic_name(self._settings, USAGE_TOTALS)
+        events = topic_name(self._settings, USAGE_EVENTS)
         places = [TopicPartition(events, partition) for partition in self._partitions]
         sink = self._consumer(topic_name(self._settings, SINK_GROUP))
-        tail = self._consumer("chaos-monitor")
-        tail.assign([TopicPartition(written, partition, OFFSET_END) for partition in self._partitions])
+        tail = self._tail(OFFSET_END)
         while not self._stopping.wait(_SECONDS):
+            if self._made_again.is_set():  # a client that knew the old one would not find the new one
+                self._made_again.clear()
+                self.totals.clear()
+                tail.close()
+                tail = self._tail(OFFSET_BEGINNING)
             for message in tail.consume(100_000, 0.05):
                 if message.error() is None and (value := message.value()) is not None:
                     record = totals.decode(message.key() or b"", value)
@@ -83,6 +92,12 @@ class Monitor:
                 sink = self._consumer(topic_name(self._settings, SINK_GROUP))
         sink.close()
         tail.close()
+
+    def _tail(self, offset: int) -> Consumer:
+        tail = self._consumer("chaos-monitor")
+        written = topic_name(self._settings, USAGE_TOTALS)
+        tail.assign([TopicPartition(written, partition, offset) for partition in self._partitions])
+        return tail
 
     def _consumer(self, group: str) -> Consumer:
         return Consumer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -50,6 +50,7 @@ class Report:
     alerts_repeated: set[str] = field(default_factory=set[str])
     alerts_in_doubt: set[str] = field(default_factory=set[str])
     recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    after_kills_alone: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     ended_by_themselves: Counter[str] = field(default_factory=Counter[str])
     problems: list[str] = field(default_factory=list[str])
 
@@ -76,15 +77,31 @@ class Report:
             *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
             f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, repeated {len(self.alerts_repeated)}, "
             f"without reason {len(self.alerts_untrue)}, sent again after a kill in mid-request {len(self.alerts_in_doubt)}",
+            *(f"  recovery of {kind}: {_spread(found)}" for kind, found in sorted(self.recoveries.items())),
             *(
-                f"  recovery of {kind}: median {median(found):.1f} s, max {max(found):.1f} s of {len(found)}"
-                for kind, found in sorted(self.recoveries.items())
+                f"  recovery of {kind} from a kill with nothing else broken: {_spread(found)}"
+                for kind, found in sorted(self.after_kills_alone.items())
             ),
         ]
         if self.ended_by_themselves:
             lines.append(f"  ended by themselves and were started again: {dict(self.ended_by_themselves)}")
         wrong = [text for _, each in named for text in each.wrong[:10]] + self.problems
         return lines + [f"  ! {text}" for text in wrong]
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    return f"median {median(seconds):.1f} s, max {max(seconds):.1f} s of {len(seconds)}"
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A fault that goes on. alone: no other has been at any time of it; wakes_at: monotonic seconds."""
+
+    name: str
+    parts: list[Part]
+    fault: Fault
+    alone: bool
+    wakes_at: float = 0.0
 
 
 def run(seed: int, seconds: float, directory: Path, say: Callable[[str], None] = print) -> Report:
@@ -117,20 +134,21 @@ def run(seed: int, seconds: float, directory: Path, say: Callable[[str], None] =
 def _break(bench: Bench, report: Report, seconds: float, say: Callable[[str], None]) -> None:
     """Faults at random instants, one at a time mostly, until the time is over; returns with all of them over."""
     stack, rnd, began = bench.stack, bench.random, time.monotonic()
-    running: list[tuple[str, list[Part], Fault, list[float]]] = []
+    running: list[_UnderWay] = []
     next_at = began + _WARM_UP_SECONDS
     while (now := time.monotonic()) < began + seconds or running:
         stack.keep()
         for each in list(running):
-            name, parts, fault, wake = each
-            if now < wake[0]:
+            if now < each.wakes_at:
                 continue
             try:
-                wake[0] = time.monotonic() + next(fault)
-            except StopIteration:
+                each.wakes_at = time.monotonic() + next(each.fault)
+            except StopIteration as end:
                 running.remove(each)
-                for part in parts:
+                for part in each.parts:
                     part.broken = False
+                if each.alone and each.name.startswith("kill"):
+                    report.after_kills_alone.setdefault(each.parts[0].kind, []).append(end.value)
                 next_at = min(next_at, time.monotonic() + rnd.uniform(0, 2))
         if now >= next_at and now < began + seconds and (begun := next_fault(bench)) is not None:
             name, parts, fault = begun
@@ -138,7 +156,9 @@ def _break(bench: Bench, report: Report, seconds: float, say: Callable[[str], No
             report.faults[name] += 1
             for part in parts:
                 part.broken = True
-            running.append((name, parts, fault, [0.0]))
+            for each in running:
+                each.alone = False
+            running.append(_UnderWay(name, parts, fault, alone=not running))
             # The next one comes when this is over, or in its middle.
             next_at = now + rnd.uniform(0.2, 4) if rnd.random() < 0.3 else inf
         time.sleep(_TICK_SECONDS)

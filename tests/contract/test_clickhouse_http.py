@@ -69,6 +69,17 @@ def test_parameters_are_typed_and_safe(clickhouse_client: Client, table: str) ->
     assert [row[0] for row in found.result_rows] == [2, 3]
 
 
+def test_parameters_may_be_longer_than_an_address(clickhouse_client: Client) -> None:
+    """The client sends more than 4 KiB of them as a form."""
+    names = [f"{number} ä\r\n--{number}\r\n'\\t" for number in range(3_000)]
+    found = clickhouse_client.query(
+        "SELECT length({names:Array(String)}), cityHash64({names:Array(String)}) = cityHash64(arrayMap("
+        "n -> concat(toString(n), ' ä\\r\\n--', toString(n), '\\r\\n\\'\\\\t'), range(3000)))",
+        parameters={"names": names},
+    )
+    assert found.result_rows == [(3_000, True)]
+
+
 def test_settings_are_the_requests_own(clickhouse_client: Client) -> None:
     get = "SELECT toInt64(getSetting('max_block_size'))"
     before = clickhouse_client.query(get).first_row
@@ -191,6 +202,12 @@ def test_another_user_is_refused(http: httpx.Client) -> None:
     assert http.post("/", content="SELECT 1", headers={"X-ClickHouse-User": "analyst"}).status_code == 403
     assert http.post("/", content="SELECT 1", auth=("analyst", "")).status_code == 403
     assert http.post("/", content="SELECT 1", auth=("default", "")).text == "1\n"
+
+
+def test_external_tables_are_refused(http: httpx.Client) -> None:
+    answer = http.post("/", data={"query": "SELECT 1"}, files={"t": ("t.csv", b"1")})
+    assert answer.status_code == 501
+    assert http.post("/", content="SELECT 1").text == "1\n"
 
 
 def test_null_and_escapes_in_parameters(http: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""A client that has forgotten all brokers ends its process, once there is a cluster to go back to.
+"""What a running client never gets over ends its process: brokers forgotten, and a topic made again.
 
 librdkafka forgets by a race of a few milliseconds, which no test can bring about at will; what such a client's
 statistics say was taken from one that had (docs/decisions/chaos.md).
@@ -11,11 +11,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 from confluent_kafka import Producer
 
 from deploy.local.kafka import KafkaBroker
 from runtime.kafka_watch import EXIT_CODE, watched
+from runtime.topics import admin_client, create_topics
+from schemas.settings import Settings
+from schemas.topics import USAGE_TOTALS, topic_name
+from tests.services import Service, environment
 from tests.waiting import until
 
 FORGOTTEN = json.dumps({"name": "rdkafka#producer-1", "brokers": {}, "topics": {}})
@@ -79,3 +84,20 @@ def test_a_client_whose_brokers_are_away_knows_them(kafka_factory: Callable[[], 
     seen = len(known)
     until(lambda: client.poll(0.1) or len(known) > seen + 20)
     assert all(known)
+
+
+def test_a_service_ends_when_a_topic_was_made_again(kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> None:
+    settings = Settings(kafka_bootstrap_servers=kafka.bootstrap_servers, topic_prefix=topic_prefix, event_partitions=2)
+    create_topics(settings)
+    service = Service("gateway", environment(settings), tmp_path).start()
+    try:
+        until(lambda: "topics_watched" in service.log_path.read_text())
+        admin, topic = admin_client(settings), topic_name(settings, USAGE_TOTALS)
+        admin.delete_topics([topic])[topic].result(15)
+        until(lambda: topic not in admin.list_topics(timeout=10).topics)
+        assert service.running
+        create_topics(settings)
+        until(lambda: not service.running, 30)
+    finally:
+        service.kill()
+    assert "was made again" in service.log_path.read_text()
