@@ -77,8 +77,8 @@ def creditable_minor(invoice: Invoice) -> int:
 # --- Void -------------------------------------------------------------------------------------------------------------
 
 
-def void(billing: Billing, invoice: Invoice, reason: str) -> Invoice:
-    """Make an invoice void that is not paid; one that is void already is left so.
+def void(billing: Billing, invoice: Invoice, reason: str, *, by: str | None = None) -> Invoice:
+    """Make an invoice void that is not paid; one that is void already is left so. by: who asked.
 
     Raises NotPossible, StripeFailure, InvoiceStopped, LedgerUnavailable.
     """
@@ -87,7 +87,7 @@ def void(billing: Billing, invoice: Invoice, reason: str) -> Invoice:
         raise NotPossible("not_fixed", f"invoice {invoice.id} is not fixed yet: there is nothing to void")
     if invoice.state == "paid":
         raise NotPossible("paid", f"invoice {invoice.id} is paid: credit it instead")
-    _begin_void(billing, invoice, fixed, reason)
+    _begin_void(billing, invoice, fixed, reason, by)
     for _ in range(_ROUNDS_MAX):
         now = billing.invoice(invoice.id)
         if now.state == "void" or _void_once(billing, now, fixed):
@@ -95,13 +95,13 @@ def void(billing: Billing, invoice: Invoice, reason: str) -> Invoice:
     raise InvoiceStopped("it changes at Stripe while it is being voided; try again")
 
 
-def _begin_void(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, reason: str) -> None:
+def _begin_void(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, reason: str, by: str | None) -> None:
     """From its intent on nothing else begins on this invoice."""
     known = invoice.attempt("void")
     if invoice.state != "void" and (known is None or known.may_advance):
         attempt = known.number + 1 if known else 1
         intent = billing.record(fixed, "void", "intent", attempt=attempt)
-        billing.log.append(msgspec.structs.replace(intent, memo=reason))
+        billing.log.append(msgspec.structs.replace(intent, memo=reason, by=by))
 
 
 def _void_once(billing: Billing, invoice: Invoice, fixed: InvoiceFixed) -> bool:
@@ -176,13 +176,20 @@ def reissue(billing: Billing, invoice: Invoice) -> str:
 
 
 def credit(
-    billing: Billing, invoice: Invoice, amount_minor: int, *, refund: bool, reason: str, request: str | None = None
+    billing: Billing,
+    invoice: Invoice,
+    amount_minor: int,
+    *,
+    refund: bool,
+    reason: str,
+    request: str | None = None,
+    by: str | None = None,
 ) -> Invoice:
     """Have Stripe issue a credit note over an amount, tax included; one that was begun and not finished goes first.
 
     refund: of a paid invoice, back to how it was paid; otherwise to the customer's balance, which the next invoices
     use. Of one that is not paid it lowers what is still to pay. request: whoever asks with the same one asks for the
-    same credit note. Raises as `void`.
+    same credit note. by: who asked. Raises as `void`.
     """
     key = None if request is None else _asked_before(invoice, request)
     if key is not None:
@@ -190,7 +197,7 @@ def credit(
         if (begun.amount_minor, begun.target == "refund", begun.memo) != (amount_minor, refund, reason):
             raise NotPossible("request_reused", "this request asked for another credit note before")
     else:
-        key = _begin_credit(billing, invoice, amount_minor, refund=refund, reason=reason, request=request)
+        key = _begin_credit(billing, invoice, amount_minor, refund=refund, reason=reason, request=request, by=by)
     now = billing.invoice(invoice.id)
     assert now.fixed is not None
     _issue(billing, now, now.fixed, key)
@@ -198,7 +205,14 @@ def credit(
 
 
 def _begin_credit(
-    billing: Billing, invoice: Invoice, amount_minor: int, *, refund: bool, reason: str, request: str | None
+    billing: Billing,
+    invoice: Invoice,
+    amount_minor: int,
+    *,
+    refund: bool,
+    reason: str,
+    request: str | None,
+    by: str | None,
 ) -> StepKey:
     fixed, seen = invoice.fixed, invoice.stripe
     if fixed is None or seen is None or seen.status not in _CREDITABLE:
@@ -208,7 +222,7 @@ def _begin_credit(
     target: CreditTarget | None = None if seen.status != "paid" else ("refund" if refund else "balance")
     if refund and target is None:
         raise NotPossible("not_paid", f"invoice {invoice.id} is not paid: there is nothing to refund")
-    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target), reason, request)
+    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target), reason, request, by)
 
 
 def _asked_before(invoice: Invoice, request: str) -> StepKey | None:
@@ -253,7 +267,13 @@ def finish_credits(billing: Billing, invoice: Invoice) -> None:
 
 
 def _begun_credit(
-    billing: Billing, invoice: Invoice, fixed: InvoiceFixed, wanted: Credit, reason: str, request: str | None
+    billing: Billing,
+    invoice: Invoice,
+    fixed: InvoiceFixed,
+    wanted: Credit,
+    reason: str,
+    request: str | None,
+    by: str | None,
 ) -> StepKey:
     """The credit note to issue: one that was begun, or a new one whose intent is in the ledger."""
     for key in unfinished_credits(invoice):
@@ -272,6 +292,7 @@ def _begun_credit(
         amount_minor=wanted.amount_minor,
         target=wanted.target,
         memo=reason,
+        by=by,
         request=request,
     )
     if not billing.log.append(intent):

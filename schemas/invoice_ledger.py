@@ -51,6 +51,7 @@ class Attempt:
     amount_minor: int | None = None  # of `credit`, with target
     target: CreditTarget | None = None
     memo: str | None = None
+    by: str | None = None
     request: str | None = None
 
     @property
@@ -512,6 +513,7 @@ def _begun(record: InvoiceStep, before: Attempt | None) -> Attempt:
         amount_minor=record.amount_minor,
         target=record.target,
         memo=record.memo,
+        by=record.by,
         request=record.request,
     )
 

@@ -263,7 +263,8 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     (object_id, a draft, is gone: a second one, or the one that was in use).
     phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
     object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
-    request: digest of the Idempotency-Key that a credit was asked for with.
+    by: who asked, a key's id or a user's name. request: digest of the Idempotency-Key that a credit was asked for
+    with.
     """
 
     invoice_id: str
@@ -281,6 +282,7 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     amount_minor: int | None = None
     target: CreditTarget | None = None
     memo: str | None = None
+    by: str | None = None
     request: str | None = None
     # Of `wait`, which precedes the fixing: what the invoice would be of.
     subscription_id: str | None = None

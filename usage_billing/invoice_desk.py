@@ -152,7 +152,7 @@ class LedgerDesk:
     def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:
         def voided() -> Voided:
             billing = self._billing()
-            invoice = void_credit.void(billing, self._invoice(invoice_id), reason)
+            invoice = void_credit.void(billing, self._invoice(invoice_id), reason, by=by)
             next_id = void_credit.reissue(billing, invoice) if reissue else None
             return Voided(billing.invoice(invoice_id).document(), next_id)
 
@@ -167,7 +167,7 @@ class LedgerDesk:
             asked = _digest(invoice.organization_id, secrets.token_hex(16) if request is None else request)
             amount_minor = void_credit.credit_amount(invoice, amount)
             after = void_credit.credit(
-                self._billing(), invoice, amount_minor, refund=refund, reason=reason, request=asked
+                self._billing(), invoice, amount_minor, refund=refund, reason=reason, request=asked, by=by
             )
             return Credited(void_credit.credit_note_of(after, asked).document(), after.document())
 

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 
 from dashboard.app import Dashboard
+from schemas.invoice_ledger import StepKey
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
 from usage_billing.invoice_desk import LedgerDesk
@@ -155,6 +156,12 @@ def credit_notes(world: BillingWorld, invoice_id: str) -> list[dict[str, Any]]:
     return world.at_stripe("GET", "/v1/credit_notes", invoice=known.stripe_invoice_id)["data"]
 
 
+def asked_by(world: BillingWorld, invoice_id: str, step: StepKey) -> str | None:
+    known = world.stage.log.state.get(invoice_id)
+    assert known is not None
+    return known.steps[step].by
+
+
 def test_an_invoice_is_voided_and_made_anew(world: BillingWorld, api: TestClient) -> None:
     invoice_id = billed(world, "voided", "payment_failed", payment_method="pm_card_chargeCustomerFail")
     wanted = {"reason": "wrong card", "reissue": True}
@@ -164,6 +171,7 @@ def test_an_invoice_is_voided_and_made_anew(world: BillingWorld, api: TestClient
     assert (document["invoice"]["id"], document["invoice"]["state"]) == (invoice_id, "void")
     assert (document["invoice"]["reason"], document["invoice"]["reissued"]) == ("wrong card", True)
     assert [each["status"] for each in world.stripe_invoices("voided")] == ["void"]
+    assert (asked_by(world, invoice_id, ("void", 0)) or "").startswith("key_")
     size = world.ledger_size()
     assert api.post(f"/invoices/{invoice_id}/void", json=wanted).json() == document
     assert world.ledger_size() == size, "asking twice is asking once"
@@ -210,6 +218,7 @@ def test_a_credit_note_is_issued_once_for_its_key(world: BillingWorld, api: Test
     made = answer.json()
     assert (made["credit_note"]["id"], made["credit_note"]["amount"]) == (note["id"], "2.50")
     assert (note["memo"], note["amount"]) == ("outage", 250)
+    assert (asked_by(world, invoice_id, ("credit", 1)) or "").startswith("key_")
     assert [each["type"] for each in made["invoice"]["adjustments"]] == ["credit_note", "refund"]
     for other in ({"amount": "3"}, {"reason": "another"}, {"refund": False}):
         reused = api.post(path, json={**wanted, **other}, headers=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Annotated
@@ -33,7 +34,7 @@ def void(
     """Void an invoice that is not paid, at Stripe too. With --reissue its cycle is invoiced anew, as a revision."""
 
     def done(billing: Billing, invoice: Invoice) -> str:
-        voided = void_invoice(billing, invoice, reason)
+        voided = void_invoice(billing, invoice, reason, by=getpass.getuser())
         again = f"; its cycle is invoiced anew as {reissue(billing, voided)}" if reissue_it else ""
         return f"{invoice_id} is void{again}"
 
@@ -60,7 +61,9 @@ def credit(
 
     def done(billing: Billing, invoice: Invoice) -> str:
         before = set(invoice.adjustments)
-        after = credit_invoice(billing, invoice, credit_amount(invoice, wanted), refund=refund, reason=reason)
+        after = credit_invoice(
+            billing, invoice, credit_amount(invoice, wanted), refund=refund, reason=reason, by=getpass.getuser()
+        )
         notes = [each for id_, each in after.adjustments.items() if id_ not in before]
         issued = ", ".join(f"{each.adjustment} {each.number or each.object_id}" for each in notes)
         return f"{invoice_id} is credited: {issued}; it is {after.state}"
