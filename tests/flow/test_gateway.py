@@ -45,7 +45,11 @@ class Stack:
         create_topics(self.settings)
         self.gateway = Service("gateway", env, directory).start()
         self.client = httpx.Client(
-            base_url=self.gateway.address, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=10
+            base_url=self.gateway.address,
+            headers={"Authorization": f"Bearer {ADMIN}"},
+            timeout=10,
+            # With more connections than it keeps, httpcore 1.0 closes idle ones, those just given to a thread too.
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=64),
         )
 
     def close(self) -> None:
