@@ -16,7 +16,7 @@ from pathlib import Path
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-from runtime.topics import admin_client, create_topics
+from runtime.topics import admin_client, answer_of, create_topics
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import HEADER_LENGTH, encode
 from tests.chaos.load import Load
@@ -124,7 +124,7 @@ def group_reset(bench: Bench, parts: Sequence[Part]) -> Fault:
         request = ConsumerGroupTopicPartitions(group, places)
         admin = admin_client(bench.stack.settings)
         try:
-            admin.alter_consumer_group_offsets([request])[group].result(10)
+            answer_of(admin.alter_consumer_group_offsets([request])[group], 10)
             break
         except KafkaException:  # killed ones are members until their session is over
             if time.monotonic() > deadline:
@@ -139,7 +139,7 @@ def changelog_lost(bench: Bench, parts: Sequence[Part]) -> Fault:
         yield from _stopped(part, True)
     settings = bench.stack.settings
     topic, admin = topic_name(settings, USAGE_TOTALS), admin_client(settings)
-    admin.delete_topics([topic])[topic].result(15)
+    answer_of(admin.delete_topics([topic])[topic], 15)
     while topic in admin.list_topics(timeout=10).topics:
         yield _EVERY
     create_topics(settings)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import httpx
+from confluent_kafka import KafkaException
 
 from tests.chaos import verdict
 from tests.chaos.count import by_cycle, read_log
@@ -117,7 +118,7 @@ def run(seed: int, seconds: float, directory: Path, say: Callable[[str], None] =
             _break(bench, report, seconds, say)
             load.stopping.set()
             _settle(bench, report)
-        except NotRecovered as error:
+        except (NotRecovered, KafkaException) as error:
             report.problems.append(str(error))
         finally:
             load.stopping.set()
