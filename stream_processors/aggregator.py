@@ -66,6 +66,7 @@ from stream_processors.exact_table import (
     die,
     exact_app_settings,
     flowing,
+    knows,
     of_generation,
     release,
     rewind,
@@ -506,6 +507,8 @@ class Aggregator:
             return "not running"
         if app.rebalancing or not app.tables.actives_ready:
             return "the consumer group is rebalancing"
+        if not knows(app, self._events_topic):
+            return f"{self._events_topic} has not been seen in the cluster yet"
         return f"loading partitions {self.table.loading}" if self.table.loading else None
 
     def check_catalog(self) -> str | None:

@@ -307,6 +307,12 @@ def assigned(app: AppT, topic: str, partition: int) -> bool:
     return TP(topic, partition) in app.consumer.assignment()
 
 
+def knows(app: AppT, topic: str) -> bool:
+    """Whether the group's client has seen the topic in the cluster. A leader that has not gives nobody partitions."""
+    consumer: Any = app.consumer
+    return bool(consumer._thread._ensure_consumer().partitions_for_topic(topic))
+
+
 async def rewind(app: faust.App, topic: str, partition: int, offset: int) -> None:
     """Read on from an offset. What is in buffers still comes first."""
     await app.consumer.seek(TP(topic, partition), offset)
@@ -352,6 +358,9 @@ def exact_app_settings() -> dict[str, Any]:
         # What a killed worker leaves behind is another's after this time; the least that a broker allows by default.
         "broker_session_timeout": 6.0,
         "broker_heartbeat_interval": 1.5,
+        # A look at the cluster that fails is not repeated before this time is over (five minutes otherwise), and a
+        # leader that has seen no topics gives nobody a partition until then.
+        "consumer_metadata_max_age_ms": 5_000,
         "worker_redirect_stdouts": False,
     }
 

@@ -55,6 +55,37 @@ def test_a_lost_changelog_is_made_again_from_the_log_though_nothing_new_comes(wo
     assert world.progress() == world.ends()
 
 
+BLIND = """
+import os
+from aiokafka.client import AIOKafkaClient
+
+look = AIOKafkaClient._metadata_update
+
+async def sometimes(self, cluster, topics):
+    return False if topics and os.path.exists({marker!r}) else await look(self, cluster, topics)
+
+AIOKafkaClient._metadata_update = sometimes
+"""
+
+
+def test_a_leader_that_had_not_seen_the_topics_gives_partitions_once_it_has(
+    world: MeteringWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a start in the middle of a broker's: the client's looks at the cluster fail, and it leads the group."""
+    marker = tmp_path / "blind"
+    marker.touch()
+    (tmp_path / "sitecustomize.py").write_text(BLIND.format(marker=str(marker)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = world.worker()
+    worker.launch()
+    until(lambda: "Ignoring missing topic" in worker.log_path.read_text())
+    send(world, "first")
+    assert not worker.ready()
+    marker.unlink()
+    until(lambda: counted(world, 1), seconds=30)
+    assert worker.ready()
+
+
 def test_a_group_that_was_reset_to_the_beginning_counts_nothing_twice(world: MeteringWorld) -> None:
     meter = world.meter("calls")
     world.rule("two", meter, "2")

@@ -11,6 +11,7 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka import AIOKafkaConsumer
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.streams import Stream
 from faust.tables.base import Collection
@@ -36,6 +37,8 @@ PARTS_RELIED_ON = [
     # where a new version would break exactness without an error: look at the release before changing this
     (faust.App, "_new_consumer"),
     (Consumer, "_commit_offsets"),
+    (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
+    (AIOKafkaConsumer, "partitions_for_topic"),
     (Consumer, "seek"),
     (Consumer, "wait_empty"),
     (Consumer, "stop_flow"),
