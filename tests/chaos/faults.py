@@ -119,7 +119,7 @@ def group_reset(bench: Bench, parts: Sequence[Part]) -> Fault:
         yield from _stopped(part, True)
     topic = topic_name(bench.stack.settings, USAGE_EVENTS)
     places = [TopicPartition(topic, partition, 0) for partition in range(bench.stack.settings.event_partitions)]
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + RECOVERY_SECONDS_MAX
     while True:
         request = ConsumerGroupTopicPartitions(group, places)
         admin = admin_client(bench.stack.settings)
