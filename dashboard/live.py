@@ -167,6 +167,8 @@ class LiveTotals:
                 "fetch.wait.max.ms": 200,
             }
         )
+        # Another, since a broker answers a connection's requests in turn: each of these would wait for a fetch to end.
+        asking = Consumer({**self._properties, "group.id": f"{self._totals_topic}-ends", "enable.auto.commit": False})
         try:
             sources = [
                 TopicPartition(topic, partition, OFFSET_BEGINNING)
@@ -187,10 +189,11 @@ class LiveTotals:
                         self._caught_up.set()
                         log.info("live_totals_caught_up", series=self.view.series_count)
                 if now - asked > _ENDS_SECONDS:
-                    self._next_offsets = self._ends(consumer)
+                    self._next_offsets = self._ends(asking)
                     asked = now
         finally:
             consumer.close()
+            asking.close()
 
     def _ends(self, consumer: Consumer) -> dict[int, int]:
         return {

@@ -27,10 +27,11 @@ from deploy.local.process import free_ports
 from runtime.topics import create_topics
 from schemas import totals
 from schemas.customer import Customer
+from schemas.invoice_ledger import Invoice
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of
-from schemas.period import calendar_month_containing
+from schemas.period import calendar_month_containing, parse_rfc3339
 from schemas.product import Product
 from schemas.settings import Settings
 from schemas.subscription import Subscription
@@ -153,13 +154,17 @@ def store_events(client: Client, settings: Settings, events: int, customers: int
         SELECT {epoch}, number, 0, {events // 1000 + 1}, '', now64(6), now64(6), 0, 0, 'no_message'
         FROM numbers({settings.event_partitions})
     """)
-    document = json.dumps(
-        {
-            "id": "INVOICE", "organization_id": DEFAULT_ORGANIZATION, "customer_id": "CUSTOMER",
-            "subscription_id": "sub_0", "cycle": {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"},
-            "currency": "eur", "lines": [], "total": "21.00", "state": "paid", "reason": None, "number": "A-1",
-        }
-    )  # fmt: skip
+    invoice = Invoice(
+        id="INVOICE",
+        organization_id=DEFAULT_ORGANIZATION,
+        customer_id="CUSTOMER",
+        subscription_id="sub_0",
+        cycle_start=parse_rfc3339("2026-01-01T00:00:00Z"),
+        cycle_end=parse_rfc3339("2026-02-01T00:00:00Z"),
+        state="paid",
+        updated_at=0,
+    )
+    document = json.dumps({**invoice.document(), "currency": "eur", "total": "21.00", "number": "A-1"})
     client.command(f"""
         INSERT INTO stored_invoices (organization_id, id, customer_id, subscription_id, cycle_start, cycle_end, state,
             currency, total, version, document)
