@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from schemas.settings import Settings
 from schemas.watermark import Watermark
-from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
+from warehouse.client import ASIDE, ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
 from warehouse.coverage import coverage
 from warehouse.epochs import epochs
 
@@ -19,16 +19,19 @@ R = TypeVar("R")
 
 QUERIES_MAX = 4
 READ_SECONDS = 30
+ASIDE_READ_SECONDS = 300
 
 
 class WarehouseAccess:
-    """At most QUERIES_MAX queries run at a time; further ones wait their turn."""
+    """At most QUERIES_MAX queries run at a time; further ones wait their turn. One more runs aside of them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client: Client | None = None
+        self._aside_client: Client | None = None
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(QUERIES_MAX, thread_name_prefix="warehouse")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="warehouse-aside")
         self._known: Watermark | None = None
 
     async def run(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -38,6 +41,20 @@ class WarehouseAccess:
             return query(self.client(), *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def run_aside(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """`run` for what reads everything while no one waits for it."""
+
+        def call() -> R:
+            with self._lock:
+                if self._aside_client is None:
+                    self._aside_client = connect(
+                        self._settings, read_timeout_seconds=ASIDE_READ_SECONDS, more_settings=ASIDE
+                    )
+                client = self._aside_client
+            return query(client, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._aside, call)
 
     def client(self) -> Client:
         """The client, which threads share. Blocks; raises WarehouseUnavailable."""
@@ -68,7 +85,9 @@ class WarehouseAccess:
             return str(error)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._aside):
+            threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            if self._client is not None:
-                self._client.close()
+            for client in (self._client, self._aside_client):
+                if client is not None:
+                    client.close()

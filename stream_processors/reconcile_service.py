@@ -22,7 +22,7 @@ from schemas.settings import Settings
 from schemas.totals import UnreadableTotal
 from stream_processors.cycles import Affected, affected_by
 from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten
-from warehouse.client import Client, WarehouseUnavailable, connect
+from warehouse.client import ASIDE, Client, WarehouseUnavailable, connect
 from warehouse.epochs import UnknownTopic
 
 log = structlog.get_logger(__name__)
@@ -175,7 +175,7 @@ class ReconcileService:
 
     def _connected(self) -> Client:
         if self._client is None:
-            self._client = connect(self._settings)
+            self._client = connect(self._settings, more_settings=ASIDE)
         return self._client
 
     def _drop_client(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
@@ -19,6 +21,9 @@ _QUERY_SETTINGS = {
     # A condition on a timestamp must not drop a first event before its duplicates are collapsed into it.
     "optimize_move_to_prewhere_if_final": 0,
 }
+_NO_SETTINGS: Mapping[str, Any] = {}
+ASIDE: Mapping[str, Any] = {"max_threads": 1}
+"""For what reads much while no one waits for it: queries that someone waits for have the other processors."""
 
 
 class WarehouseUnavailable(Exception):
@@ -36,11 +41,13 @@ def connect(
     database: str | None = None,
     read_timeout_seconds: int = READ_TIMEOUT_SECONDS,
     connect_timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
+    more_settings: Mapping[str, Any] = _NO_SETTINGS,
 ) -> Client:
     """A client of the DSN's database (or another one). Raises WarehouseUnavailable.
 
     Threads may share it: it has no session, and its connections are pooled. Waits for an answer end after
-    read_timeout_seconds; no query is repeated behind the caller's back. Close it after use.
+    read_timeout_seconds; no query is repeated behind the caller's back. more_settings: ClickHouse's, for all its
+    queries. Close it after use.
     """
     parts = urlsplit(settings.clickhouse_dsn)
     try:
@@ -52,7 +59,7 @@ def connect(
             connect_timeout=connect_timeout_seconds,
             send_receive_timeout=read_timeout_seconds,
             dedicated_pool=True,  # so that close() closes its connections
-            settings=dict(_QUERY_SETTINGS),
+            settings={**_QUERY_SETTINGS, **more_settings},
         )
     except ClickHouseError as error:
         raise unavailable(error) from error
@@ -70,6 +77,7 @@ def server_code(error: Exception) -> int | None:
 
 
 __all__ = [
+    "ASIDE",
     "CONNECT_TIMEOUT_SECONDS",
     "READ_TIMEOUT_SECONDS",
     "ClickHouseError",
