@@ -21,7 +21,7 @@ from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark
-from warehouse.client import ClickHouseError, WarehouseUnavailable, connect, unavailable
+from warehouse.client import PROMPT, ClickHouseError, WarehouseUnavailable, connect, unavailable
 from warehouse.coverage import coverage
 from warehouse.epochs import UnknownTopic, lookup_epoch
 from warehouse.evidence import CountedEvent, counted_events, row_faults
@@ -99,13 +99,16 @@ def quantities(needs: Sequence[Need], totals: Mapping[TotalsRequest, UsageTotal]
 
 
 class Counts:
-    """What billing asks of Kafka's offsets and of ClickHouse. A context manager; thread-safe for reading."""
+    """What billing asks of Kafka's offsets and of ClickHouse. A context manager; thread-safe for reading.
 
-    def __init__(self, settings: Settings) -> None:
+    prompt: for a page that someone waits for.
+    """
+
+    def __init__(self, settings: Settings, *, prompt: bool = False) -> None:
         self._settings = settings
         self._topic = topic_name(settings, USAGE_EVENTS)
         self._partitions = settings.event_partitions
-        self._client = connect(settings)
+        self._client = connect(settings, more_settings=PROMPT if prompt else {})
         self._known: Watermark | None = None
 
     def __enter__(self) -> Counts:

@@ -120,7 +120,7 @@ async def figures(warehouse: WarehouseAccess, wanted: Wanted, subscription: Subs
     async def rows(of: Cycle | None, of_window: UsageWindow | None, *, grouped: bool) -> list[UsageRow]:
         if of is None:
             return []
-        return await warehouse.run(
+        return await warehouse.run_aside(
             usage_rows, wanted.organization_id, [meter], of, watermark=watermark, window=of_window, zone=zone,
             customer_id=wanted.customer_id, by_customer=grouped and wanted.group_by is None,
             group_by=wanted.group_by if grouped else None,
@@ -153,7 +153,7 @@ async def _by_cycle(
         TotalsRequest(wanted.organization_id, customer_id, meter.event_name, each.start_us, each.end_us)
         for each in cycles
     ]
-    totals = await warehouse.run(exact_totals, requests, watermark)
+    totals = await warehouse.run_aside(exact_totals, requests, watermark)
     found = [quantity(meter.aggregation, totals[each].sum, totals[each].count, totals[each].max) for each in requests]
     now = {each.start_us: value for each, value in zip(cycles, found, strict=True)}
     return Figures(

@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from schemas.settings import Settings
 from schemas.watermark import Watermark
-from warehouse.client import ASIDE, ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
+from warehouse.client import ASIDE, PROMPT, ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
 from warehouse.coverage import coverage
 from warehouse.epochs import epochs
 
@@ -18,12 +18,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 QUERIES_MAX = 4
+ASIDE_QUERIES_MAX = 3
 READ_SECONDS = 30
 ASIDE_READ_SECONDS = 300
 
 
 class WarehouseAccess:
-    """At most QUERIES_MAX queries run at a time; further ones wait their turn. One more runs aside of them."""
+    """At most QUERIES_MAX queries run at a time, and ASIDE_QUERIES_MAX aside of them; further ones wait their turn."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -31,7 +32,7 @@ class WarehouseAccess:
         self._aside_client: Client | None = None
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(QUERIES_MAX, thread_name_prefix="warehouse")
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="warehouse-aside")
+        self._aside = ThreadPoolExecutor(ASIDE_QUERIES_MAX, thread_name_prefix="warehouse-aside")
         self._known: Watermark | None = None
 
     async def run(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,16 +44,10 @@ class WarehouseAccess:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def run_aside(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """`run` for what reads everything while no one waits for it."""
+        """`run` for what reads so much that pages don't wait for it; it waits for them."""
 
         def call() -> R:
-            with self._lock:
-                if self._aside_client is None:
-                    self._aside_client = connect(
-                        self._settings, read_timeout_seconds=ASIDE_READ_SECONDS, more_settings=ASIDE
-                    )
-                client = self._aside_client
-            return query(client, *args, **kwargs)
+            return query(self.aside_client(), *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._aside, call)
 
@@ -60,8 +55,17 @@ class WarehouseAccess:
         """The client, which threads share. Blocks; raises WarehouseUnavailable."""
         with self._lock:
             if self._client is None:
-                self._client = connect(self._settings, read_timeout_seconds=READ_SECONDS)
+                self._client = connect(self._settings, read_timeout_seconds=READ_SECONDS, more_settings=PROMPT)
             return self._client
+
+    def aside_client(self) -> Client:
+        """The client of `run_aside`, for results that are streamed. Blocks; raises WarehouseUnavailable."""
+        with self._lock:
+            if self._aside_client is None:
+                self._aside_client = connect(
+                    self._settings, read_timeout_seconds=ASIDE_READ_SECONDS, more_settings=ASIDE
+                )
+            return self._aside_client
 
     async def stored(self) -> Watermark | None:
         """Everything below it is in ClickHouse; None: no sink has stored anything yet. Raises WarehouseUnavailable."""

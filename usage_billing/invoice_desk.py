@@ -218,7 +218,7 @@ class LedgerDesk:
         """ClickHouse, asked when it is first needed."""
         with self._lock:
             if self._open is None:
-                self._open = Counts(self._settings)
+                self._open = Counts(self._settings, prompt=True)
             return self._open
 
     def _answered(self, question: Callable[[], T]) -> T:

@@ -22,8 +22,10 @@ _QUERY_SETTINGS = {
     "optimize_move_to_prewhere_if_final": 0,
 }
 _NO_SETTINGS: Mapping[str, Any] = {}
-ASIDE: Mapping[str, Any] = {"max_threads": 1}
-"""For what reads much while no one waits for it: queries that someone waits for have the other processors."""
+PROMPT: Mapping[str, Any] = {"priority": 1}
+"""For queries of a page that someone waits for."""
+ASIDE: Mapping[str, Any] = {"priority": 2}
+"""For queries that read much: they pause while one of PROMPT runs."""
 
 
 class WarehouseUnavailable(Exception):
@@ -79,6 +81,7 @@ def server_code(error: Exception) -> int | None:
 __all__ = [
     "ASIDE",
     "CONNECT_TIMEOUT_SECONDS",
+    "PROMPT",
     "READ_TIMEOUT_SECONDS",
     "ClickHouseError",
     "Client",

@@ -67,7 +67,7 @@ async def export_usage(
 def _invoices(services: Services, organization_id: str, wanted: InvoiceFilter) -> Iterator[str]:
     """Every invoice, a block at a time."""
     yield csv_rows([_INVOICE_COLUMNS])
-    client, after = services.warehouse.client(), None
+    client, after = services.warehouse.aside_client(), None
     for _ in itertools.count():
         block = invoice_documents(client, organization_id, wanted, INVOICES_A_BLOCK, after)
         yield csv_rows(
