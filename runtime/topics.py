@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -121,14 +121,18 @@ def committed_offsets(settings: Settings, group: str, topic: str, partitions: It
     """
     places = [TopicPartition(topic, partition) for partition in partitions]
     consumer = Consumer({**settings.kafka_properties, "group.id": group, "enable.auto.commit": False})
+
+    def ask(seconds: float) -> dict[int, int]:
+        found = consumer.committed(places, timeout=seconds)
+        for place in found:
+            if place.error is not None:
+                raise KafkaException(place.error)
+        return {place.partition: max(0, place.offset) for place in found}
+
     try:
-        found = consumer.committed(places, timeout=_COMMITTED_SECONDS)
+        return _asked_again(ask, _COMMITTED_SECONDS)  # a broker that has just started hands its groups to itself
     finally:
         consumer.close()
-    for place in found:
-        if place.error is not None:
-            raise KafkaException(place.error)
-    return {place.partition: max(0, place.offset) for place in found}
 
 
 def log_bounds(consumer: Consumer, place: TopicPartition, seconds: float) -> tuple[int, int]:
@@ -136,11 +140,19 @@ def log_bounds(consumer: Consumer, place: TopicPartition, seconds: float) -> tup
 
     A partition made a moment ago, or one whose leader has just gone, has none: it is asked again, for these seconds.
     """
+    return _asked_again(lambda left: consumer.get_watermark_offsets(place, timeout=left), seconds)
+
+
+def _asked_again(ask: Callable[[float], A], seconds: float) -> A:
+    """The first answer within these seconds; ask gets those that are left. Raises KafkaException.
+
+    By hand: a library would log each attempt of a thing that is usual for a moment.
+    """
     deadline = time.monotonic() + seconds
-    while True:  # by hand: a library would log each attempt of a thing that is usual for a moment
+    while True:
         left = deadline - time.monotonic()
         try:
-            return consumer.get_watermark_offsets(place, timeout=max(_ASK_AGAIN_SECONDS, left))
+            return ask(max(_ASK_AGAIN_SECONDS, left))
         except KafkaException:
             if left <= 0:
                 raise
