@@ -48,7 +48,7 @@ class Conservations:
 
     async def _count(self, services: Services, organization_id: str) -> Conservation:
         started, at = time.monotonic(), now_us()
-        audit = await audit_of(services, organization_id, aside=True)
+        audit = await audit_of(services, organization_id)
         ended = time.monotonic()
         found = Conservation(audit, at, ended + max(AGE_SECONDS, SHARE * (ended - started)))
         self._known[organization_id] = found

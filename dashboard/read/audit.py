@@ -72,10 +72,9 @@ async def get_audit(request: Request, caller: Caller) -> AuditOut:
     return await audit_of(services_of(request), caller.organization_id)
 
 
-async def audit_of(services: Services, organization_id: str, *, aside: bool = False) -> AuditOut:
-    """Reads every event of the organization. aside: no one waits for it. Raises WarehouseUnavailable."""
-    run = services.warehouse.run_aside if aside else services.warehouse.run
-    found = await run(_audit, services, organization_id)
+async def audit_of(services: Services, organization_id: str) -> AuditOut:
+    """Reads every event of the organization. Raises WarehouseUnavailable."""
+    found = await services.warehouse.run_aside(_audit, services, organization_id)
     whole = document(found)
     mine = next(iter(whole["organizations"]), None)
     if mine is None:
