@@ -9,12 +9,9 @@ from decimal import Decimal
 
 import msgspec
 import structlog
-from confluent_kafka import (
-    Consumer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from runtime.topics import committed_offsets, describe_topic, log_bounds
+from runtime.topics import admin_client, committed_offsets, describe_topic, log_bounds
 from schemas.ledger import InvoiceFixed, WaitCode
 from schemas.meter import Aggregation, Meter
 from schemas.partition import partition_of
@@ -109,6 +106,7 @@ class Counts:
         self._topic = topic_name(settings, USAGE_EVENTS)
         self._partitions = settings.event_partitions
         self._client = connect(settings, more_settings=PROMPT if prompt else {})
+        self._admin = admin_client(settings)
         self._known: Watermark | None = None
 
     def __enter__(self) -> Counts:
@@ -206,7 +204,11 @@ class Counts:
         return None
 
     def _epoch(self) -> int:
-        topic = describe_topic(self._settings, USAGE_EVENTS)
+        try:
+            topic = describe_topic(self._settings, USAGE_EVENTS, self._admin)
+        except KafkaException:
+            self._admin = admin_client(self._settings)  # one that was told of no brokers never works again
+            raise
         try:
             return lookup_epoch(self._client, topic.topic_id)
         except UnknownTopic as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from dashboard.count_rates import CountRates
 from schemas.alert import Alert
@@ -41,8 +42,11 @@ class LiveView:
     ) -> None:
         self._cycles_max = cycles_max
         self._alerts_max = alerts_max
-        # organization → customer, last changed last → event_name → totals, a cycle each
+        # organization → customer → event_name → totals, a cycle each
         self._totals: dict[str, dict[str, dict[str, tuple[UsageTotal, ...]]]] = {}
+        # organization → customer, last changed last → the number of its last change, which counts those of all
+        self._changes: dict[str, dict[str, int]] = {}
+        self._change_count = 0
         self._latest_start: dict[str, int] = {}
         self._alerts: dict[str, tuple[Alert, ...]] = {}
         self._deliveries: dict[str, dict[str, WebhookDelivery]] = {}
@@ -64,7 +68,13 @@ class LiveView:
 
     def customers(self, organization_id: str) -> list[str]:
         """Customers with usage, those that changed last at the end."""
-        return list(self._totals.get(organization_id, {}))
+        return list(self._changes.get(organization_id, {}))
+
+    def changed_since(self, organization_id: str, number: int) -> tuple[set[str], int]:
+        """Customers whose totals changed after the change of that number (0: all with usage), and the newest number."""
+        changes = list(self._changes.get(organization_id, {}).items())
+        newer = takewhile(lambda change: change[1] > number, reversed(changes))
+        return {customer for customer, _ in newer}, changes[-1][1] if changes else number
 
     def latest_cycle_start(self, organization_id: str) -> int | None:
         """Of the newest cycle with usage, µs; None: there is no usage."""
@@ -112,8 +122,12 @@ class LiveView:
         if newer is None:
             return False
         by_event[total.event_name] = newer
-        customers.pop(total.customer_id, None)
         customers[total.customer_id] = by_event
+        # After the total is in place: who learns of a change finds it.
+        self._change_count += 1
+        changes = self._changes.setdefault(total.organization_id, {})
+        changes.pop(total.customer_id, None)
+        changes[total.customer_id] = self._change_count
         latest = self._latest_start.get(total.organization_id, total.cycle_start)
         self._latest_start[total.organization_id] = max(latest, total.cycle_start)
         return True

@@ -49,17 +49,21 @@ class OpenRevenue:
         self._live = live
         self._organization_id = organization_id
         self._priced: dict[str, _Open] = {}
+        self._seen = 0  # the last change of live totals that is priced
 
     def at(self, now: int) -> Revenue:
         """now: µs."""
         priced: dict[str, _Open] = {}
+        changed, seen = self._live.changed_since(self._organization_id, self._seen)
         for subscription in self._view.all(Subscription, self._organization_id):
             known = self._priced.get(subscription.id)
             if known is None or known.subscription is not subscription or now not in known.cycle:
                 known = self._begun(subscription, now)
+            elif subscription.customer_id in changed:
+                known = self._current(known)
             if known is not None:
-                priced[subscription.id] = self._current(known)
-        self._priced = priced
+                priced[subscription.id] = known
+        self._priced, self._seen = priced, seen
         minor: dict[str, int] = defaultdict(int)
         for each in priced.values():
             minor[each.product.currency] += each.amount_minor

@@ -12,7 +12,7 @@ from dashboard.revenue import OpenRevenue, Revenue
 
 AGE_SECONDS = 2.0
 SHARE = 10  # the thread rests at least this many times as long as it worked
-WAIT_SECONDS = 0.1
+WAIT_SECONDS = 0.05  # enough where little has changed; a page does not wait for more
 
 
 class RevenueBook:

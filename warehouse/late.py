@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
-from warehouse.totals import TotalsRequest, staged, totals_sql
+from warehouse.totals import TotalsRequest, totals_sql, with_windows
 from warehouse.watermark_sql import below
 
 # Rows of all events, duplicates too, and tombstones, which don't say when what they void was used: what they come to is
@@ -24,7 +23,7 @@ _LATE = """
         FROM usage_voids
         WHERE NOT SINCE AND BELOW
     ) AS event
-    INNER JOIN STAGED AS requested
+    INNER JOIN WINDOWS AS requested
         ON event.organization_id = requested.organization_id
         AND event.customer_id = requested.customer_id
         AND event.event_name = requested.event_name
@@ -44,11 +43,9 @@ def late_windows(
         return set()
     query, parameters = totals_sql(_LATE, distinct, watermark)
     condition, more = below(since, name="since")
-    request_id = uuid.uuid4()
-    parameters |= {**more, "request_id": request_id}
     try:
-        staged(client, request_id, distinct)
-        rows = client.query(query.replace("SINCE", condition), parameters).result_rows
+        query, parameters = with_windows(client, query.replace("SINCE", condition), {**parameters, **more}, distinct)
+        rows = client.query(query, parameters).result_rows
     except ClickHouseError as error:
         raise unavailable(error) from error
     return {distinct[position] for (position,) in rows}

@@ -34,6 +34,14 @@ class UsageTotal:
 
 NO_USAGE = UsageTotal(Decimal(0), 0, None)
 
+# Few windows go with the query; more are put beside the events, since parameters are no place for megabytes.
+_GIVEN_MAX = 100
+_GIVEN = """(
+    SELECT
+        given.1 AS position, given.2 AS organization_id, given.3 AS customer_id, given.4 AS event_name,
+        given.5 AS start_us, given.6 AS end_us
+    FROM (SELECT arrayJoin({windows:Array(Tuple(UInt32, String, String, String, Int64, Int64))}) AS given)
+)"""
 _STAGED = "(SELECT * FROM totals_requests WHERE request_id = {request_id:UUID})"
 
 # Each event that counts, by the engine's own collapsing: the version in the table makes the first in the log win. The
@@ -83,7 +91,7 @@ _FOLDED = """
 _JOINED = """
     SELECT requested.position, sum(event.value), count(), max(event.value)
     FROM (EVENTS) AS event
-    INNER JOIN STAGED AS requested
+    INNER JOIN WINDOWS AS requested
         ON event.organization_id = requested.organization_id
         AND event.customer_id = requested.customer_id
         AND event.event_name = requested.event_name
@@ -93,9 +101,10 @@ _JOINED = """
 """
 # Few customers are found by the tables' key; for many it is quicker to read everything once.
 _CUSTOMERS_BY_KEY_MAX = 20_000
-_BY_KEY = (
-    "(usage_events.organization_id, usage_events.customer_id) IN (SELECT organization_id, customer_id FROM STAGED)"
-)
+_BY_KEY = """
+    (usage_events.organization_id, usage_events.customer_id, usage_events.event_name)
+        IN (SELECT organization_id, customer_id, event_name FROM WINDOWS)
+"""
 _SPAN = (
     "toUnixTimestamp64Micro(timestamp) >= {span_start:Int64} AND toUnixTimestamp64Micro(timestamp) < {span_end:Int64}"
 )
@@ -135,12 +144,10 @@ def _totals(
     if not distinct:
         return totals
     query, parameters = totals_sql(_JOINED.replace("EVENTS", events), distinct, watermark)
-    request_id = uuid.uuid4()
-    parameters["request_id"] = request_id
     if _by_key(distinct):
         shares = min(shares, len(_customers(distinct)))
     try:
-        staged(client, request_id, distinct)
+        query, parameters = with_windows(client, query, parameters, distinct)
         for share in range(shares):
             parameters |= {"shares": shares, "share": share}
             for position, total, count, greatest in client.query(query, parameters).result_rows:
@@ -154,14 +161,14 @@ def _totals(
 def totals_sql(
     template: str, wanted: Sequence[TotalsRequest], watermark: Watermark | None
 ) -> tuple[str, dict[str, object]]:
-    """The query with BELOW, CUSTOMERS, SPAN and STAGED written out, and its parameters but for request_id."""
+    """The query with BELOW, CUSTOMERS and SPAN written out, and its parameters; `with_windows` does the rest."""
     condition, parameters = below(watermark)
     parameters |= {
         "span_start": min(one.start_us for one in wanted),
         "span_end": max(one.end_us for one in wanted),
     }
     query = template.replace("NOT_VOIDED", not_voided(condition)).replace("BELOW", condition).replace("SPAN", _SPAN)
-    return query.replace("CUSTOMERS", _BY_KEY if _by_key(wanted) else "1").replace("STAGED", _STAGED), parameters
+    return query.replace("CUSTOMERS", _BY_KEY if _by_key(wanted) else "1"), parameters
 
 
 def _customers(wanted: Sequence[TotalsRequest]) -> set[tuple[str, str]]:
@@ -172,8 +179,22 @@ def _by_key(wanted: Sequence[TotalsRequest]) -> bool:
     return len(_customers(wanted)) <= _CUSTOMERS_BY_KEY_MAX
 
 
-def staged(client: Client, request_id: uuid.UUID, wanted: Sequence[TotalsRequest]) -> None:
-    """Put the windows beside the events; the table forgets them after a day."""
+def with_windows(
+    client: Client, query: str, parameters: dict[str, object], wanted: Sequence[TotalsRequest]
+) -> tuple[str, dict[str, object]]:
+    """The query with WINDOWS written out, and its parameters; a window's position is its index in `wanted`.
+
+    Many windows are put into a table first, which forgets them after a day.
+    """
+    if len(wanted) <= _GIVEN_MAX:
+        given = [(position, *one) for position, one in enumerate(wanted)]
+        return query.replace("WINDOWS", _GIVEN), {**parameters, "windows": given}
+    request_id = uuid.uuid4()
+    _stage(client, request_id, wanted)
+    return query.replace("WINDOWS", _STAGED), {**parameters, "request_id": request_id}
+
+
+def _stage(client: Client, request_id: uuid.UUID, wanted: Sequence[TotalsRequest]) -> None:
     columns: dict[str, Sequence[Any]] = {
         "request_id": [request_id] * len(wanted),
         "position": range(len(wanted)),

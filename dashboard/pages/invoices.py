@@ -13,7 +13,7 @@ from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.read.invoices import decoded_after, invoice_place, own_invoice, previewed
 from dashboard.read.parameters import encoded_place
-from dashboard.services import now_us, services_of
+from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
 from runtime.problem import Problem
 from schemas.customer import Customer
@@ -38,30 +38,37 @@ async def invoices(
 ) -> Response:
     services, organization = services_of(request), visitor.organization_id
     wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
-    found = await services.warehouse.run(invoice_documents, organization, wanted, PAGE + 1, decoded_after(cursor))
-    view = services.catalog.view
-    upcoming: list[dict[str, Any]] = []
-    unpriced = ""
-    if customer_id:
-        try:
-            upcoming = [shown(each, view) for each in await previewed(services, organization, customer_id, now_us())]
-        except Problem as problem:
-            if problem.status != 503:
-                raise
-            unpriced = problem.detail  # what is closed can be shown all the same
+    run, view = services.warehouse.run, services.catalog.view
+    found, summary, (upcoming, unpriced) = await asyncio.gather(
+        run(invoice_documents, organization, wanted, PAGE + 1, decoded_after(cursor)),
+        run(invoice_summary, organization),
+        _upcoming(services, organization, customer_id),
+    )
     return render(
         request,
         "invoices.html",
         visitor,
         invoices=[shown(document, view) for document in found[:PAGE]],
         following=encoded_place(*invoice_place(found[PAGE - 1])) if len(found) > PAGE else None,
-        summary=await services.warehouse.run(invoice_summary, organization),
-        upcoming=upcoming,
+        summary=summary,
+        upcoming=[shown(document, view) for document in upcoming],
         unpriced=unpriced,
         customer_id=customer_id,
         state=state,
         states=STATES,
     )
+
+
+async def _upcoming(services: Services, organization_id: str, customer_id: str) -> tuple[list[dict[str, Any]], str]:
+    """The documents of a customer's open cycles, none where no customer is asked for; and why they can't be told."""
+    if not customer_id:
+        return [], ""
+    try:
+        return await previewed(services, organization_id, customer_id, now_us()), ""
+    except Problem as problem:
+        if problem.status != 503:
+            raise
+        return [], problem.detail  # what is closed can be shown all the same
 
 
 async def invoice_page(

@@ -108,11 +108,15 @@ def test_totals_equal_a_fold_in_python(
         for name in NAMES
         for start, length in spans
     ]
+    # Few windows go with the query, many are staged in a table.
+    many = wanted + [TotalsRequest(organization, "nobody", NAMES[0], n, n + 1) for n in range(100)]
     folded = fold(log, below)
     for totals in (exact_totals, independent_totals):
-        found = totals(client, wanted, below)
-        for request in wanted:
-            assert equal(found[request], expected_total(folded, request)), (totals.__name__, request, below)
+        for asked in (wanted, many):
+            found = totals(client, asked, below)
+            assert found.keys() == set(asked)
+            for request in wanted:
+                assert equal(found[request], expected_total(folded, request)), (totals.__name__, request, below)
     if below is None:
         counted = client.query(
             "SELECT customer_id, event_name, kafka_epoch, kafka_offset, kafka_index FROM usage WHERE organization_id = {o:String}",
@@ -144,6 +148,19 @@ def test_the_windows_of_one_tenant_hold_nothing_of_another(client: Client) -> No
         expected = NO_USAGE if worth is None else UsageTotal(worth * Decimal("1e-9"), 1, worth * Decimal("1e-9"))
         for totals in (exact_totals, independent_totals):
             assert equal(totals(client, [request], None)[request], expected)
+
+
+@pytest.mark.parametrize(
+    "customer", ["it's", "back\\slash", "tab\tand\nline", "[('x', 1)]", "{x:String}", "größer ⩾ 1", "%s"]
+)
+def test_windows_name_any_customer(client: Client, customer: str) -> None:
+    event = Sent("names", customer, f"{customer} calls", "c:1", 5, 7_000_000_000)
+    insert(client, log_of([(1, Written((event,)))], PARTITIONS, lambda _: 0))
+    request = TotalsRequest("names", customer, f"{customer} calls", 0, 10)
+    padding = [TotalsRequest("names", "nobody", "calls", n, n + 1) for n in range(100)]
+    for totals in (exact_totals, independent_totals):
+        for asked in ([request], [request, *padding]):
+            assert equal(totals(client, asked, None)[request], UsageTotal(Decimal(7), 1, Decimal(7)))
 
 
 def test_a_watermark_decides_whether_a_tombstone_counts(client: Client) -> None:

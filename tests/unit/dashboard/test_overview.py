@@ -94,3 +94,19 @@ def test_the_table_shows_those_that_changed_last() -> None:
     assert {"c000", "c010"} & {row.customer_id for row in table.rows} == set()
     assert live.latest_cycle_start(ORG) == MARCH.start_us
     assert [series[-1].count for series in live.series_of(ORG, "c001")] == [5]
+
+
+def test_who_changed_since_is_told_with_the_newest_change() -> None:
+    live = LiveView()
+    assert live.changed_since(ORG, 0) == (set(), 0)
+    for customer_id in ("a", "b", "a"):
+        live.apply_total(total(customer_id, 1, offset=live.changed_since(ORG, 0)[1] + 1))
+    everyone, newest = live.changed_since(ORG, 0)
+    assert everyone == {"a", "b"}
+    assert live.changed_since(ORG, newest) == (set(), newest)
+    assert not live.apply_total(total("b", 1, offset=1))  # what is known already changes nothing
+    live.apply_total(
+        UsageTotal("org_other", "c", "calls", MARCH.start_us, MARCH.end_us, "1", 1, None, "topic", 0, 0, 1, 1)
+    )
+    live.apply_total(total("b", 2, offset=9))
+    assert live.changed_since(ORG, newest)[0] == {"b"}
