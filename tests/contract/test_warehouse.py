@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
@@ -32,8 +32,9 @@ from tests.history import (
     of_organization,
     total,
 )
+from tests.waiting import until
 from warehouse import migrate as migrating
-from warehouse.client import Client, WarehouseUnavailable, connect
+from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
 from warehouse.coverage import EXPIRED, coverage, lost_ranges
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
@@ -181,6 +182,29 @@ def test_a_watermark_decides_whether_a_tombstone_counts(client: Client) -> None:
 
 def test_no_windows_are_no_query(client: Client) -> None:
     assert exact_totals(client, [], None) == {}
+
+
+# -- priorities --------------------------------------------------------------------------------------------------------
+
+
+def test_what_reads_much_pauses_while_a_page_waits(client: Client, clickhouse: ClickHouseLocal) -> None:
+    of_server = Settings(clickhouse_dsn=clickhouse.dsn("default"))
+    ended: list[str] = []
+
+    def ask(settings: Mapping[str, object], name: str, query: str) -> None:
+        with connect(of_server, more_settings=settings) as own:
+            own.query(f"/* {name} */ {query}")
+        ended.append(name)
+
+    with ThreadPoolExecutor(2) as threads:
+        page = threads.submit(ask, PROMPT, "page", "SELECT sum(sleepEachRow(0.2)) FROM numbers(8)")
+        until(
+            lambda: client.query("SELECT count() FROM system.processes WHERE query LIKE '/* page%'").result_rows[0][0]
+        )
+        figures = threads.submit(ask, ASIDE, "figures", "SELECT sum(number) FROM numbers(20000000)")
+        for each in (page, figures):
+            each.result(60)
+    assert ended == ["page", "figures"]
 
 
 # -- coverage ----------------------------------------------------------------------------------------------------------
