@@ -54,6 +54,15 @@ class Credit:
     target: CreditTarget | None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asked for a credit note and why, as the ledger keeps it. request: tells the same wish from another one."""
+
+    reason: str
+    request: str | None
+    by: str | None
+
+
 @contextmanager
 def opened(settings: Settings) -> Generator[Billing]:
     """Ledger and Stripe. Raises LedgerUnavailable."""
@@ -197,23 +206,14 @@ def credit(
         if (begun.amount_minor, begun.target == "refund", begun.memo) != (amount_minor, refund, reason):
             raise NotPossible("request_reused", "this request asked for another credit note before")
     else:
-        key = _begin_credit(billing, invoice, amount_minor, refund=refund, reason=reason, request=request, by=by)
+        key = _begin_credit(billing, invoice, amount_minor, Asked(reason, request, by), refund=refund)
     now = billing.invoice(invoice.id)
     assert now.fixed is not None
     _issue(billing, now, now.fixed, key)
     return billing.invoice(invoice.id)
 
 
-def _begin_credit(
-    billing: Billing,
-    invoice: Invoice,
-    amount_minor: int,
-    *,
-    refund: bool,
-    reason: str,
-    request: str | None,
-    by: str | None,
-) -> StepKey:
+def _begin_credit(billing: Billing, invoice: Invoice, amount_minor: int, asked: Asked, *, refund: bool) -> StepKey:
     fixed, seen = invoice.fixed, invoice.stripe
     if fixed is None or seen is None or seen.status not in _CREDITABLE:
         raise _not_issued(invoice)
@@ -222,7 +222,7 @@ def _begin_credit(
     target: CreditTarget | None = None if seen.status != "paid" else ("refund" if refund else "balance")
     if refund and target is None:
         raise NotPossible("not_paid", f"invoice {invoice.id} is not paid: there is nothing to refund")
-    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target), reason, request, by)
+    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target), asked)
 
 
 def _asked_before(invoice: Invoice, request: str) -> StepKey | None:
@@ -266,21 +266,13 @@ def finish_credits(billing: Billing, invoice: Invoice) -> None:
         _issue(billing, invoice, invoice.fixed, key)
 
 
-def _begun_credit(
-    billing: Billing,
-    invoice: Invoice,
-    fixed: InvoiceFixed,
-    wanted: Credit,
-    reason: str,
-    request: str | None,
-    by: str | None,
-) -> StepKey:
+def _begun_credit(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, wanted: Credit, asked: Asked) -> StepKey:
     """The credit note to issue: one that was begun, or a new one whose intent is in the ledger."""
     for key in unfinished_credits(invoice):
         attempt = invoice.steps[key]
         begun = Credit(attempt.amount_minor or 0, attempt.target)
         # Another request is another wish, even over the same amount.
-        if request is None and begun == wanted:
+        if asked.request is None and begun == wanted:
             return key
         amount = plain(from_minor(begun.amount_minor, fixed.currency))
         raise NotPossible(
@@ -291,9 +283,9 @@ def _begun_credit(
         billing.record(fixed, "credit", "intent", index=index),
         amount_minor=wanted.amount_minor,
         target=wanted.target,
-        memo=reason,
-        by=by,
-        request=request,
+        memo=asked.reason,
+        by=asked.by,
+        request=asked.request,
     )
     if not billing.log.append(intent):
         raise InvoiceStopped("another credit note was begun at the same time; look at the invoice and try again")
