@@ -91,6 +91,8 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 PROGRESS_KEY = INTERNAL + b"progress"
+BEGUN_KEY = INTERNAL + b"begun"
+"""Of a record that is written before all others: what lies in a partition without it lacks its beginning."""
 
 _encoder = msgspec.json.Encoder()
 _total_decoder = msgspec.json.Decoder(UsageTotal)

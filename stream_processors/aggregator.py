@@ -365,6 +365,7 @@ class Aggregator:
             states = self.table.states
             for state in states.values():
                 if self._known.get(state.partition) is not state:
+                    _tell_if_counted_anew(state)
                     self._to_check[state.partition] = list(state.totals)
             events, self._unflushed, self._unflushed_bytes = self._unflushed, [], 0
             done: dict[int, int] = {}
@@ -517,6 +518,14 @@ class Aggregator:
     def close(self) -> None:
         self._ends.close()
         self._repairs.close()
+
+
+def _tell_if_counted_anew(state: PartitionState) -> None:
+    if state.abandoned:
+        log.error(
+            "changelog_without_beginning", partition=state.partition, records=len(state.abandoned),
+            detail="usage.totals was made again; all is counted from the beginning of usage.events",
+        )  # fmt: skip
 
 
 def _run_from(next_offset: int, by_offset: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:

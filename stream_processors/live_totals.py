@@ -21,7 +21,7 @@ _END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 @dataclass(frozen=True, slots=True)
 class LiveSnapshot:
     """Totals by key as they were when progress was written: each contains its events below progress.next_offset, and
-    none at or after it. progress None: the aggregator has written nothing yet."""
+    none at or after it. progress None: the aggregator has written nothing yet, or not the beginning."""
 
     partition: int
     progress: Progress | None = None
@@ -37,8 +37,10 @@ def snapshot_of(partition: int, records: Iterable[tuple[bytes, bytes | None]]) -
     newest: dict[bytes, UsageTotal] = {}
     flush: list[tuple[bytes, UsageTotal | None]] = []
     progress: Progress | None = None
+    begun = False
     for key, value in records:
         record = None if value is None else totals.decode(key, value)
+        begun = begun or key == totals.BEGUN_KEY
         if isinstance(record, Progress):
             for changed, total in flush:
                 if total is None:
@@ -49,9 +51,13 @@ def snapshot_of(partition: int, records: Iterable[tuple[bytes, bytes | None]]) -
             # A worker that was frozen may write an old one late.
             if progress is None or progress.topic_id != record.topic_id or record.next_offset >= progress.next_offset:
                 progress = record
+        elif key == totals.PROGRESS_KEY:  # deleted: all is counted anew
+            progress = None
+            newest.clear()
+            flush.clear()
         elif isinstance(record, UsageTotal) or (value is None and not key.startswith(totals.INTERNAL)):
             flush.append((key, record))
-    return LiveSnapshot(partition, progress, newest)
+    return LiveSnapshot(partition, progress, newest) if begun else LiveSnapshot(partition)
 
 
 class LiveTotalsReader:

@@ -1,11 +1,14 @@
 """Messages of one partition, in order → its totals, known ids and fired alerts ⇄ changelog records. Pure.
 
 Keys of the changelog (usage.totals) that are no total's begin with NUL:
+  \\0begun                                 written before all else: the changelog has everything; the clock's µs
   \\0progress                              schemas.totals.Progress, written last: all below its next_offset is in
   \\0ids\\0topic_id\\0first\\0end\\0part   ids of the events in [first, end): MessagePack [log time, packed hashes]
   \\0fired\\0alert_id                      what has fired: JSON of Fired
 A write may break off anywhere. Then totals contain messages that progress does not, which `Totals` tells by their last
 offset, and ids belong to messages that come again, which is told by their end; every other state is one whole write.
+A topic that was made again while a worker ran holds only what has changed since. It has no \\0begun, and counts for
+nothing: all is counted from the log's beginning.
 """
 
 from __future__ import annotations
@@ -18,7 +21,17 @@ import msgspec
 import numpy as np
 
 from schemas.repair import UsageRepair
-from schemas.totals import INTERNAL, PROGRESS_KEY, Progress, UsageTotal, decimal_text, decode, encode, unscaled_of
+from schemas.totals import (
+    BEGUN_KEY,
+    INTERNAL,
+    PROGRESS_KEY,
+    Progress,
+    UsageTotal,
+    decimal_text,
+    decode,
+    encode,
+    unscaled_of,
+)
 from schemas.usage_batch import UsageBatch
 from stream_processors.dedupe import Dedupe, Hashes, as_hashes, identity_hash
 from stream_processors.totals import Series, TileAt, Totals
@@ -67,6 +80,7 @@ class PartitionState:
     topic_id: of usage.events as it is now; what was kept of an earlier topic of that name counts on, with offsets from
     0 again. log_time: greatest received_at so far, µs; 0 before the first. repairs_next: the next offset of
     usage.repairs; None: nobody has begun to read it, and what lies in it already was not computed from these totals.
+    abandoned: records of a changelog that had lost its beginning; they are deleted with the next write.
     """
 
     def __init__(self, partition: int, topic_id: str, tile_at: TileAt, *, horizon_us: int, ids_max: int) -> None:
@@ -79,6 +93,8 @@ class PartitionState:
         self.dedupe = Dedupe(horizon_us, ids_max)
         self.fired: set[FiredKey] = set()
         self._new_fired: list[tuple[str, Fired]] = []
+        self.abandoned: list[bytes] = []
+        self._begun = False
         self._written_offset = 0
         self._written_repairs: int | None = None
         self._fresh: list[Hashes] = []
@@ -160,11 +176,12 @@ class PartitionState:
     @property
     def has_changes(self) -> bool:
         at = (self.next_offset, self.repairs_next)
-        return bool(at != (self._written_offset, self._written_repairs) or self._new_fired)
+        return bool(at != (self._written_offset, self._written_repairs) or self._new_fired or self.abandoned)
 
     def changes(self, now: int) -> list[Record]:
         """What has changed since the last call, in the order in which it must be written. now: µs."""
-        records: list[Record] = [
+        records: list[Record] = self._beginning(now)
+        records += [
             (total.key(), encode(total.record(self.topic_id, self.partition, now)))
             for total in self.totals.take_changed()
         ]
@@ -175,6 +192,14 @@ class PartitionState:
         records.append((PROGRESS_KEY, encode(progress)))
         self._written_offset, self._written_repairs = self.next_offset, self.repairs_next
         return records
+
+    def _beginning(self, now: int) -> list[Record]:
+        """Progress is the first to go: what is left of a beginning that broke off must not be taken for a state."""
+        if self._begun:
+            return []
+        records: list[Record] = [(key, None) for key in self.abandoned]
+        self._begun, self.abandoned = True, []
+        return [*records, (BEGUN_KEY, str(now).encode())]
 
     def _id_changes(self) -> list[Record]:
         records: list[Record] = []
@@ -224,6 +249,11 @@ class PartitionState:
         """All records are in: be as the worker was that wrote them."""
         assert self._read is not None, "restored already"
         read, self._read = self._read, None
+        self.fired = {fired.key for fired in read.fired.values()}  # nothing takes back what was sent
+        self._begun = read.begun
+        if not read.begun:
+            self.abandoned = [*([PROGRESS_KEY] if read.progress else ()), *read.totals, *read.ids]
+            return
         if read.progress is not None:
             self.log_time = read.progress.log_time
             self.repairs_next = self._written_repairs = read.repairs_next
@@ -232,7 +262,6 @@ class PartitionState:
         for key, total in read.totals.items():
             # Compaction will leave the last record of a key alone, so what is newer must be written again after it.
             self.totals.restore(total, self.topic_id, outdated=key in read.outdated)
-        self.fired = {fired.key for fired in read.fired.values()}
         packs = sorted((_Pack.read(key, value) for key, value in read.ids.items()), key=lambda pack: pack.log_time)
         self._packs = deque((pack.log_time, pack.key) for pack in packs)
         # Ids of a write that broke off belong to events that come again, and must not call them duplicates.
@@ -248,6 +277,7 @@ class _Restoring:
     """The newest record of each key."""
 
     def __init__(self) -> None:
+        self.begun = False
         self.progress: Progress | None = None
         self.repairs_next: int | None = None
         self.totals: dict[bytes, UsageTotal] = {}
@@ -260,6 +290,10 @@ class _Restoring:
             self.totals.pop(key, None)
             self.ids.pop(key, None)
             self.fired.pop(key, None)
+            if key == PROGRESS_KEY:
+                self.progress = self.repairs_next = None
+        elif key == BEGUN_KEY:
+            self.begun = True
         elif key.startswith(_IDS):
             self.ids[key] = value
         elif key.startswith(_FIRED):

@@ -23,7 +23,7 @@ from schemas.partition import partition_of
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, USAGE_TOTALS, topic_name
-from schemas.totals import PROGRESS_KEY, Progress, UsageTotal, total_key
+from schemas.totals import BEGUN_KEY, PROGRESS_KEY, Progress, UsageTotal, total_key
 from tests.benchmarks.figures import Figure
 from tests.services import Service, environment
 
@@ -34,6 +34,8 @@ START, END = parse_rfc3339("2026-03-01T00:00:00Z"), parse_rfc3339("2026-04-01T00
 
 def records(count: int, partitions: int, topic_id: str) -> Iterator[tuple[int, bytes, bytes]]:
     """Partition, key and value of a changelog with so many totals; the last records are each partition's progress."""
+    for partition in range(partitions):
+        yield partition, BEGUN_KEY, b"0"
     for number in (*range(count // 2), *range(count)):
         customer = f"cus_{number:07}"
         partition = partition_of(DEFAULT_ORGANIZATION, customer, partitions)

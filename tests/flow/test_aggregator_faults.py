@@ -55,6 +55,27 @@ def test_a_lost_changelog_is_made_again_from_the_log_though_nothing_new_comes(wo
     assert world.progress() == world.ends()
 
 
+def test_a_changelog_made_again_under_a_running_worker_is_counted_anew(world: MeteringWorld) -> None:
+    """It writes on what changes, until it learns that the topic is another one, and ends."""
+    worker = world.worker().start()
+    send(world, "first")
+    until(lambda: counted(world, 1) and world.all_committed())
+    until(lambda: "topics_watched" in worker.log_path.read_text())
+    admin, topic = admin_client(world.settings), topic_name(world.settings, USAGE_TOTALS)
+    admin.delete_topics([topic])[topic].result(15)
+    until(lambda: topic not in admin.list_topics(timeout=10).topics)
+    create_topics(world.settings)
+    world.send(Event("a", value="2", event_id="between"))
+    until(lambda: not worker.running, seconds=30)
+    assert {each.customer_id for each in world.totals().values()} <= {"a"}
+    worker.start()
+    until(lambda: len(world.totals()) == len(CUSTOMERS) and world.progress() == world.ends(), seconds=40)
+    assert {(each.customer_id, each.count, each.sum) for each in world.totals().values()} == {
+        ("a", 3, "4.5"), *((customer, 2, "2.5") for customer in CUSTOMERS[1:])
+    }  # fmt: skip
+    assert "changelog_without_beginning" in worker.log_path.read_text()
+
+
 BLIND = """
 import os
 from aiokafka.client import AIOKafkaClient

@@ -1,7 +1,7 @@
 """Random histories through the aggregator's states and their changelog: in the end its totals are the plain fold's.
 
-Duplicates, late events, voids, meters and subscriptions made after the usage, crashes at any record of any write, and a
-reconciler that sees nothing but what is written. Without voids and changes of the catalog it has nothing to do; with
+Duplicates, late events, voids, meters and subscriptions made after the usage, crashes at any record of any write, a
+changelog made again under a running worker, and a reconciler that sees nothing but what is written. Without voids and changes of the catalog it has nothing to do; with
 them, one of its rounds makes everything exact.
 """
 
@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from catalog.record import CatalogObject
-from schemas import totals as codec
 from schemas.meter import Aggregation
 from schemas.period import Cycle
 from schemas.repair import RepairReason, UsageRepair, repair_id
-from schemas.totals import Progress, UsageTotal, decimal_text, total_key
+from schemas.totals import UsageTotal, decimal_text, total_key
 from stream_processors.cycles import affected_by, tile_at
+from stream_processors.live_totals import snapshot_of
 from stream_processors.state import PartitionState, Record
 from tests.unit.stream_processors.facts import (
     ORG,
@@ -123,6 +123,11 @@ class Histories(RuleBasedStateMachine):
             self._change(subscription(who, who, "p", start))
 
     @rule()
+    def make_the_changelog_again(self) -> None:
+        """While the worker runs, which goes on to write what changes."""
+        self.changelog = []
+
+    @rule()
     def make_a_meter(self) -> None:
         if self.unmade:
             self._change(self.unmade.pop())
@@ -149,17 +154,12 @@ class Histories(RuleBasedStateMachine):
 
     def _written(self) -> tuple[dict[Key, UsageTotal], int]:
         """What a reader of usage.totals knows: totals, and how far they go."""
-        newest: dict[Key, UsageTotal] = {}
-        reached = 0
-        for key, value in self.changelog:
-            record = codec.decode(key, value or b"") if value is not None else None
-            if isinstance(record, Progress):
-                reached = max(reached, record.next_offset)
-            elif isinstance(record, UsageTotal):
-                place = (record.customer_id, record.event_name, Cycle(record.cycle_start, record.cycle_end))
-                if record.supersedes(newest.get(place)):
-                    newest[place] = record
-        return newest, reached
+        snapshot = snapshot_of(0, self.changelog)
+        newest = {
+            (each.customer_id, each.event_name, Cycle(each.cycle_start, each.cycle_end)): each
+            for each in snapshot.totals.values()
+        }
+        return newest, 0 if snapshot.progress is None else snapshot.progress.next_offset
 
     def _exact(self, below: int) -> dict[Key, Sum]:
         """The plain fold of what lies below an offset, by the catalog as it is now."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from schemas.totals import PROGRESS_KEY, Progress, UnreadableTotal, UsageTotal, encode, total_key
-from stream_processors.live_totals import snapshot_of
+from schemas.totals import BEGUN_KEY, PROGRESS_KEY, Progress, UnreadableTotal, UsageTotal, encode, total_key
+from stream_processors.live_totals import LiveSnapshot, snapshot_of
 
 TOTAL = UsageTotal("default", "c", "calls", 0, 10, "1", 1, None, "topic", 2, 0, 0, 1)
 KEY = total_key("default", "c", "calls", 0, 10)
@@ -23,7 +23,7 @@ def progress(next_offset: int, topic_id: str = "topic") -> bytes:
 
 
 def counts(*records: tuple[bytes, bytes | None]) -> tuple[int | None, dict[bytes, int]]:
-    found = snapshot_of(2, records)
+    found = snapshot_of(2, [(BEGUN_KEY, b"1"), *records])
     return found.progress and found.progress.next_offset, {key: each.count for key, each in found.totals.items()}
 
 
@@ -46,6 +46,16 @@ def test_what_a_frozen_worker_writes_late_changes_nothing() -> None:
 
 def test_a_topic_made_again_begins_anew() -> None:
     assert counts((PROGRESS_KEY, progress(5)), (PROGRESS_KEY, progress(1, "new"))) == (1, {})
+
+
+def test_what_lacks_its_beginning_counts_for_nothing() -> None:
+    """As of a topic that was made again while a worker ran; until another one deletes what it wrote, and begins anew."""
+    partial = [(KEY, total(9, 8)), (PROGRESS_KEY, progress(9))]
+    assert snapshot_of(2, partial) == LiveSnapshot(2)
+    anew = [(PROGRESS_KEY, None), (KEY, None), (BEGUN_KEY, b"1"), (OTHER, total(1, 0, customer="d"))]
+    found = snapshot_of(2, [*partial, *anew, (PROGRESS_KEY, progress(1))])
+    assert found.progress is not None
+    assert (found.progress.next_offset, set(found.totals)) == (1, {OTHER})
 
 
 def test_nothing_written_is_no_progress() -> None:

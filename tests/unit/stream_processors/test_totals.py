@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from catalog.view import CatalogView
 from schemas import totals as codec
 from schemas.meter import Aggregation
-from schemas.totals import PROGRESS_KEY, Progress, UsageTotal, decimal_text, total_key, unscaled_of
+from schemas.totals import BEGUN_KEY, PROGRESS_KEY, Progress, UsageTotal, decimal_text, total_key, unscaled_of
 from schemas.usage_batch import UsageBatch
 from stream_processors.cycles import affected_by, tile_at
 from stream_processors.state import (
@@ -139,13 +139,18 @@ def test_fold_equals_a_naive_fold(batches: list[list[Row]], runs: list[int]) -> 
 @settings(max_examples=150, deadline=None)
 @given(BATCHES, st.data())
 def test_a_crash_at_any_record_of_any_write_changes_nothing(batches: list[list[Row]], data: st.DataObject) -> None:
-    """A log of writes, each of which may break off; whoever loads it goes on, and comes to the same numbers."""
+    """A log of writes, each of which may break off; whoever loads it goes on, and comes to the same numbers.
+
+    So also where the topic is made again at any time, and the worker that ran goes on to write what changes.
+    """
     messages, log, worker = numbered(*map(batch, batches)), list[Record](), state()
     crashes = 0
     while worker.next_offset < len(messages) or worker.has_changes:
         for _ in range(data.draw(st.integers(1, 3), "runs before the write")):
             run = data.draw(st.integers(1, 3), "messages")
             worker.apply(messages[worker.next_offset : worker.next_offset + run])
+        if data.draw(st.integers(0, 4), "0: the topic is made again") == 0:
+            log.clear()
         records = worker.changes(now=len(log))
         arrived = data.draw(st.integers(0, len(records)), "records that arrive") if crashes < 5 else len(records)
         log += records[:arrived]
@@ -153,6 +158,10 @@ def test_a_crash_at_any_record_of_any_write_changes_nothing(batches: list[list[R
             worker = state(log=log)
             crashes += 1
     assert held(worker) == naive(batches)
+    last = state(log=log)
+    last.apply(messages[last.next_offset :])
+    assert held(last) == naive(batches)
+    log += last.changes(now=len(log))
     assert written(log) == naive(batches)
     assert held(state(log=log)) == naive(batches)
 
@@ -206,13 +215,15 @@ def test_writes_what_changed_and_progress_last() -> None:
     made.apply(numbered(batch([("a", "calls", MARCH, "1", "c:1"), ("b", "calls", MARCH, None, "")], received_at=9)))
     made.note_fired("alrt_1", Fired("rule_1", "a", MARCH, 8))
     records = made.changes(11)
-    assert [key for key, _ in records[:2]] == [total_key(ORG, each, "calls", MARCH, APRIL) for each in "ab"]
+    assert [key for key, _ in records[:3]] == [BEGUN_KEY] + [
+        total_key(ORG, each, "calls", MARCH, APRIL) for each in "ab"
+    ]
     assert records[-1][0] == PROGRESS_KEY
     assert codec.decode(*_whole(records[-1])) == Progress("one", 2, 1, 9, 11)
-    assert codec.decode(*_whole(records[1])) == UsageTotal(
+    assert codec.decode(*_whole(records[2])) == UsageTotal(
         ORG, "b", "calls", MARCH, APRIL, "0", 1, None, "one", 2, 0, 0, 11
     )
-    assert len(records) == 5
+    assert len(records) == 6
     assert not made.has_changes
     made.apply(numbered(batch([("a", "calls", APRIL, "1", "")]), start=1))
     assert [key for key, _ in made.changes(12)] == [total_key(ORG, "a", "calls", APRIL, MAY), PROGRESS_KEY]
@@ -235,6 +246,31 @@ def test_ids_of_a_write_that_broke_off_call_nothing_a_duplicate() -> None:
     (pack,) = [record for record in made.changes(2) if record[0].startswith(b"\0ids")]
     again = state(log=[*log, pack])
     assert again.apply(numbered(two, one, start=1)) == Applied(messages=2, events=1, duplicates=1)
+
+
+def test_a_changelog_that_lacks_its_beginning_is_left_and_all_counted_anew() -> None:
+    """The topic was made again while a worker ran: what changed afterwards is there, what did not is missing."""
+    march, april = batch([("a", "calls", MARCH, "1", "c:1")]), batch([("a", "calls", APRIL, "2", "c:2")])
+    worker = state()
+    worker.apply(numbered(march))
+    worker.changes(1)
+    worker.apply(numbered(april, start=1))
+    worker.note_fired("alrt_1", Fired("rule_1", "a", APRIL, 8))
+    log = worker.changes(2)
+
+    again = state(log=log)
+    assert (again.next_offset, held(again), again.repairs_next) == (0, {}, None)
+    assert again.fired == {("rule_1", "a", APRIL)}, "it has been sent"
+    assert again.has_changes
+    assert again.abandoned
+    again.apply(numbered(march))
+    written = again.changes(3)
+    assert written[0] == (PROGRESS_KEY, None)
+    for arrived in range(len(written) + 1):  # whatever arrives of the new beginning, the end is right
+        third = state(log=[*log, *written[:arrived]])
+        third.apply(numbered(march, april)[third.next_offset :])
+        assert held(third) == held(worker), arrived
+        assert third.next_offset == 2
 
 
 def test_small_packs_are_joined_and_forgotten_ones_deleted() -> None:
@@ -307,7 +343,7 @@ def test_a_catalog_that_changes_moves_later_events_only() -> None:
 )
 def test_book_keeping_that_cannot_be_read_is_refused(key: bytes, value: bytes) -> None:
     with pytest.raises(UnreadableState):
-        state(log=[(key, value)])
+        state(log=[(BEGUN_KEY, b"1"), (key, value)])
 
 
 @given(st.integers(-(10**40), 10**40))
