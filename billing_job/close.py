@@ -287,11 +287,13 @@ class _Run:
         """Read the watermark, wait until it is covered, count, price. Raises NotCovered."""
         counts = self.stage.counts
         self.progress("wait", 0, len(due))
-        with self.timed("wait"):
-            watermark = counts.watermark()
-            counts.wait_until_covered(watermark, self.stopping)
-        with self.timed("count"):
-            return watermark, self.stage.fixed_now(due, watermark, self.billing.clock())
+        with counts.one_store():
+            with self.timed("wait"):
+                watermark = counts.watermark()
+                counts.wait_until_covered(watermark, self.stopping)
+            with self.timed("count"):
+                computed = self.stage.fixed_now(due, watermark, self.billing.clock())
+        return watermark, computed
 
     def _record_waiting(self, due: Sequence[DueCycle], lag: NotCovered) -> None:
         now, reason = self.billing.clock(), str(lag)
@@ -361,7 +363,12 @@ class _Run:
     def _gate(self, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
         """Those whose quantities an independent count confirms; the others are held as `mismatch`."""
         to_count = [each for each in invoices if self.billing.invoice(each.invoice_id).gate != "done"]
-        differences = self._differences(to_count)
+        try:
+            differences = self._differences(to_count)
+        except NotCovered as lag:  # an older copy of the store: that it has less says nothing about the invoices
+            for each in to_count:
+                self._problem(each, str(lag))
+            return [each for each in invoices if self.billing.invoice(each.invoice_id).gate == "done"]
         for fixed in to_count:
             if found := differences.get(fixed.invoice_id):
                 reason = explained(found)
@@ -371,17 +378,25 @@ class _Run:
         return [fixed for fixed in invoices if not differences.get(fixed.invoice_id)]
 
     def _differences(self, invoices: Sequence[InvoiceFixed]) -> dict[str, list[Difference]]:
-        """Invoice id → where its quantities are not those of the independent count, at each watermark's once."""
+        """Invoice id → where its quantities are not those of the independent count, at each watermark's once.
+
+        Raises NotCovered where ClickHouse has less than what was counted.
+        """
         found: dict[str, list[Difference]] = defaultdict(list)
         checks: dict[str, list[tuple[InvoiceFixed, Counted]]] = defaultdict(list)
         for fixed in invoices:
             for check in counted_for(self.ledger, fixed):
                 checks[repr(check.watermark)].append((fixed, check))
-        for group in checks.values():
-            needs = {check.need.invoice_id: check.need for _, check in group}
-            counted = self.stage.counts.independent_totals(list(needs.values()), group[0][1].watermark)
-            for fixed, check in group:
-                found[fixed.invoice_id] += quantity_differences(check, counted[check.need.invoice_id])
+        if not checks:
+            return found
+        counts = self.stage.counts
+        with counts.one_store():
+            counts.require_covered(group[0][1].watermark for group in checks.values())
+            for group in checks.values():
+                needs = {check.need.invoice_id: check.need for _, check in group}
+                counted = counts.independent_totals(list(needs.values()), group[0][1].watermark)
+                for fixed, check in group:
+                    found[fixed.invoice_id] += quantity_differences(check, counted[check.need.invoice_id])
         return found
 
     def _charge(self, invoices: Sequence[InvoiceFixed]) -> None:

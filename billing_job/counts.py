@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 
 import msgspec
@@ -23,6 +24,7 @@ from warehouse.coverage import coverage
 from warehouse.epochs import UnknownTopic, lookup_epoch
 from warehouse.evidence import CountedEvent, counted_events, row_faults
 from warehouse.late import late_windows
+from warehouse.one_store import StoreReplaced, one_store
 from warehouse.totals import TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 log = structlog.get_logger(__name__)
@@ -107,7 +109,6 @@ class Counts:
         self._partitions = settings.event_partitions
         self._client = connect(settings, more_settings=PROMPT if prompt else {})
         self._admin = admin_client(settings)
-        self._known: Watermark | None = None
 
     def __enter__(self) -> Counts:
         return self
@@ -135,13 +136,31 @@ class Counts:
         """Everything below it is in ClickHouse now. Raises NotCovered, KafkaException, WarehouseUnavailable."""
         epoch = self._epoch()
         try:
-            return self._stored(epoch)
+            return coverage(self._client, epoch, self._partitions)
         except ClickHouseError as error:
             raise unavailable(error) from error
 
-    def _stored(self, epoch: int) -> Watermark:
-        self._known = coverage(self._client, epoch, self._partitions, self._known)
-        return self._known
+    @contextmanager
+    def one_store(self) -> Generator[None]:
+        """What is asked within is answered by one store. Raises NotCovered at its end where that was not so.
+
+        Whether everything is covered is to be asked within, too, and before the counting.
+        """
+        try:
+            with one_store(self._client):
+                yield
+        except StoreReplaced as error:
+            raise NotCovered("not_stored", str(error)) from error
+
+    def require_covered(self, watermarks: Iterable[Watermark]) -> None:
+        """Raises NotCovered unless ClickHouse has everything below each of them now; and what `covered` raises."""
+        stored = self.covered()
+        for watermark in watermarks:
+            if not watermark.reached_by(stored.epoch, stored.offsets):
+                raise NotCovered(
+                    "not_stored", "ClickHouse does not have all events that were counted",
+                    _missing(watermark, stored.offsets),
+                )  # fmt: skip
 
     def wait_until_covered(self, watermark: Watermark, stopping: threading.Event) -> None:
         """Until ClickHouse has everything below the watermark, and the sink has committed it.
@@ -191,7 +210,7 @@ class Counts:
     def _lag(self, watermark: Watermark) -> NotCovered | None:
         """Why not yet; None: it is reached."""
         try:
-            stored = self._stored(watermark.epoch)
+            stored = coverage(self._client, watermark.epoch, self._partitions)
         except ClickHouseError as error:
             return NotCovered("clickhouse_away", "ClickHouse does not answer", str(unavailable(error)))
         if not watermark.reached_by(stored.epoch, stored.offsets):

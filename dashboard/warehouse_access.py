@@ -33,7 +33,6 @@ class WarehouseAccess:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(QUERIES_MAX, thread_name_prefix="warehouse")
         self._aside = ThreadPoolExecutor(ASIDE_QUERIES_MAX, thread_name_prefix="warehouse-aside")
-        self._known: Watermark | None = None
 
     async def run(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """query(client, …) in a thread. Raises WarehouseUnavailable."""
@@ -76,10 +75,9 @@ class WarehouseAccess:
             epoch = max(epochs(client).values(), default=None)
             if epoch is None:
                 return None
-            self._known = coverage(client, epoch, self._settings.event_partitions, self._known)
+            return coverage(client, epoch, self._settings.event_partitions)
         except ClickHouseError as error:
             raise unavailable(error) from error
-        return self._known
 
     def check(self) -> str | None:
         """None: ClickHouse answers. Blocks for a moment."""

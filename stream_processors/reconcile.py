@@ -30,6 +30,7 @@ from stream_processors import metrics
 from stream_processors.cycles import Affected, tile_at
 from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.one_store import one_store
 from warehouse.settled import settled
 from warehouse.totals import NO_USAGE, TotalsRequest, exact_totals
 from warehouse.totals import UsageTotal as ExactTotal
@@ -239,14 +240,16 @@ class Reconciler:
         """Compare, and unless dry_run write the repairs. scope: only those series; None: all.
 
         wait_seconds: until ClickHouse has what the totals contain; a partition that it has not by then is skipped, and
-        the report says so. Raises KafkaException, WarehouseUnavailable, UnreadableTotal, RepairsUnwritten.
+        the report says so. Raises KafkaException, WarehouseUnavailable, StoreReplaced,
+        UnreadableTotal, RepairsUnwritten.
         """
         started = time.monotonic()
         reports: list[PartitionReport] = []
         for partition in partitions:
             if stopping():
                 break
-            report = self._partition(partition, scope, reason, wait_seconds, stopping)
+            with one_store(self._client()):
+                report = self._partition(partition, scope, reason, wait_seconds, stopping)
             if not dry_run:
                 write_repairs(self._producer, self._topic, report.repairs)
             reports.append(report)

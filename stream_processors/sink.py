@@ -44,7 +44,7 @@ from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.projections import Projections
 from stream_processors.reconcile_service import ReconcileService
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, NO_MESSAGE, coverage, last_stored
+from warehouse.coverage import EXPIRED, NO_MESSAGE, checkpoint, coverage, last_stored
 from warehouse.epochs import EpochsExhausted, register_epoch
 
 log = structlog.get_logger(__name__)
@@ -57,6 +57,7 @@ _IDLE_SECONDS = 0.25
 _REQUEST_SECONDS = 10.0
 _RETRY_SECONDS_MAX = 5.0
 _TOPIC_CHECK_SECONDS = 5.0
+_CHECKPOINT_SECONDS = 60.0
 _POLL_AGE_SECONDS_MAX = 30.0
 _REPLICA_SECONDS_MAX = 3.0
 _LOST = (
@@ -112,7 +113,7 @@ class Sink:
         self._attempts = 0  # in a row that failed
         self._short_since: float | None = None  # since when ClickHouse has less than it had, monotonic seconds
         self._inserted_at = 0.0
-        self._polled_at = self._topic_checked_at = time.monotonic()
+        self._polled_at = self._topic_checked_at = self._checkpoint_at = time.monotonic()
         self._problem: str | None = "starting"
         self._kafka_problem: str | None = None
         self._consumer = Consumer(
@@ -273,7 +274,7 @@ class Sink:
         if time.monotonic() - self._topic_checked_at >= _TOPIC_CHECK_SECONDS:
             try:
                 self._check_topic()
-                if (error := self._check_stored()) is not None:
+                if (error := self._check_stored() or self._check_coverage()) is not None:
                     self.wait(error)
             except KafkaException as error:
                 self._kafka_problem = str(error)
@@ -310,6 +311,14 @@ class Sink:
         if now - self._short_since > _REPLICA_SECONDS_MAX:
             raise restored
         return restored
+
+    def _check_coverage(self) -> Exception | None:
+        """Note down at times how far everything is stored; an error when ClickHouse does not answer."""
+        now = time.monotonic()
+        if now - self._checkpoint_at < _CHECKPOINT_SECONDS:
+            return None
+        self._checkpoint_at = now
+        return self.attempt(lambda client: checkpoint(client, self._epoch, self._topic.partitions))
 
     def _measure_lag(self) -> None:
         for partition, reached in self._next.items():

@@ -3,6 +3,9 @@
 The sink writes a row for every message that it dealt with, dead letters too, and one for every range of offsets that
 hold no message for it (expired before it came, or never readable). So coverage is contiguous from 0, and its end says
 that everything before it is stored.
+
+Checkpoints, which lie in ClickHouse as well, spare reading all of it again and again: whoever restores an older copy
+restores the checkpoints that are true of it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from schemas.watermark import Watermark
 from warehouse.client import Client
+from warehouse.one_store import MARK_IS_THERE, leave_mark
 
 # Offsets without a message: deleted by retention before the sink read them, or never readable (a transaction's marker).
 EXPIRED = "expired"
@@ -27,6 +31,17 @@ _SUMMARY = """
     FROM ingest_batches
     WHERE kafka_epoch = {epoch:UInt16} AND (FLOORS)
     GROUP BY kafka_partition
+"""
+_CHECKPOINTS = """
+    SELECT kafka_partition, max(next_offset) FROM coverage_checkpoints WHERE kafka_epoch = {epoch:UInt16}
+    GROUP BY kafka_partition
+"""
+# A statement is of one store: where an older copy has taken the place of the one that was looked at, the mark is gone.
+_CHECK = f"""
+    INSERT INTO coverage_checkpoints (kafka_epoch, kafka_partition, next_offset)
+    SELECT {{epoch:UInt16}}, place.1, place.2
+    FROM (SELECT arrayJoin({{places:Array(Tuple(UInt16, Int64))}}) AS place)
+    WHERE {MARK_IS_THERE}
 """
 _WITHIN = """
     SELECT groupBitmap(toUInt64(kafka_offset)) FROM ingest_batches
@@ -63,16 +78,34 @@ _LOST = """
 """
 
 
-def coverage(client: Client, epoch: int, partitions: int, known: Watermark | None = None) -> Watermark:
+def coverage(client: Client, epoch: int, partitions: int) -> Watermark:
     """Everything below it is stored. It names all of the partitions 0 … partitions − 1, with 0 where nothing is.
 
     While an insert is under way its rows become visible in no fixed order, and these may come before the events. Who
     must not miss any (billing) waits for the sink's commit too, which it moves only when an insert was answered.
-
-    known: an earlier answer: only what came after it is read, which makes asking again cheap.
     """
-    floors: Mapping[int, int] = known.offsets if known is not None and known.epoch == epoch else {}
-    answer = {partition: floors.get(partition, 0) for partition in range(partitions)}
+    found = client.query(_CHECKPOINTS, parameters={"epoch": epoch}).result_rows
+    # The last message before the checkpoint is looked at again: without it the checkpoint is of another store.
+    floors = {int(p): int(after) - 1 for p, after in found if p < partitions and after > 0}
+    answer = _contiguous_from(client, epoch, {**dict.fromkeys(range(partitions), 0), **floors})
+    doubtful = dict.fromkeys((p for p, floor in floors.items() if answer[p] <= floor), 0)
+    if doubtful:
+        answer |= _contiguous_from(client, epoch, doubtful)
+    return Watermark(epoch, answer)
+
+
+def checkpoint(client: Client, epoch: int, partitions: int) -> None:
+    """Have later calls of `coverage` read only what comes from now on."""
+    mark = leave_mark(client)
+    reached = coverage(client, epoch, partitions)
+    places = [(partition, offset) for partition, offset in reached.offsets.items() if offset]
+    if places:
+        client.command(_CHECK, parameters={"epoch": epoch, "places": places, "mark": mark})
+
+
+def _contiguous_from(client: Client, epoch: int, floors: Mapping[int, int]) -> dict[int, int]:
+    """Partition → the first offset from its floor on that is missing."""
+    answer = dict(floors)
     conditions = " OR ".join(f"(kafka_partition = {p:d} AND kafka_offset >= {floor:d})" for p, floor in answer.items())
     rows = client.query(_SUMMARY.replace("FLOORS", conditions), parameters={"epoch": epoch}).result_rows
     for partition, first, reach, messages, ranges in rows:
@@ -83,7 +116,7 @@ def coverage(client: Client, epoch: int, partitions: int, known: Watermark | Non
         counted = messages - (_messages_within(client, epoch, partition, gaps) if gaps else 0)
         contiguous = reach - first == counted + sum(after - begin for begin, after in gaps)
         answer[partition] = int(reach) if contiguous else _first_gap(client, epoch, partition, first, reach)
-    return Watermark(epoch, answer)
+    return answer
 
 
 def last_stored(client: Client, epoch: int, partitions: Iterable[int]) -> dict[int, int]:

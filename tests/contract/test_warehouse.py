@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,9 +36,10 @@ from tests.history import (
 from tests.waiting import until
 from warehouse import migrate as migrating
 from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, coverage, lost_ranges
+from warehouse.coverage import EXPIRED, checkpoint, coverage, lost_ranges
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
+from warehouse.one_store import StoreReplaced, one_store
 from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 PARTITIONS = 2
@@ -234,12 +236,89 @@ def test_coverage_ends_at_the_first_offset_that_is_missing(client: Client) -> No
     expected = {partition: end for partition, (_, end) in enumerate(COVERED)}
     found = coverage(client, epoch, len(COVERED))
     assert found == Watermark(epoch, expected)
-    # Asked again from there, the answer is the same, and what came since is in it.
-    assert coverage(client, epoch, len(COVERED), found) == found
+    # Asked again after a checkpoint, the answer is the same, and what came since is in it.
+    checkpoint(client, epoch, len(COVERED))
+    assert coverage(client, epoch, len(COVERED)) == found
     client.insert("ingest_batches", [[epoch, 5, 1, 2, 1]], column_names=names)
-    assert coverage(client, epoch, len(COVERED), found).offsets[5] == 3
-    # An answer of another epoch is none.
-    assert coverage(client, 8, 2, found) == Watermark(8, {0: 0, 1: 0})
+    assert coverage(client, epoch, len(COVERED)).offsets[5] == 3
+    # A checkpoint of another epoch is none.
+    assert coverage(client, 8, 2) == Watermark(8, {0: 0, 1: 0})
+
+
+@pytest.fixture
+def messages(client: Client) -> Callable[[int, range], None]:
+    """Have the offsets of partition 0 stored."""
+
+    def store(epoch: int, offsets: range) -> None:
+        rows = [[epoch, 0, offset, offset + 1, 1] for offset in offsets]
+        client.insert(
+            "ingest_batches",
+            rows,
+            column_names=["kafka_epoch", "kafka_partition", "kafka_offset", "next_offset", "events"],
+        )
+
+    return store
+
+
+def checkpoints(client: Client, epoch: int) -> list[int]:
+    query = "SELECT DISTINCT next_offset FROM coverage_checkpoints WHERE kafka_epoch = {e:UInt16} ORDER BY ALL"
+    return [row[0] for row in client.query(query, parameters={"e": epoch}).result_rows]
+
+
+def test_what_lies_before_a_checkpoint_is_not_read_again(
+    client: Client, messages: Callable[[int, range], None]
+) -> None:
+    messages(20, range(10))
+    checkpoint(client, 20, 1)
+    assert checkpoints(client, 20) == [10]
+    # Proof by a row that only a whole reading would miss.
+    client.command("DELETE FROM ingest_batches WHERE kafka_epoch = 20 AND kafka_offset = 3")
+    messages(20, range(10, 12))
+    assert coverage(client, 20, 1).offsets == {0: 12}
+
+
+def test_a_checkpoint_without_its_message_counts_for_nothing(
+    client: Client, messages: Callable[[int, range], None]
+) -> None:
+    """As of rows that were taken away, be it by a copy that is older; what was stored since lies behind a hole."""
+    messages(21, range(10))
+    checkpoint(client, 21, 1)
+    client.command("DELETE FROM ingest_batches WHERE kafka_epoch = 21 AND kafka_offset >= 4")
+    assert coverage(client, 21, 1).offsets == {0: 4}
+    messages(21, range(12, 20))
+    assert coverage(client, 21, 1).offsets == {0: 4}
+    checkpoint(client, 21, 1)
+    messages(21, range(4, 12))
+    assert coverage(client, 21, 1).offsets == {0: 20}
+
+
+def older_copy(client: Client) -> None:
+    """What tells that an older copy has taken the store's place: marks that were left meanwhile are gone."""
+    client.command("TRUNCATE TABLE store_marks")
+
+
+def test_no_checkpoint_of_one_store_gets_into_another(
+    client: Client, messages: Callable[[int, range], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages(22, range(10))
+
+    def looked_at_before(*given: Any) -> Watermark:
+        found = coverage(*given)
+        older_copy(client)
+        return found
+
+    monkeypatch.setattr("warehouse.coverage.coverage", looked_at_before)
+    checkpoint(client, 22, 1)
+    assert checkpoints(client, 22) == []
+
+
+def test_an_older_copy_in_between_is_told(client: Client) -> None:
+    with one_store(client):
+        coverage(client, 1, 1)
+    with pytest.raises(StoreReplaced), one_store(client):
+        older_copy(client)
+    with pytest.raises(ZeroDivisionError), one_store(client):
+        raise ZeroDivisionError
 
 
 def test_what_expired_is_listed(client: Client) -> None:

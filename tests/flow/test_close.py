@@ -9,6 +9,7 @@ import pytest
 
 from billing_job import invoices
 from billing_job.close import UnknownOrganization
+from billing_job.counts import NotCovered
 from billing_job.due import AsOfInFuture
 from billing_job.sweep import Sweep
 from schemas.customer import Customer
@@ -378,6 +379,64 @@ def test_an_invoice_waits_until_clickhouse_has_what_it_counts(world: BillingWorl
         world.sink.start()
     assert world.close().ok
     (invoice,) = world.invoices("waits")
+    assert (invoice.state, invoice.document()["total"]) == ("paid", "135.00")
+
+
+def replace_store_at(world: BillingWorld, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When billing comes to that step, an empty copy takes the place of the store; once."""
+    counts, asked = world.stage.counts, getattr(world.stage.counts, step)
+
+    def replaced(*given: Any) -> Any:
+        monkeypatch.setattr(counts, step, asked)
+        world.sink.stop()
+        with connect(world.settings) as client:
+            for table in ("usage_events", "usage_accepted", "ingest_batches", "store_marks", "coverage_checkpoints"):
+                client.command(f"TRUNCATE TABLE {table}")
+        return asked(*given)
+
+    monkeypatch.setattr(counts, step, replaced)
+
+
+def test_an_older_copy_of_clickhouse_while_it_counts_makes_no_invoice(
+    world: BillingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.subscribe("restored")
+    world.use("restored", "150000")
+    replace_store_at(world, "totals", monkeypatch)
+    try:
+        report = world.close()
+        assert report.waiting == "ClickHouse was replaced by an older copy of itself meanwhile"
+        (invoice,) = world.invoices("restored")
+        assert (invoice.state, invoice.fixed) == ("waiting", None)
+        # Nor later: what it saw of the other store counts for nothing.
+        with pytest.raises(NotCovered):
+            world.stage.counts.require_covered([world.stage.counts.watermark()])
+    finally:
+        world.sink.start()
+    assert world.close().ok
+    (invoice,) = world.invoices("restored")
+    assert (invoice.state, invoice.document()["total"]) == ("paid", "135.00")
+
+
+@pytest.mark.parametrize("step", ["require_covered", "independent_totals"])
+def test_an_older_copy_of_clickhouse_holds_no_invoice_as_a_mismatch(
+    world: BillingWorld, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer = f"restored_{step}"
+    world.subscribe(customer)
+    world.use(customer, "150000")
+    replace_store_at(world, step, monkeypatch)
+    try:
+        report = world.close()
+        (invoice,) = world.invoices(customer)
+        assert invoice.fixed is not None
+        assert "ClickHouse" in report.problems[invoice.id]
+        assert invoice.state == "computed"
+        assert world.stripe_invoices(customer) == []
+    finally:
+        world.sink.start()
+    world.until(lambda: world.close().ok)
+    (invoice,) = world.invoices(customer)
     assert (invoice.state, invoice.document()["total"]) == ("paid", "135.00")
 
 
