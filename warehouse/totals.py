@@ -34,8 +34,9 @@ class UsageTotal:
 
 NO_USAGE = UsageTotal(Decimal(0), 0, None)
 
-# Few windows go with the query; more are put beside the events, since parameters are no place for megabytes.
+# Few windows go with the query; more are put beside the events: a server takes 128 KiB in one parameter.
 _GIVEN_MAX = 100
+_GIVEN_CHARACTERS_MAX = 30_000
 _GIVEN = """(
     SELECT
         given.1 AS position, given.2 AS organization_id, given.3 AS customer_id, given.4 AS event_name,
@@ -186,8 +187,8 @@ def with_windows(
 
     Many windows are put into a table first, which forgets them after a day.
     """
-    if len(wanted) <= _GIVEN_MAX:
-        given = [(position, *one) for position, one in enumerate(wanted)]
+    given = [(position, *one) for position, one in enumerate(wanted[:_GIVEN_MAX])]
+    if len(wanted) <= _GIVEN_MAX and len(repr(given)) <= _GIVEN_CHARACTERS_MAX:
         return query.replace("WINDOWS", _GIVEN), {**parameters, "windows": given}
     request_id = uuid.uuid4()
     _stage(client, request_id, wanted)
