@@ -44,7 +44,7 @@ from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.projections import Projections
 from stream_processors.reconcile_service import ReconcileService
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, NO_MESSAGE, checkpoint, coverage, last_stored
+from warehouse.coverage import EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
 from warehouse.epochs import EpochsExhausted, register_epoch
 
 log = structlog.get_logger(__name__)
@@ -113,7 +113,8 @@ class Sink:
         self._attempts = 0  # in a row that failed
         self._short_since: float | None = None  # since when ClickHouse has less than it had, monotonic seconds
         self._inserted_at = 0.0
-        self._polled_at = self._topic_checked_at = self._checkpoint_at = time.monotonic()
+        self._polled_at = self._topic_checked_at = time.monotonic()
+        self._checkpoint_at = 0.0  # when ClickHouse is to be looked at for holes next, monotonic seconds
         self._problem: str | None = "starting"
         self._kafka_problem: str | None = None
         self._consumer = Consumer(
@@ -211,7 +212,7 @@ class Sink:
         stored = dict[int, int]()
 
         def ask(client: Client) -> None:
-            stored.update(coverage(client, self._epoch, self._topic.partitions).offsets)
+            stored.update(recounted_coverage(client, self._epoch, self._topic.partitions).offsets)
 
         while True:
             try:
@@ -274,7 +275,7 @@ class Sink:
         if time.monotonic() - self._topic_checked_at >= _TOPIC_CHECK_SECONDS:
             try:
                 self._check_topic()
-                if (error := self._check_stored() or self._check_coverage()) is not None:
+                if (error := self._check_stored()) is not None:
                     self.wait(error)
             except KafkaException as error:
                 self._kafka_problem = str(error)
@@ -294,31 +295,33 @@ class Sink:
     def _check_stored(self) -> Exception | None:
         """That ClickHouse still has all that it took; an error when it does not, or not yet, or does not answer.
 
-        What is inserted into a restored copy leaves a hole before it, which nobody would look for before a restart.
-        Raises EngineRestored, once it has been so for longer than a replica that answers may be behind.
+        What is inserted into a restored copy leaves a hole before it, which nobody would look for before a restart. So
+        holes are looked for at times, and after ClickHouse was away: an insert that is repeated may meet such a copy.
+        Else the end is enough. Raises EngineRestored, once it has been so for longer than a replica that answers may be
+        behind.
         """
-        stored = dict[int, int]()
-        error = self.attempt(lambda client: stored.update(last_stored(client, self._epoch, self._next)))
-        if error is not None:
+        now, stored = time.monotonic(), dict[int, int]()
+        is_whole = now >= self._checkpoint_at
+
+        def look(client: Client) -> None:
+            if is_whole:
+                stored.update(checkpoint(client, self._epoch, self._topic.partitions).offsets)
+            else:
+                stored.update(last_stored(client, self._epoch, self._next))
+
+        if (error := self.attempt(look)) is not None:
             return error
         lost = {p: (stored[p], at) for p, at in self._next.items() if stored[p] < at}
         if not lost:
             self._short_since = None
+            if is_whole:
+                self._checkpoint_at = now + _CHECKPOINT_SECONDS
             return None
-        now = time.monotonic()
         self._short_since = self._short_since or now
         restored = EngineRestored(f"ClickHouse has (partition: has, had): {lost}")
         if now - self._short_since > _REPLICA_SECONDS_MAX:
             raise restored
         return restored
-
-    def _check_coverage(self) -> Exception | None:
-        """Note down at times how far everything is stored; an error when ClickHouse does not answer."""
-        now = time.monotonic()
-        if now - self._checkpoint_at < _CHECKPOINT_SECONDS:
-            return None
-        self._checkpoint_at = now
-        return self.attempt(lambda client: checkpoint(client, self._epoch, self._topic.partitions))
 
     def _measure_lag(self) -> None:
         for partition, reached in self._next.items():
@@ -471,6 +474,7 @@ class Sink:
         """Unready, wait a moment, longer each time, and keep our place in the group. Raises Interrupted."""
         if not isinstance(error, KafkaException | LogTooShort):
             self._problem = f"ClickHouse: {' '.join(str(error).split())[:300]}"
+            self._checkpoint_at = 0.0
             self._drop_client()
         log.warning("waiting", error=" ".join(str(error).split())[:300], attempts=self._attempts)
         assignment, until = self._assignment, time.monotonic() + min(_RETRY_SECONDS_MAX, 0.1 * 2**self._attempts)

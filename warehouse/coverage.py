@@ -94,13 +94,27 @@ def coverage(client: Client, epoch: int, partitions: int) -> Watermark:
     return Watermark(epoch, answer)
 
 
-def checkpoint(client: Client, epoch: int, partitions: int) -> None:
-    """Have later calls of `coverage` read only what comes from now on."""
+def checkpoint(client: Client, epoch: int, partitions: int) -> Watermark:
+    """`coverage`, and later calls of it read only what comes from now on."""
     mark = leave_mark(client)
     reached = coverage(client, epoch, partitions)
     places = [(partition, offset) for partition, offset in reached.offsets.items() if offset]
     if places:
         client.command(_CHECK, parameters={"epoch": epoch, "places": places, "mark": mark})
+    return reached
+
+
+def recounted_coverage(client: Client, epoch: int, partitions: int) -> Watermark:
+    """`coverage` by reading everything: rows below a checkpoint may have been lost. Those that say more are deleted."""
+    answer = _contiguous_from(client, epoch, dict.fromkeys(range(partitions), 0))
+    found = client.query(_CHECKPOINTS, parameters={"epoch": epoch}).result_rows
+    if wrong := [int(partition) for partition, after in found if after > answer.get(int(partition), 0)]:
+        client.command(
+            "DELETE FROM coverage_checkpoints WHERE kafka_epoch = {epoch:UInt16}"
+            " AND kafka_partition IN {partitions:Array(UInt16)}",
+            parameters={"epoch": epoch, "partitions": wrong},
+        )
+    return Watermark(epoch, answer)
 
 
 def _contiguous_from(client: Client, epoch: int, floors: Mapping[int, int]) -> dict[int, int]:

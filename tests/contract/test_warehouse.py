@@ -36,7 +36,7 @@ from tests.history import (
 from tests.waiting import until
 from warehouse import migrate as migrating
 from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, checkpoint, coverage, lost_ranges
+from warehouse.coverage import EXPIRED, checkpoint, coverage, lost_ranges, recounted_coverage
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
 from warehouse.one_store import StoreReplaced, one_store
@@ -275,6 +275,10 @@ def test_what_lies_before_a_checkpoint_is_not_read_again(
     client.command("DELETE FROM ingest_batches WHERE kafka_epoch = 20 AND kafka_offset = 3")
     messages(20, range(10, 12))
     assert coverage(client, 20, 1).offsets == {0: 12}
+    # Whoever must know reads all, and then everyone does.
+    assert recounted_coverage(client, 20, 1).offsets == {0: 3}
+    assert checkpoints(client, 20) == []
+    assert coverage(client, 20, 1).offsets == {0: 3}
 
 
 def test_a_checkpoint_without_its_message_counts_for_nothing(

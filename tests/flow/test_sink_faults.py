@@ -47,15 +47,16 @@ def engine(clickhouse_factory: Callable[[], ClickHouseLocal]) -> ClickHouseLocal
 class Truth:
     """Sends messages and counts by itself what they are worth: half of the events have ids, a tenth are retries."""
 
-    def __init__(self, world: SinkWorld, seed: int = 20260301) -> None:
+    def __init__(self, world: SinkWorld, seed: int = 20260301, customers: int = 20) -> None:
         self._world = world
+        self._customers = customers
         self._random = random.Random(seed)
         self._known: dict[str, list[Event]] = {}
         self.worth: dict[str, tuple[int, int]] = {}
 
     def send(self, messages: int) -> None:
         for number in range(messages):
-            customer = f"customer-{number % 20}"
+            customer = f"customer-{number % self._customers}"
             partition = partition_of(DEFAULT_ORGANIZATION, customer, PARTITIONS)
             self._world.send_bytes(
                 partition, encode(batch_of([self._event(customer) for _ in range(EVENTS_PER_MESSAGE)]))
@@ -187,13 +188,17 @@ def test_a_hole_in_clickhouse_is_filled_from_the_log(world: SinkWorld) -> None:
     assert truth.holds()
 
 
+@pytest.mark.parametrize("inserts", [False, True])
 def test_an_older_copy_put_in_place_under_a_running_sink_is_filled_again(
-    kafka: KafkaBroker, engine: ClickHouseLocal, unique: str, tmp_path: Path
+    kafka: KafkaBroker, engine: ClickHouseLocal, unique: str, tmp_path: Path, inserts: bool
 ) -> None:
-    """It ends itself, since a new process reads all logs anew, and whoever runs it starts it again."""
+    """It ends itself, since a new process reads all logs anew, and whoever runs it starts it again.
+
+    inserts: it has an insert that it repeats until the copy takes it, with a hole before it.
+    """
     copy = tmp_path / "copy"
     with SinkWorld(kafka, engine, unique, tmp_path) as world:
-        truth, sink = Truth(world), world.sink().start()
+        truth, sink = Truth(world, customers=1), world.sink().start()  # all in one partition
         truth.send(20)
         world.settle()
         engine.stop()
@@ -201,6 +206,10 @@ def test_an_older_copy_put_in_place_under_a_running_sink_is_filled_again(
         engine.start()
         truth.send(20)
         world.settle()
+        if inserts:
+            world.client.command("RENAME TABLE usage_batches_in TO not_there")
+            truth.send(10)
+            until(lambda: "usage_batches_in" in str(reasons(sink)))
         engine.stop()
         shutil.rmtree(engine.data_dir)
         shutil.copytree(copy, engine.data_dir, symlinks=True)
