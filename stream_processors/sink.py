@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ from stream_processors.reconcile_service import ReconcileService
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
 from warehouse.coverage import EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
 from warehouse.epochs import EpochsExhausted, register_epoch
+from warehouse.one_store import is_marked, leave_mark
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +116,7 @@ class Sink:
         self._short_since: float | None = None  # since when ClickHouse has less than it had, monotonic seconds
         self._inserted_at = 0.0
         self._polled_at = self._topic_checked_at = time.monotonic()
+        self._mark: uuid.UUID | None = None  # left in ClickHouse when it was looked at for holes
         self._checkpoint_at = 0.0  # when ClickHouse is to be looked at for holes next, monotonic seconds
         self._problem: str | None = "starting"
         self._kafka_problem: str | None = None
@@ -305,7 +308,11 @@ class Sink:
 
         def look(client: Client) -> None:
             if is_whole:
-                stored.update(checkpoint(client, self._epoch, self._topic.partitions).offsets)
+                # Where nothing came since a copy was made, only what is projected from the other logs is missing.
+                if self._mark is not None and not is_marked(client, self._mark):
+                    raise EngineRestored("ClickHouse is not the store that it was: a mark that was left in it is gone")
+                self._mark = leave_mark(client)
+                stored.update(checkpoint(client, self._epoch, self._topic.partitions, self._mark).offsets)
             else:
                 stored.update(last_stored(client, self._epoch, self._next))
 

@@ -10,11 +10,12 @@ restores the checkpoints that are true of it.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping
 
 from schemas.watermark import Watermark
 from warehouse.client import Client
-from warehouse.one_store import MARK_IS_THERE, leave_mark
+from warehouse.one_store import MARK_IS_THERE
 
 # Offsets without a message: deleted by retention before the sink read them, or never readable (a transaction's marker).
 EXPIRED = "expired"
@@ -94,9 +95,8 @@ def coverage(client: Client, epoch: int, partitions: int) -> Watermark:
     return Watermark(epoch, answer)
 
 
-def checkpoint(client: Client, epoch: int, partitions: int) -> Watermark:
-    """`coverage`, and later calls of it read only what comes from now on."""
-    mark = leave_mark(client)
+def checkpoint(client: Client, epoch: int, partitions: int, mark: uuid.UUID) -> Watermark:
+    """`coverage`, and later calls of it read only what comes from now on. mark: left in the store just before."""
     reached = coverage(client, epoch, partitions)
     places = [(partition, offset) for partition, offset in reached.offsets.items() if offset]
     if places:

@@ -28,10 +28,10 @@ def one_store(client: Client) -> Generator[None]:
         raise unavailable(error) from error
     yield
     try:
-        found = client.query(f"SELECT {MARK_IS_THERE}", parameters={"mark": mark}).result_rows[0][0]
+        same = is_marked(client, mark)
     except ClickHouseError as error:
         raise unavailable(error) from error
-    if not found:
+    if not same:
         raise StoreReplaced("ClickHouse was replaced by an older copy of itself meanwhile")
 
 
@@ -40,3 +40,8 @@ def leave_mark(client: Client) -> uuid.UUID:
     mark = uuid.uuid4()
     client.insert("store_marks", [[mark]], column_names=["mark"])
     return mark
+
+
+def is_marked(client: Client, mark: uuid.UUID) -> bool:
+    """Whether it is the store in which the mark was left, a day ago at most. Raises ClickHouseError."""
+    return bool(client.query(f"SELECT {MARK_IS_THERE}", parameters={"mark": mark}).result_rows[0][0])

@@ -39,7 +39,7 @@ from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connec
 from warehouse.coverage import EXPIRED, checkpoint, coverage, lost_ranges, recounted_coverage
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
-from warehouse.one_store import StoreReplaced, one_store
+from warehouse.one_store import StoreReplaced, leave_mark, one_store
 from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 PARTITIONS = 2
@@ -237,7 +237,7 @@ def test_coverage_ends_at_the_first_offset_that_is_missing(client: Client) -> No
     found = coverage(client, epoch, len(COVERED))
     assert found == Watermark(epoch, expected)
     # Asked again after a checkpoint, the answer is the same, and what came since is in it.
-    checkpoint(client, epoch, len(COVERED))
+    checkpoint(client, epoch, len(COVERED), leave_mark(client))
     assert coverage(client, epoch, len(COVERED)) == found
     client.insert("ingest_batches", [[epoch, 5, 1, 2, 1]], column_names=names)
     assert coverage(client, epoch, len(COVERED)).offsets[5] == 3
@@ -269,7 +269,7 @@ def test_what_lies_before_a_checkpoint_is_not_read_again(
     client: Client, messages: Callable[[int, range], None]
 ) -> None:
     messages(20, range(10))
-    checkpoint(client, 20, 1)
+    checkpoint(client, 20, 1, leave_mark(client))
     assert checkpoints(client, 20) == [10]
     # Proof by a row that only a whole reading would miss.
     client.command("DELETE FROM ingest_batches WHERE kafka_epoch = 20 AND kafka_offset = 3")
@@ -286,12 +286,12 @@ def test_a_checkpoint_without_its_message_counts_for_nothing(
 ) -> None:
     """As of rows that were taken away, be it by a copy that is older; what was stored since lies behind a hole."""
     messages(21, range(10))
-    checkpoint(client, 21, 1)
+    checkpoint(client, 21, 1, leave_mark(client))
     client.command("DELETE FROM ingest_batches WHERE kafka_epoch = 21 AND kafka_offset >= 4")
     assert coverage(client, 21, 1).offsets == {0: 4}
     messages(21, range(12, 20))
     assert coverage(client, 21, 1).offsets == {0: 4}
-    checkpoint(client, 21, 1)
+    checkpoint(client, 21, 1, leave_mark(client))
     messages(21, range(4, 12))
     assert coverage(client, 21, 1).offsets == {0: 20}
 
@@ -312,7 +312,7 @@ def test_no_checkpoint_of_one_store_gets_into_another(
         return found
 
     monkeypatch.setattr("warehouse.coverage.coverage", looked_at_before)
-    checkpoint(client, 22, 1)
+    checkpoint(client, 22, 1, leave_mark(client))
     assert checkpoints(client, 22) == []
 
 

@@ -14,10 +14,12 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
+from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import tail
 from runtime.topics import admin_client
+from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
 from schemas.usage_batch import encode
@@ -220,6 +222,37 @@ def test_an_older_copy_put_in_place_under_a_running_sink_is_filled_again(
         assert sink.stop() == 1
         sink.start()
         world.settle()
+        assert truth.holds()
+
+
+def test_an_older_copy_without_a_new_event_is_told_and_what_came_of_the_other_logs_is_written_again(
+    kafka: KafkaBroker, engine: ClickHouseLocal, unique: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    with SinkWorld(kafka, engine, unique, tmp_path) as world:
+        truth, sink = Truth(world, customers=1), world.sink().start()
+        truth.send(5)
+        world.settle()
+        engine.stop()
+        shutil.copytree(engine.data_dir, copy, symlinks=True)
+        until(lambda: reasons(sink))
+        engine.start()
+        with CatalogStore(world.settings) as catalog:
+            catalog.write(Customer(id="cus_new", name="New", organization_id=DEFAULT_ORGANIZATION, created_at=0), 0)
+        until(lambda: world.rows("SELECT count() FROM customers WHERE id = 'cus_new'") == [(1,)])
+        # Having seen it away, it has looked what it has, and left a mark that the copy lacks.
+        until(lambda: world.rows("SELECT count() FROM store_marks")[0][0] >= 2)
+        engine.stop()
+        shutil.rmtree(engine.data_dir)
+        shutil.copytree(copy, engine.data_dir, symlinks=True)
+        until(lambda: reasons(sink))
+        engine.start()
+        assert world.rows("SELECT count() FROM customers WHERE id = 'cus_new'") == [(0,)]
+        until(lambda: not sink.running, 40)
+        assert "a mark that was left in it is gone" in tail(sink.log_path, 200)
+        sink.stop()
+        sink.start()
+        until(lambda: world.rows("SELECT count() FROM customers WHERE id = 'cus_new'") == [(1,)])
         assert truth.holds()
 
 
