@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ from schemas.subscription import Subscription
 from schemas.topics import USAGE_REPAIRS, topic_name
 from schemas.usage_void import UsageVoids
 from schemas.usage_void import encode as encode_voids
+from stream_processors.reconcile import Reconciler
 from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld
 from tests.services import Service, environment
 from tests.waiting import until
-from warehouse.client import connect
+from warehouse.client import Client, connect
 from warehouse.migrate import migrate
+from warehouse.one_store import StoreReplaced
 from warehouse.settled import settled
+from warehouse.totals import NO_USAGE, TotalsRequest
 
 pytestmark = pytest.mark.timeout(240)
 MID_MARCH = parse_rfc3339("2026-03-15T00:00:00Z")
@@ -101,6 +104,28 @@ class World(MeteringWorld):
 def world(kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with World(kafka, clickhouse, tmp_path_factory.mktemp("reconcile")) as made:
         yield made
+
+
+def test_an_older_copy_of_clickhouse_while_it_is_counted_repairs_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.send(Event("copied", value="5"))
+    until(world.is_settled, 30)
+
+    def of_the_copy(client: Client, wanted: Sequence[TotalsRequest], _: object) -> dict[TotalsRequest, Any]:
+        client.command("TRUNCATE TABLE store_marks")
+        return dict.fromkeys(wanted, NO_USAGE)
+
+    monkeypatch.setattr("stream_processors.reconcile.exact_totals", of_the_copy)
+    with world.left_alone(), connect(world.settings) as client:
+        before = world.ends(USAGE_REPAIRS)
+        reconciler = Reconciler(world.settings, world.catalog.view, lambda: client)
+        try:
+            with pytest.raises(StoreReplaced):
+                reconciler.run(range(world.settings.event_partitions))
+        finally:
+            reconciler.close()
+        assert world.ends(USAGE_REPAIRS) == before
 
 
 def test_what_was_used_before_a_subscription_counts_in_its_cycles(world: World) -> None:
