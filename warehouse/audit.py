@@ -30,6 +30,7 @@ from warehouse.audit_windows import (
     windows,
 )
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.coverage import EXPIRED
 from warehouse.places import ORDER_SQL, Place, place_of
 from warehouse.watermark_sql import below, not_voided
 
@@ -187,6 +188,14 @@ _MESSAGES = """
     ORDER BY kafka_epoch, kafka_offset
     LIMIT LISTED
 """
+# What the log deleted before anyone had read it: whose it was, and how much, nobody knows any more.
+_EXPIRED = """
+    SELECT kafka_epoch, kafka_partition, kafka_offset, max(next_offset)
+    FROM ingest_batches WHERE reason = {reason:String} AND BELOW
+    GROUP BY kafka_epoch, kafka_partition, kafka_offset
+    ORDER BY kafka_epoch, kafka_partition, kafka_offset
+    LIMIT LISTED
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +217,9 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Where it does not add up. organization_id empty: of a whole message. tally: how many identities (or events), and
-    what they add to what there should be. places: where the first of them lie, ascending."""
+    """Where it does not add up. organization_id empty: of whole messages. tally: how many identities (or events), and
+    what they add to what there should be; nothing where that is not known. places: where the first of them lie,
+    ascending; of messages that expired the first and the last of each run."""
 
     kind: str
     organization_id: str
@@ -219,7 +229,8 @@ class Fault:
     def __str__(self) -> str:
         at = ", ".join("/".join(map(str, place)) for place in self.places)
         whose = f" of {self.organization_id}" if self.organization_id else ""
-        return f"{self.kind}{whose}: {self.tally.events} events, value {self.tally.text}, at {at}"
+        known = f"{self.tally.events} events, value {self.tally.text}, " if self.tally != Tally() else ""
+        return f"{self.kind}{whose}: {known}at {at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +287,7 @@ def audit(client: Client, watermark: Watermark, partitions: int, organization_id
             if organization_id is None:
                 made.compare_messages(partition)
         made.count_dead_letters()
+        made.find_expired()
     except ClickHouseError as error:
         raise unavailable(error) from error
     return made.result(time.monotonic() - started)
@@ -382,6 +394,11 @@ class _Audit:
                     one = Tally(1, Decimal(0) if value is None else usage_batch.decimal_of(value))
                     self._accepted[organization_id] += one
                     self._classes[organization_id][EventClass.DEAD_LETTER] += one
+
+    def find_expired(self) -> None:
+        for epoch, partition, first, after in self._rows(_EXPIRED, reason=EXPIRED):
+            places = [(int(epoch), int(partition), int(offset), 0) for offset in (first, after - 1)]
+            self._note("messages expired before they were stored", "", Tally(), places)
 
     # -- what is priced when -------------------------------------------------------------------------------------------
 

@@ -71,12 +71,6 @@ _LAST = """
         ORDER BY kafka_offset DESC LIMIT 1
     )
 """
-_LOST = """
-    SELECT kafka_partition, kafka_offset, max(next_offset) FROM ingest_batches
-    WHERE kafka_epoch = {epoch:UInt16} AND reason = {reason:String}
-    GROUP BY kafka_partition, kafka_offset
-    ORDER BY kafka_partition, kafka_offset
-"""
 
 
 def coverage(client: Client, epoch: int, partitions: int) -> Watermark:
@@ -161,9 +155,3 @@ def _first_gap(client: Client, epoch: int, partition: int, floor: int, reach: in
     parameters = {"epoch": epoch, "partition": partition, "floor": floor}
     found = client.query(_FIRST_GAP, parameters=parameters).result_rows[0][0]
     return int(reach if found is None else found)
-
-
-def lost_ranges(client: Client, epoch: int) -> list[tuple[int, int, int]]:
-    """(partition, first offset, next offset) of messages that the log deleted before the sink had read them."""
-    rows = client.query(_LOST, parameters={"epoch": epoch, "reason": EXPIRED}).result_rows
-    return [(int(partition), int(first), int(after)) for partition, first, after in rows]

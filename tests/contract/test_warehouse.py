@@ -36,7 +36,7 @@ from tests.history import (
 from tests.waiting import until
 from warehouse import migrate as migrating
 from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, checkpoint, coverage, lost_ranges, recounted_coverage
+from warehouse.coverage import checkpoint, coverage, recounted_coverage
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
 from warehouse.one_store import StoreReplaced, leave_mark, one_store
@@ -323,12 +323,6 @@ def test_an_older_copy_in_between_is_told(client: Client) -> None:
         older_copy(client)
     with pytest.raises(ZeroDivisionError), one_store(client):
         raise ZeroDivisionError
-
-
-def test_what_expired_is_listed(client: Client) -> None:
-    names = ["kafka_epoch", "kafka_partition", "kafka_offset", "next_offset", "events", "reason"]
-    client.insert("ingest_batches", [[9, 1, 3, 8, 0, EXPIRED], [9, 1, 8, 9, 1, ""]], column_names=names)
-    assert lost_ranges(client, 9) == [(1, 3, 8)]
 
 
 # -- epochs and migrations ---------------------------------------------------------------------------------------------
