@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from fastapi import Request
 
@@ -22,11 +22,19 @@ from runtime.health import Check
 from schemas.settings import Settings
 
 
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """invoices: documents of a customer's open cycles, as they would be invoiced now. unpriced: why there are none."""
+
+    invoices: list[dict[str, Any]]
+    unpriced: str = ""
+
+
 @dataclass(frozen=True)
 class Services:
     """catalog, live, warehouse: started and stopped by the owner. desk None: invoices can't be verified from here.
 
-    figures: of usage, being counted. stopping: set when open streams should end.
+    figures, upcoming: of usage and invoices of open cycles, being counted. stopping: set when open streams should end.
     """
 
     settings: Settings
@@ -39,6 +47,7 @@ class Services:
     webhooks: Check
     desk: InvoiceDesk | None = None
     figures: Countings[Figures] = field(default_factory=Countings[Figures])
+    upcoming: Countings[Upcoming] = field(default_factory=Countings[Upcoming])
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

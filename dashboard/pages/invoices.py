@@ -8,12 +8,13 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 
 from catalog.view import CatalogView
+from dashboard.counting import soon
 from dashboard.invoice_desk import NOTHING_POSSIBLE, DeskUnavailable, InvoiceDesk, Possible, Verified
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.read.invoices import decoded_after, invoice_place, own_invoice, previewed
 from dashboard.read.parameters import encoded_place
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, Upcoming, now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
 from runtime.problem import Problem
 from schemas.customer import Customer
@@ -21,6 +22,8 @@ from schemas.period import Cycle, parse_rfc3339
 
 router = APIRouter(include_in_schema=False)
 PAGE = 50
+WAIT_SECONDS = 0.01
+"""A page comes with open cycles when they are counted as soon as the rest of it; else they come to it."""
 RETRIED = ("waiting", "mismatch", "computed", "draft")
 STATES = ("paid", "open", "payment_failed", "mismatch", "waiting", "draft", "computed", "uncollectible", "void")
 
@@ -34,16 +37,22 @@ def shown(document: dict[str, Any], view: CatalogView) -> dict[str, Any]:
 
 @router.get("/invoices")
 async def invoices(
-    request: Request, visitor: Visitor, customer_id: str = "", state: str = "", cursor: str | None = None
+    request: Request,
+    visitor: Visitor,
+    customer_id: str = "",
+    state: str = "",
+    cursor: str | None = None,
+    wait: bool = False,
 ) -> Response:
     services, organization = services_of(request), visitor.organization_id
+    counting = _counting(services, organization, customer_id) if customer_id else None
     wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
     run, view = services.warehouse.run, services.catalog.view
-    found, summary, (upcoming, unpriced) = await asyncio.gather(
+    found, summary = await asyncio.gather(
         run(invoice_documents, organization, wanted, PAGE + 1, decoded_after(cursor)),
         run(invoice_summary, organization),
-        _upcoming(services, organization, customer_id),
     )
+    upcoming = counting and (await counting if wait else await soon(counting, WAIT_SECONDS))
     return render(
         request,
         "invoices.html",
@@ -51,24 +60,39 @@ async def invoices(
         invoices=[shown(document, view) for document in found[:PAGE]],
         following=encoded_place(*invoice_place(found[PAGE - 1])) if len(found) > PAGE else None,
         summary=summary,
-        upcoming=[shown(document, view) for document in upcoming],
-        unpriced=unpriced,
+        upcoming=upcoming and _shown_upcoming(upcoming, view),
         customer_id=customer_id,
         state=state,
         states=STATES,
     )
 
 
-async def _upcoming(services: Services, organization_id: str, customer_id: str) -> tuple[list[dict[str, Any]], str]:
-    """The documents of a customer's open cycles, none where no customer is asked for; and why they can't be told."""
-    if not customer_id:
-        return [], ""
+@router.get("/invoices/upcoming")
+async def upcoming_invoices(request: Request, visitor: Visitor, customer_id: str) -> Response:
+    """The open cycles alone, when they are counted."""
+    services = services_of(request)
+    upcoming = await _counting(services, visitor.organization_id, customer_id)
+    shown_now = _shown_upcoming(upcoming, services.catalog.view)
+    return render(request, "invoices_upcoming.html", visitor, upcoming=shown_now)
+
+
+def _counting(services: Services, organization_id: str, customer_id: str) -> asyncio.Task[Upcoming]:
+    return services.upcoming.begun(
+        (organization_id, customer_id), lambda: _upcoming(services, organization_id, customer_id)
+    )
+
+
+async def _upcoming(services: Services, organization_id: str, customer_id: str) -> Upcoming:
     try:
-        return await previewed(services, organization_id, customer_id, now_us()), ""
+        return Upcoming(await previewed(services, organization_id, customer_id, now_us()))
     except Problem as problem:
         if problem.status != 503:
             raise
-        return [], problem.detail  # what is closed can be shown all the same
+        return Upcoming([], problem.detail)  # what is closed can be shown all the same
+
+
+def _shown_upcoming(upcoming: Upcoming, view: CatalogView) -> Upcoming:
+    return Upcoming([shown(document, view) for document in upcoming.invoices], upcoming.unpriced)
 
 
 async def invoice_page(
