@@ -80,7 +80,7 @@ class PartitionState:
     topic_id: of usage.events as it is now; what was kept of an earlier topic of that name counts on, with offsets from
     0 again. log_time: greatest received_at so far, µs; 0 before the first. repairs_next: the next offset of
     usage.repairs; None: nobody has begun to read it, and what lies in it already was not computed from these totals.
-    abandoned: records of a changelog that had lost its beginning; they are deleted with the next write.
+    abandoned: keys of a changelog that had lost its beginning; they are deleted with the next write.
     """
 
     def __init__(self, partition: int, topic_id: str, tile_at: TileAt, *, horizon_us: int, ids_max: int) -> None:
