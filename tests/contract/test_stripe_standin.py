@@ -427,12 +427,13 @@ def test_declined_then_retried_then_exhausted(client: StripeClient, standin: Str
     assert (invoice.status, invoice.attempted, invoice.attempt_count) == ("open", True, 1)
     assert invoice.next_payment_attempt == pytest.approx(now + 3 * DAY, abs=5)
 
-    with pytest.raises(stripe.CardError):  # another try by hand does not move the schedule
+    standin.advance(DAY)
+    with pytest.raises(stripe.CardError):  # another try by hand, at another time, does not move the schedule
         client.v1.invoices.pay(invoice.id)
     again = client.v1.invoices.retrieve(invoice.id)
     assert (again.attempt_count, again.next_payment_attempt) == (1, invoice.next_payment_attempt)
 
-    standin.advance(3 * DAY + 5)
+    standin.advance(2 * DAY + 5)
     assert client.v1.invoices.retrieve(invoice.id).attempt_count == 2
     standin.advance(5 * DAY + 5)
     exhausted = client.v1.invoices.retrieve(invoice.id)

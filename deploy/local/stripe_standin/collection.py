@@ -132,20 +132,22 @@ def attempt(
     else:
         intent = _intent(scope, invoice)
         if payments.confirm(scope, intent, method, invoice.amount_remaining, authenticated=authenticated):
-            _count(invoice, automatic)
+            _counted(invoice, automatic)
             invoice.amount_paid += intent.amount_received
             paid(scope, invoice)
             return None
         error = _refusal(scope, intent, method)
-    _count(invoice, automatic)
-    failed(scope, invoice, automatic=automatic)
+    counted = _counted(invoice, automatic)
+    _failed(scope, invoice, counted=counted, automatic=automatic)
     return error
 
 
-def failed(scope: Scope, invoice: Invoice, *, automatic: bool) -> None:
-    """Plan the next attempt after one that failed, and say so."""
-    first = invoice.attempt_count == 1
-    if invoice.status == "open" and invoice.auto_advance and (automatic or first):
+def _failed(scope: Scope, invoice: Invoice, *, counted: bool, automatic: bool) -> None:
+    """Plan the next attempt after one that failed and counts, and say that it failed.
+
+    An attempt that does not count (a caller's, after the first) leaves the plan as it is.
+    """
+    if invoice.status == "open" and invoice.auto_advance and counted:
         waits = scope.settings.retry_seconds
         made = invoice.attempt_count - 1
         invoice.next_payment_attempt = scope.now + waits[made] if made < len(waits) else None
@@ -163,10 +165,13 @@ def failed(scope: Scope, invoice: Invoice, *, automatic: bool) -> None:
         mark_uncollectible(scope, invoice)
 
 
-def _count(invoice: Invoice, automatic: bool) -> None:
+def _counted(invoice: Invoice, automatic: bool) -> bool:
+    """Note an attempt; returns whether it is one of attempt_count."""
     invoice.attempted = True
-    if automatic or invoice.attempt_count == 0:
+    counts = automatic or invoice.attempt_count == 0
+    if counts:
         invoice.attempt_count += 1
+    return counts
 
 
 def _default_method(scope: Scope, invoice: Invoice) -> PaymentMethod | None:
