@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from catalog.view import CatalogView
-from dashboard.invoice_desk import InvoicedBy, LateUsage
+from dashboard.invoice_desk import InvoicedBy, InvoiceDesk, LateUsage
 from dashboard.preview import Preview, previews
 from dashboard.usage_queries import trimmed
 from runtime.csv_text import csv_rows, safe_cell
@@ -191,19 +191,26 @@ ACCRUAL = (
 )  # fmt: skip
 
 
-def accrual(
+def accrual(client: Client, desk: InvoiceDesk, view: CatalogView, organization_id: str, at_us: int) -> list[Accrued]:
+    """What was used before a date and was on no issued invoice then, priced as if each cycle ended there.
+
+    Flat fees and minimums are prorated up to the date. What cycles that were invoiced by then cost beyond that, late
+    usage, is a line of its own. Every event counts that was acknowledged before the call. Raises DeskUnavailable.
+    """
+    with desk.everything_stored() as watermark:
+        invoiced = desk.invoiced_by(organization_id, at_us, watermark)
+        return accrued(client, view, organization_id, at_us, watermark, invoiced)
+
+
+def accrued(
     client: Client,
     view: CatalogView,
     organization_id: str,
     at_us: int,
-    watermark: Watermark | None,
+    watermark: Watermark,
     invoiced: InvoicedBy,
 ) -> list[Accrued]:
-    """What was used before a date and was on no issued invoice then, priced as if each cycle ended there.
-
-    Flat fees and minimums are prorated up to the date. Events below the watermark count. invoiced: by that date; what
-    its cycles cost beyond that, late usage, is a line of its own.
-    """
+    """`accrual`, of events below a watermark."""
     wanted = [
         (subscription, cycle)
         for subscription in view.all(Subscription, organization_id)
@@ -301,6 +308,12 @@ def keep_accrual(
         if rows:
             data = [list(row.values()) for row in rows]
             client.insert("stored_accruals", data, column_names=list(rows[0]))
+        else:  # no row says that there is none
+            client.command(
+                "DELETE FROM stored_accruals WHERE organization_id = {organization_id:String} AND at = "
+                "fromUnixTimestamp64Micro({at_us:Int64})",
+                parameters={"organization_id": organization_id, "at_us": at_us},
+            )
     except ClickHouseError as error:
         raise unavailable(error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -117,7 +118,15 @@ class InvoiceDesk(Protocol):
         """What a product (or that of an id) would have charged, cycle by cycle. Raises DeskRefused."""
         ...
 
-    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark | None) -> InvoicedBy:
+    def everything_stored(self) -> AbstractContextManager[Watermark]:
+        """Where the log ends now, once ClickHouse has all below it; what is asked within is answered by one store.
+
+        Raises DeskUnavailable where that takes more than some seconds, or no sink has read the log yet, and at its end
+        where an older copy took ClickHouse's place meanwhile.
+        """
+        ...
+
+    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark) -> InvoicedBy:
         """What was invoiced by a date, and the late usage below the watermark that was not."""
         ...
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
@@ -49,6 +50,7 @@ log = structlog.get_logger(__name__)
 
 _AWAY = (LedgerUnavailable, WarehouseUnavailable, KafkaException)
 _STRIPE_RETRY_SECONDS_MAX = 5.0
+_COVERAGE_SECONDS_MAX = 10.0
 """Someone waits for the answer, and can ask again."""
 
 
@@ -119,12 +121,23 @@ class LedgerDesk:
         except NotSimulable as error:
             raise DeskRefused(error.field, str(error)) from error
 
-    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark | None) -> InvoicedBy:
+    @contextmanager
+    def everything_stored(self) -> Generator[Watermark]:
+        try:
+            counts = self._counts()
+            with counts.one_store():
+                watermark = counts.watermark()
+                counts.wait_until_covered(watermark, threading.Event())
+                yield watermark
+        except _AWAY as error:
+            raise DeskUnavailable(str(error)) from error
+
+    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark) -> InvoicedBy:
         view, ledger = self._catalog.view, self._ledger.state
         keys = [(organization_id, each.id) for each in view.all(Subscription, organization_id)]
         known = [invoice for key in keys for invoice in ledger.of_subscription(*key)]
         late: list[late_usage.PendingLate] = []
-        if watermark is not None and trues_up(view, organization_id):
+        if trues_up(view, organization_id):
             late = self._answered(
                 lambda: late_usage.pending(ledger, self._counts(), keys, watermark, issued_by_us=at_us)
             )
@@ -218,7 +231,9 @@ class LedgerDesk:
         """ClickHouse, asked when it is first needed."""
         with self._lock:
             if self._open is None:
-                self._open = Counts(self._settings, prompt=True)
+                waiting = min(self._settings.coverage_timeout_seconds, _COVERAGE_SECONDS_MAX)
+                quick = self._settings.model_copy(update={"coverage_timeout_seconds": waiting})
+                self._open = Counts(quick, prompt=True)
             return self._open
 
     def _answered(self, question: Callable[[], T]) -> T:

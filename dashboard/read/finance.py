@@ -51,17 +51,16 @@ async def get_accrual(
 ) -> Any:
     """Usage priced as if every open cycle ended at a date, flat fees and minimums prorated up to it.
 
-    `late_usage`: what came late for a cycle that was invoiced by then, and was on no invoice.
+    `late_usage`: what came late for a cycle that was invoiced by then, and was on no invoice. Every event counts that
+    was accepted before the request; where ClickHouse does not have them all within some seconds the answer is a 503.
     """
     services, when = services_of(request), instant("at", at)
     try:
         require_near(when, now_us())
     except TooFarAhead as error:
         raise field_problem("at", "at_range", str(error)) from None
-    watermark = await services.warehouse.stored()
     desk, view, organization_id = desk_of(services), services.catalog.view, caller.organization_id
-    invoiced = await answered(lambda: desk.invoiced_by(organization_id, when, watermark))
-    rows = await services.warehouse.run(accrual, view, organization_id, when, watermark, invoiced)
+    rows = await answered(lambda: accrual(services.warehouse.client(), desk, view, organization_id, when))
     return _answer(accrual_table(rows), "accrual", format)
 
 

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ import pytest
 from billing_job import void_credit
 from billing_job.sweep import Sweep
 from dashboard.app import Dashboard
+from dashboard.finance import Accrued, keep_accrual
+from dashboard.invoice_desk import DeskUnavailable
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas.organization import ApiKey, Scope, new_secret, secret_digest
-from schemas.period import SECOND_US, format_rfc3339, parse_rfc3339
+from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.product import Product
 from tests.flow.billing import APRIL, MAY, TIERS, BillingWorld
 from usage_billing.invoice_desk import LedgerDesk
+from warehouse.client import connect
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.anyio]
 KEY = new_secret()
@@ -195,8 +200,7 @@ async def test_an_accrual_is_what_was_used_and_not_invoiced_at_a_date(
     assert {(each["period_start"], each["period_end"]) for each in found} == {("2026-03-01T00:00:00Z", at)}
 
     # Its invoice was issued later than that, today: the whole of March, late events too, was not billed then either.
-    world.use("paid", "5000", at=APRIL + 1)
-    world.until(lambda: world.query("SELECT count() FROM usage WHERE customer_id = 'paid' AND value = 5000")[0][0] == 1)
+    world.use("paid", "5000", at=APRIL + 1)  # counted as soon as it is accepted
     at = "2026-05-01T00:00:00Z"
     later = await rows(api, "accrual", at=at)
     mine = [each for each in later if each["customer_id"] == "paid"]
@@ -216,6 +220,47 @@ async def test_an_accrual_is_what_was_used_and_not_invoiced_at_a_date(
     assert len(kept) == len(later)
     assert command(world, "accrual", "--at", at, "--keep") == later
     assert len(world.query("SELECT * FROM finance_accrual")) == len(later)
+
+
+def test_an_accrual_is_of_everything_in_one_store_or_none(world: BillingWorld) -> None:
+    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    with closing(desk):
+        with desk.everything_stored() as watermark:
+            assert sum(watermark.offsets.values()) > 0
+        with (
+            pytest.raises(DeskUnavailable, match="older copy"),
+            desk.everything_stored(),
+            connect(world.settings) as client,
+        ):
+            client.command("TRUNCATE TABLE store_marks")  # as a copy of before has them
+
+        # What the sink has not stored yet is waited for, and told of when that takes too long.
+        world.sink.pause()
+        world.use("paid", "1", at=APRIL + 2)
+        hasty = LedgerDesk(
+            world.settings.model_copy(update={"coverage_timeout_seconds": 0.5}), world.catalog, world.stage.log
+        )
+        with (
+            closing(hasty),
+            pytest.raises(DeskUnavailable, match="does not have all events"),
+            hasty.everything_stored(),
+        ):
+            pytest.fail("less than everything")
+        world.sink.resume()
+        with desk.everything_stored():
+            assert world.query(
+                f"SELECT count() FROM usage WHERE timestamp = fromUnixTimestamp64Micro({APRIL + 2})"
+            ) == [(1,)]
+
+
+def test_an_accrual_of_nothing_replaces_what_was_kept(world: BillingWorld) -> None:
+    one = Accrued("c", "sub", "prod", 0, "mtr", "Calls", Cycle(0, MAY), Decimal(1), Decimal(2), "eur")
+    kept = "SELECT organization_id, customer_id FROM finance_accrual WHERE organization_id LIKE 'org_k%' ORDER BY 1"
+    with connect(world.settings) as client:
+        for organization in ("org_k1", "org_k2"):
+            keep_accrual(client, organization, MAY, MAY, [one])
+        keep_accrual(client, "org_k1", MAY, MAY + 1, [])
+    assert world.query(kept) == [("org_k2", "c")]
 
 
 async def test_benefits_by_subscription(world: BillingWorld, api: httpx.AsyncClient) -> None:
@@ -269,8 +314,6 @@ async def test_late_usage_is_accrued_from_its_cycles_invoice_until_its_own(
 
     assert await accrued(at) == []
     world.use("tardy", "50000")
-    stored = "SELECT count() FROM usage WHERE customer_id = 'tardy'"
-    world.until(lambda: world.query(stored) == [(2,)])
     late = [("late_usage", "1", "25.00")]
     assert await accrued(at) == late
     assert await accrued(before) == [("mtr_calls", "150000", "135.00")], "the whole of it was not invoiced then"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
+from contextlib import closing
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -24,7 +24,6 @@ from dashboard.finance import (
 )
 from dashboard.finance import accrual as accrued_at
 from dashboard.invoice_desk import DeskUnavailable
-from dashboard.warehouse_access import WarehouseAccess
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
@@ -78,17 +77,12 @@ def accrual(
     except TooFarAhead as error:
         wrong_usage(f"--at: {error}")
     try:
-        access = WarehouseAccess(settings)
-        with CatalogStore(settings) as catalog, LedgerLog(settings) as ledger:
+        with CatalogStore(settings) as catalog, LedgerLog(settings) as ledger, connect(settings) as client:
             _require(catalog, organization)
-            watermark = asyncio.run(access.stored())
-            desk = LedgerDesk(settings, catalog, ledger)
-            invoiced = desk.invoiced_by(organization, at_us, watermark)
-            desk.close()
-            accrued = accrued_at(access.client(), catalog.view, organization, at_us, watermark, invoiced)
-        if keep:
-            keep_accrual(access.client(), organization, at_us, _now(), accrued)
-        access.close()
+            with closing(LedgerDesk(settings, catalog, ledger)) as desk:
+                accrued = accrued_at(client, desk, catalog.view, organization, at_us)
+            if keep:
+                keep_accrual(client, organization, at_us, _now(), accrued)
         _print(accrual_table(accrued), format_)
     except (CatalogUnavailable, DeskUnavailable, LedgerUnavailable, WarehouseUnavailable) as error:
         fail(str(error))
