@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from schemas.period import Cycle
 
-WIDTH, HEIGHT = 1000, 220
+Size = Literal["wide", "narrow"]
+WIDTHS: Mapping[Size, int] = {"wide": 1000, "narrow": 340}
+"""px: of a desk's screen and of a phone's, so that text is scaled on neither."""
+HEIGHT = 220
 _TOP, _BOTTOM, _LEFT = 10, 22, 62
 _STEPS = (Decimal(1), Decimal("2.5"), Decimal(5), Decimal(10))
-LABELS_MAX = 9
+_PX_A_LABEL = 75
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A window's bar, and that of the period before behind it. Coordinates are px of a WIDTH × HEIGHT box."""
+    """A window's bar, and that of the period before behind it. Coordinates are px of the chart's box."""
 
     window: Cycle
     quantity: Decimal
@@ -32,23 +36,31 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """lines: (y, quantity) of the grid. left: where bars begin."""
+    """width × height: px of its box. lines: (y, quantity) of the grid. left: where bars begin."""
 
+    size: Size
+    width: int
     bars: Sequence[Bar]
     lines: Sequence[tuple[float, Decimal]]
     left: int = _LEFT
-    width: int = WIDTH
     height: int = HEIGHT
 
 
-def chart(windows: Sequence[Cycle], quantities: Mapping[int, Decimal], before: Sequence[Decimal]) -> Chart:
-    """windows: in order. quantities: by a window's start, µs; missing: 0. before: of earlier ones, by position."""
+def charts(windows: Sequence[Cycle], quantities: Mapping[int, Decimal], before: Sequence[Decimal]) -> list[Chart]:
+    """The same in every size.
+
+    windows: in order. quantities: by a window's start, µs; missing: 0. before: of earlier ones, by position.
+    """
+    return [_chart(size, windows, quantities, before) for size in WIDTHS]
+
+
+def _chart(size: Size, windows: Sequence[Cycle], quantities: Mapping[int, Decimal], before: Sequence[Decimal]) -> Chart:
     values = [quantities.get(window.start_us, Decimal(0)) for window in windows]
     older = [before[i] if i < len(before) else Decimal(0) for i in range(len(windows))]
     top = round_up(max([*values, *older, Decimal(0)]))
-    area = HEIGHT - _TOP - _BOTTOM
-    slot = (WIDTH - _LEFT) / max(1, len(windows))
-    every = -(-len(windows) // LABELS_MAX)
+    area, width = HEIGHT - _TOP - _BOTTOM, WIDTHS[size] - _LEFT
+    slot = width / max(1, len(windows))
+    every = -(-len(windows) // (width // _PX_A_LABEL))
 
     def height_of(value: Decimal) -> float:
         return round(float(max(Decimal(0), value) / top) * area, 2)
@@ -69,7 +81,7 @@ def chart(windows: Sequence[Cycle], quantities: Mapping[int, Decimal], before: S
         for i, (window, value, old) in enumerate(zip(windows, values, older, strict=True))
     ]
     lines = [(round(_TOP + area * (1 - part / 4), 2), top * part / 4) for part in range(0, 5, 2)]
-    return Chart(bars, lines)
+    return Chart(size, WIDTHS[size], bars, lines)
 
 
 def round_up(value: Decimal) -> Decimal:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Literal
 
 from catalog.view import CatalogView
-from dashboard.chart import Chart, chart
+from dashboard.chart import Chart, charts
 from dashboard.usage_queries import UsageRow, quantity, usage_rows
 from dashboard.warehouse_access import WarehouseAccess
 from schemas.meter import Aggregation, Meter
@@ -44,9 +44,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """rows: of customers, or of a property's values (group), greatest first. before_total: None without a before."""
+    """charts: one a size. rows: of customers, or of a property's values (group), greatest first.
 
-    chart: Chart
+    before_total: None without a before.
+    """
+
+    charts: Sequence[Chart]
     total: Decimal
     before_total: Decimal | None
     rows: Sequence[UsageRow]
@@ -133,7 +136,7 @@ async def figures(warehouse: WarehouseAccess, wanted: Wanted, subscription: Subs
     )
     now, before = combined(series, meter.aggregation), combined(older, meter.aggregation)
     return Figures(
-        chart=chart(
+        charts=charts(
             _windows(zone, window, wanted.period),
             now,
             [before[each.start_us] for each in _windows(zone, window, wanted.before)],
@@ -157,7 +160,7 @@ async def _by_cycle(
     found = [quantity(meter.aggregation, totals[each].sum, totals[each].count, totals[each].max) for each in requests]
     now = {each.start_us: value for each, value in zip(cycles, found, strict=True)}
     return Figures(
-        chart=chart(cycles, now, [Decimal(0), *found]),
+        charts=charts(cycles, now, [Decimal(0), *found]),
         total=found[-1] if found else Decimal(0),
         before_total=found[-2] if len(found) > 1 else None,
         rows=[UsageRow(customer_id, meter.id, each, value) for each, value in zip(cycles, found, strict=True)][::-1],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -18,23 +16,14 @@ from playwright.sync_api import Browser, Page, expect
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from tests.flow.browser import browser, sign_in, violations, watched
+from tests.flow.looks import PAGES, SIGN_IN, looks, pages_of_objects
 from tests.flow.pipe import ADMIN, Pipe
 from tests.receiver import Receiver
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(400)
 NAUGHTY = "<script>window.ran = 1</script>"
-NAME = "Acme Inc." if "USAGE_SCREENSHOTS" in os.environ else f"Acme {NAUGHTY}"  # pictures are for people
-REASON = "Sent twice by mistake" if "USAGE_SCREENSHOTS" in os.environ else NAUGHTY
-PAGES = {
-    "overview": "/", "usage": "/usage", "events": "/usage/events", "duplicates": "/usage/duplicates", "invoices": "/invoices", "alerts": "/alerts", "event-void": "/usage/events/void?event_id=e1", "orders": "/orders",
-    "customers": "/customers", "subscriptions": "/subscriptions", "products": "/products", "meters": "/meters",
-    "product-editor": "/products/new", "meter-new": "/meters/new", "customer-new": "/customers/new",
-    "subscription-new": "/subscriptions/new", "export": "/export", "api-keys": "/api-keys", "settings": "/settings",
-    "docs": "/docs",
-}  # fmt: skip
-SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
-THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+NAME = f"Acme {NAUGHTY}"
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +181,7 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     # An event that is not to count, and the whole of it.
     page.goto(f"{address}/usage/events?event_id=%3De2")
     page.click("text=Void")
-    page.fill("#f-reason", REASON)
+    page.fill("#f-reason", NAUGHTY)
     page.click("text=Void event")
     expect(page.locator(".note.good")).to_contain_text("Voided")
     until(lambda: not pipe.http.get("/api/v1/usage/events", params={"event_id": "=e2"}).json()["data"])
@@ -202,45 +191,22 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
 
 
 def test_every_page_is_accessible_and_fits(pipe: Pipe, chromium: Browser, page: Page) -> None:
-    """axe-core finds no violation and nothing is wider than the screen. USAGE_SCREENSHOTS: where to keep pictures."""
+    """axe-core finds no violation and nothing is wider than the screen."""
     context = chromium.new_context(storage_state=page.context.storage_state(), reduced_motion="reduce")
-    opened = watched(context.new_page())
-    found: list[str] = []
-    pages = {**PAGES, **_pages_of_objects(pipe), "sign-in": "/sign-in"}  # the last, without a session
-    for name, path in pages.items():
-        if name == "sign-in":
-            context.clear_cookies()
-        opened.goto(pipe.serve.address + path)
-        expect(opened.locator("[aria-busy]")).to_have_count(0, timeout=20_000)
-        for size, (width, height) in SIZES.items():
-            opened.set_viewport_size({"width": width, "height": height})
-            for theme in THEMES:
-                opened.emulate_media(color_scheme=theme)
-                look = f"{name}-{size}-{theme}"
-                found += [f"{look}: {each}" for each in violations(opened)]
-                wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                if wide > 0:
-                    found.append(f"{look}: {wide} px wider than the screen")
-                if "USAGE_SCREENSHOTS" in os.environ:
-                    opened.screenshot(path=str(Path(os.environ["USAGE_SCREENSHOTS"]) / f"{look}.png"))
+    opened, found = watched(context.new_page()), list[str]()
+
+    def look_at(paths: dict[str, str]) -> None:
+        for look in looks(opened, pipe.serve.address, paths):
+            found.extend(f"{look}: {each}" for each in violations(opened))
+            wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            if wide > 0:
+                found.append(f"{look}: {wide} px wider than the screen")
+
+    look_at(PAGES | pages_of_objects(pipe.http))
+    context.clear_cookies()
+    look_at(SIGN_IN)
     context.close()
     assert found == []
-
-
-def _pages_of_objects(pipe: Pipe) -> dict[str, str]:
-    """A page of each kind that shows one thing."""
-
-    def first(path: str) -> str:
-        return pipe.http.get(f"/api/v1/{path}").json()["data"][0]["id"]
-
-    return {
-        "customer": "/customers/by-id/acme",
-        "subscription": f"/subscriptions/{first('subscriptions')}",
-        "product": f"/products/{first('products')}",
-        "meter": f"/meters/{first('meters')}",
-        "invoice": f"/invoices/{first('invoices')}",
-        "invoice-credit": f"/invoices/{first('invoices')}/credit",
-    }
 
 
 def test_a_keyboard_reaches_everything(pipe: Pipe, page: Page) -> None:
