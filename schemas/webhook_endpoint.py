@@ -15,11 +15,11 @@ from schemas.organization import Identifier
 URL_LENGTH_MAX = 2048
 SECRET_PREFIX = "whsec_"  # of Standard Webhooks; the secret begins after it
 _SECRET_BYTES = 32
-_PRINTABLE = r"^[\x21-\x7e]+$"
 
-
-# Stricter than a browser's reading, so that all who read the address, the resolver too, see the same host in it.
-_ADDRESS = re.compile(r"https?://[^/?#@\\]+([/?][^#\\]*)?")
+# Stricter than a browser's reading, so that all who read the address, the resolver too, see the same host in it:
+# printable ASCII, with no \ anywhere, no @ before the path and no #. It is no part of the published schema: generators
+# of test data take minutes to find text that is an URI, has a pattern and is 2,047 letters long.
+_ADDRESS = re.compile(r"(?=[!-~]*\Z)https?://[^/?#@\\]+([/?][^#\\]*)?")
 
 
 def _web_address(text: str) -> str:
@@ -35,7 +35,7 @@ def _web_address(text: str) -> str:
 
 WebhookUrl = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=URL_LENGTH_MAX, pattern=_PRINTABLE),
+    StringConstraints(min_length=1, max_length=URL_LENGTH_MAX),
     AfterValidator(_web_address),
     Field(examples=["https://example.com/hooks"], json_schema_extra={"format": "uri"}),
 ]

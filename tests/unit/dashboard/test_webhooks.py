@@ -103,6 +103,8 @@ def test_the_address_that_was_checked_is_the_one_that_is_called() -> None:
     [
         "", "example.com", "ftp://example.com", "https://", "https:///h", "https://user:word@example.com/", "javascript:x",
         "https://example.com/#part", "https://example.com:99999/", "https://example.com/a b", "https://exa\nmple.com/",
+        "https://example.com/\n", "https://example.com\n", "https://exämple.com/", "https://example.com/ä", "https://a.b/\x7f",
+        "https://example.com\\@other.com/",
     ],
     ids=str,
 )  # fmt: skip
