@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from catalog.view import CatalogView
-from dashboard.invoice_desk import InvoicedBy, InvoiceDesk, LateUsage
+from dashboard.invoice_desk import InvoiceDesk, LateUsage
 from dashboard.preview import Preview, previews
 from dashboard.usage_queries import trimmed
 from runtime.csv_text import csv_rows, safe_cell
@@ -23,7 +23,6 @@ from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.subscription import Subscription
-from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
 
 Cells = list[str]
@@ -199,25 +198,13 @@ def accrual(client: Client, desk: InvoiceDesk, view: CatalogView, organization_i
     """
     with desk.everything_stored() as watermark:
         invoiced = desk.invoiced_by(organization_id, at_us, watermark)
-        return accrued(client, view, organization_id, at_us, watermark, invoiced)
-
-
-def accrued(
-    client: Client,
-    view: CatalogView,
-    organization_id: str,
-    at_us: int,
-    watermark: Watermark,
-    invoiced: InvoicedBy,
-) -> list[Accrued]:
-    """`accrual`, of events below a watermark."""
-    wanted = [
-        (subscription, cycle)
-        for subscription in view.all(Subscription, organization_id)
-        for cycle in _begun(subscription, at_us)
-        if (subscription.id, cycle.start_us) not in invoiced.cycles
-    ]
-    made = previews(client, view, wanted, watermark, until_us=at_us)
+        wanted = [
+            (subscription, cycle)
+            for subscription in view.all(Subscription, organization_id)
+            for cycle in _begun(subscription, at_us)
+            if (subscription.id, cycle.start_us) not in invoiced.cycles
+        ]
+        made = previews(client, view, wanted, watermark, until_us=at_us)
     return [*(each for preview in made for each in _accrued(view, preview)), *map(_late, invoiced.late)]
 
 

@@ -61,8 +61,8 @@ PRODUCTS: dict[str, list[dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Merchant:
-    """A customer of the merchant's. daily: API requests on a day, about."""
+class Subscriber:
+    """Who buys from the merchant. daily: API requests on a day, about."""
 
     id: str
     name: str
@@ -72,14 +72,14 @@ class Merchant:
 
 
 CUSTOMERS = (
-    Merchant("acme", "Acme Corporation", "Scale", 42_000),
-    Merchant("globex", "Globex", "Scale", 31_000),
-    Merchant("hooli", "Hooli", "Scale", 17_000),
-    Merchant("initech", "Initech", "Starter", 6_500),
-    Merchant("pied-piper", "Pied Piper", "Starter", 2_900),
-    Merchant("stark", "Stark Industries", "Scale", 9_800),
-    Merchant("umbrella", "Umbrella", "Starter", 1_400, "pm_card_chargeCustomerFail"),
-    Merchant("wayne", "Wayne Enterprises", "Starter", 4_200),
+    Subscriber("acme", "Acme Corporation", "Scale", 42_000),
+    Subscriber("globex", "Globex", "Scale", 31_000),
+    Subscriber("hooli", "Hooli", "Scale", 17_000),
+    Subscriber("initech", "Initech", "Starter", 6_500),
+    Subscriber("pied-piper", "Pied Piper", "Starter", 2_900),
+    Subscriber("stark", "Stark Industries", "Scale", 9_800),
+    Subscriber("umbrella", "Umbrella", "Starter", 1_400, "pm_card_chargeCustomerFail"),
+    Subscriber("wayne", "Wayne Enterprises", "Starter", 4_200),
 )
 
 
@@ -98,16 +98,15 @@ def usage(first: ZonedDateTime, now: ZonedDateTime) -> Iterator[dict[str, Any]]:
         for customer in CUSTOMERS:
             for hour in range(0, 24, 2):
                 at = day.add(hours=hour)
-                value = round(customer.daily / 12 * growth * week * (0.3 + 0.12 * min(hour, 24 - hour)))
-                once = {"customer_id": customer.id, "event_id": f"{customer.id}-{at.date()}-{hour}"}
+                value = customer.daily / 12 * growth * week * (0.3 + 0.12 * min(hour, 24 - hour))
                 if at < now:
-                    region = chance.choice(("eu-west", "us-east", "ap-south"))
                     yield {
-                        **once,
+                        "customer_id": customer.id,
+                        "event_id": f"{customer.id}-{at.date()}-{hour}",
                         "event_name": "api_request",
                         "timestamp": text(at),
                         "value": round(value * chance.uniform(0.7, 1.3)),
-                        "properties": {"region": region},
+                        "properties": {"region": chance.choice(("eu-west", "us-east", "ap-south"))},
                     }
             for event_name, value in (("storage", customer.daily / 400 * growth), ("seat", 3 + customer.daily // 4000)):
                 yield {
