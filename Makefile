@@ -17,12 +17,13 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down check bench chaos docs clean
+.PHONY: help demo test test-unit up down check bench chaos docs clean
 
 help:
 	@echo 'make demo [KEEP=1]   the main job on real data, on a fresh machine too; KEEP=1 leaves the stack running'
 	@echo 'make up | down       the local stack and all services, in the background'
 	@echo 'make test            all tests, on the real broker and engine (PYTEST_ARGS=…)'
+	@echo 'make test-unit       unit tests only: no broker, under a minute'
 	@echo 'make check           format, lint, types, import contracts'
 	@echo 'make bench           benchmarks; chaos: fault injection; docs: the documentation as pages'
 	@echo 'make clean           ends the stack and removes its data'
@@ -38,6 +39,9 @@ down:
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/unit -n 2 $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
