@@ -60,7 +60,7 @@ def due_cycles(
     trues_up: Callable[[str], bool],
     wait_for_imports: bool = False,
 ) -> DueCycles:
-    """Cycles that ended at or before as_of and began while their subscription ran; final invoices where that has ended.
+    """Cycles that ended by as_of and began while their subscription charged; final invoices where that has ended.
 
     grace_seconds: of an organization's id. trues_up: whether an organization bills late usage. wait_for_imports: what
     is billed of a time before the subscription was made waits for its creation + grace, so that history can be imported
@@ -84,13 +84,13 @@ def due_cycles(
 def cycle_at(subscription: Subscription, at_us: int) -> DueCycle | None:
     """The cycle that runs then, billed as if it ended as planned; after the end the time of the final invoice.
 
-    None before the start and after that time.
+    None before it charges anything, and after that time.
     """
     ends_at = subscription.ends_at
-    if at_us < subscription.started_at:
+    if at_us < subscription.charged_from:
         return None
     if ends_at is not None and ends_at <= at_us:
-        never_begun = ends_at <= subscription.started_at or at_us >= ends_at + _FINAL_AFTER_US
+        never_begun = ends_at <= subscription.charged_from or at_us >= ends_at + _FINAL_AFTER_US
         return None if never_begun else _after(subscription, ends_at, grace_us=0, wait_for_imports=False)
     current = subscription.calendar.containing(at_us)
     return _due(subscription, current, grace_us=0, wait_for_imports=False)
@@ -99,7 +99,7 @@ def cycle_at(subscription: Subscription, at_us: int) -> DueCycle | None:
 def _ended(subscription: Subscription, as_of_us: int, grace_us: int, *, wait_for_imports: bool) -> Iterable[DueCycle]:
     # A cycle that starts at the subscription's end was never begun.
     until = as_of_us if subscription.ends_at is None else min(as_of_us, subscription.ends_at)
-    for cycle in subscription.calendar.before(until):
+    for cycle in subscription.calendar.between(subscription.charged_from, until):
         found = _due(subscription, cycle, grace_us, wait_for_imports=wait_for_imports)
         if found.active_until <= as_of_us:
             yield found

@@ -66,6 +66,14 @@ def kind_of(state: CatalogObject) -> Kind:
     return next(kind for kind, model in MODELS.items() if type(state) is model)
 
 
+RULES = 2
+"""What a record is held to. A view judges each record by the rules of its writer: one that was in force stays so.
+
+1: a meter is priced by one subscription of a customer, over all products that it ever had.
+2: a meter, and a product, is charged by one at a time (overlaps.py).
+"""
+
+
 class UnreadableRecord(ValueError):
     """Bytes in the log that are no record. Every view ignores them alike."""
 
@@ -74,12 +82,13 @@ class UnreadableRecord(ValueError):
 class CatalogRecord:
     """state becomes version expected_version + 1 if the object is at expected_version (0: does not exist) when read.
 
-    written_at: µs, the writer's clock; for people, nothing is decided by it.
+    written_at: µs, the writer's clock; for people, nothing is decided by it. rules: see RULES.
     """
 
     state: CatalogObject
     expected_version: int
     written_at: int
+    rules: int = RULES
 
     @property
     def kind(self) -> Kind:
@@ -97,6 +106,7 @@ def encode(record: CatalogRecord) -> bytes:
             "kind": record.kind,
             "expected_version": record.expected_version,
             "written_at": record.written_at,
+            "rules": record.rules,
             "state": record.state.model_dump(mode="json"),
         }
     )
@@ -111,6 +121,7 @@ def decode(message: bytes) -> CatalogRecord:
             state=model.model_validate(fields["state"], strict=False),
             expected_version=int(fields["expected_version"]),
             written_at=int(fields["written_at"]),
+            rules=int(fields.get("rules", 1)),
         )
     except (ValueError, KeyError, TypeError, msgspec.DecodeError) as error:
         raise UnreadableRecord(str(error)) from error

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from catalog.overlaps import charged_twice, priced_twice_ever
 from catalog.record import MODELS, CatalogObject, CatalogRecord, Topology
 from schemas.alert_rule import AlertRule
 from schemas.customer import Customer
@@ -42,7 +43,7 @@ class Versioned:
 _IMMUTABLE: dict[type[CatalogObject], tuple[str, ...]] = {
     Meter: ("event_name", "aggregation"),
     Product: ("currency", "prices"),
-    Subscription: ("customer_id", "started_at", "billing_interval", "time_zone", "product_id"),
+    Subscription: ("customer_id", "started_at", "billed_from", "billing_interval", "time_zone", "product_id"),
     ApiKey: ("sha256", "scopes"),
     AlertRule: ("meter_id", "customer_id", "kind", "threshold"),
     Topology: ("event_partitions",),
@@ -115,14 +116,15 @@ class CatalogView:
     def organization(self, organization_id: str) -> Organization | None:
         return self.get(Organization, organization_id, organization_id)
 
-    def meters_priced(self, subscription: Subscription) -> frozenset[str]:
-        """Meter ids that any product of the subscription prices."""
-        return frozenset(
-            meter_id
-            for product_id in subscription.product_ids
-            if (product := self.get(Product, subscription.organization_id, product_id))
-            for meter_id in product.meter_ids
-        )
+    def meters_of(self, organization_id: str, product_ids: Iterable[str]) -> frozenset[str]:
+        """Meter ids that any of the products prices."""
+        products = (self.get(Product, organization_id, product_id) for product_id in product_ids)
+        return frozenset(meter_id for product in products if product for meter_id in product.meter_ids)
+
+    def meters_priced(self, subscription: Subscription, from_us: int) -> frozenset[str]:
+        """Meter ids that the subscription's products price from then on (µs)."""
+        charged = (span.product_id for span in subscription.spans if from_us < span.until_us)
+        return self.meters_of(subscription.organization_id, charged)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class CatalogView:
         if isinstance(state, Product) and found is None:
             return self._product_refusal(state)
         if isinstance(state, Subscription):
-            return self._subscription_refusal(state)
+            return self._subscription_refusal(record, state)
         if isinstance(state, ApiKey) and found is None and state.sha256 in self._keys:
             return Refusal("version_conflict", "that secret is another key's", None)
         return None
@@ -190,7 +192,7 @@ class CatalogView:
                 )
         return None
 
-    def _subscription_refusal(self, subscription: Subscription) -> Refusal | None:
+    def _subscription_refusal(self, record: CatalogRecord, subscription: Subscription) -> Refusal | None:
         for product_id in subscription.product_ids:
             if self.get(Product, subscription.organization_id, product_id) is None:
                 return Refusal("unknown_reference", f"there is no product {product_id}", "product_id")
@@ -199,16 +201,17 @@ class CatalogView:
             return Refusal(
                 "currency_differs", "a subscription is billed in one currency: begin another one instead", "product_id"
             )
-        meters = self.meters_priced(subscription)
-        for other in self.subscriptions_of(subscription.organization_id, subscription.customer_id):
-            twice = meters & self.meters_priced(other)
-            if other.id != subscription.id and twice and subscription.overlaps(other):
-                return Refusal(
-                    "meter_priced_twice",
-                    f"subscription {other.id} of this customer already prices {', '.join(sorted(twice))} in that time",
-                    "product_id",
-                )
-        return None
+        others = [
+            other
+            for other in self.subscriptions_of(subscription.organization_id, subscription.customer_id)
+            if other.id != subscription.id
+        ]
+        if record.rules == 1:
+            twice = priced_twice_ever(self, subscription, others)
+        else:
+            before = self.get(Subscription, subscription.organization_id, subscription.id)
+            twice = charged_twice(self, subscription, others, before)
+        return None if twice is None else Refusal(twice.code, twice.message, "product_id")
 
     def _index(self, state: CatalogObject) -> None:
         organization_id = state.organization_id

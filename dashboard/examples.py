@@ -41,6 +41,7 @@ _SUBSCRIPTION = {
     "customer_id": "cus_1",
     "product_id": _PRODUCT_ID,
     "started_at": "2026-03-01T00:00:00Z",
+    "billed_from": None,
     "billing_interval": "month",
     "collection_method": "charge_automatically",
 }
@@ -202,7 +203,7 @@ EXAMPLES: Mapping[str, Any] = {
     "ProductChanges": {"name": "Standard 2026", "benefits": ["priority-support", "sla"]},
     "CustomerSpec": _CUSTOMER,
     "CustomerChanges": {"email": "accounts@acme.example"},
-    "SubscriptionSpec": _SUBSCRIPTION,
+    "SubscriptionSpec": {**_SUBSCRIPTION, "backdate": True},
     "SubscriptionChanges": {"collection_method": "send_invoice"},
     "CancelRequest": {"at": "cycle_end"},
     "ProductChoice": {"product_id": _PRODUCT_ID},

@@ -210,7 +210,7 @@ def accrual(client: Client, desk: InvoiceDesk, view: CatalogView, organization_i
 
 def _begun(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
     until = at_us if subscription.ends_at is None else min(at_us, subscription.ends_at)
-    return subscription.calendar.before(until)
+    return subscription.calendar.between(subscription.charged_from, until)
 
 
 def _accrued(view: CatalogView, preview: Preview) -> Iterator[Accrued]:

@@ -73,12 +73,15 @@ class ProductChangeOut(BaseModel, extra="ignore"):
 
 
 class SubscriptionOut(Stored, extra="ignore"):
-    """ends_at null: it goes on. status: scheduled, active or ended, now. current_cycle null unless it is active."""
+    """ends_at null: it goes on. billed_from null: it is billed from its start on. status: scheduled, active or ended,
+    now. current_cycle null unless it is active.
+    """
 
     customer_id: str
     product_id: str
     started_at: Instant
     ends_at: Instant | None
+    billed_from: Instant | None
     billing_interval: BillingInterval
     collection_method: CollectionMethod
     time_zone: str

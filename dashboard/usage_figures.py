@@ -60,7 +60,9 @@ def pricing_subscription(
 ) -> Subscription | None:
     """The customer's subscription that prices the meter: the one active at that time, else the newest."""
     pricing = [
-        each for each in view.subscriptions_of(organization_id, customer_id) if meter_id in view.meters_priced(each)
+        each
+        for each in view.subscriptions_of(organization_id, customer_id)
+        if meter_id in view.meters_of(organization_id, each.product_ids)
     ]
     active = [each for each in pricing if each.started_at <= at and (each.ends_at is None or at < each.ends_at)]
     return (active or pricing or [None])[-1]

@@ -161,7 +161,7 @@ def require_unused(store: CatalogStore, state: CatalogObject, now: int) -> None:
     for subscription in view.all(Subscription, organization_id):
         if subscription.ends_at is not None and subscription.ends_at <= now:
             continue
-        used = {subscription.customer_id, *(view.meters_priced(subscription) if kind == "meter" else ())}
+        used = {subscription.customer_id, *(view.meters_priced(subscription, now) if kind == "meter" else ())}
         if state.id in used:
             raise field_problem(
                 None, "in_use", f"subscription {subscription.id} still uses this {kind}; cancel it first", 409

@@ -16,10 +16,9 @@ from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, calendar_month_containing
 from schemas.product import Product, UsagePrice
-from schemas.subscription import Subscription
+from schemas.subscription import FOR_EVER, Subscription
 
 _ZONE_UNKNOWN = "UTC"
-_FOR_EVER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def price_in(
 
 def _has_cycle(subscription: Subscription, cycle: Cycle) -> bool:
     start = cycle.start_us
-    if start < subscription.started_at or (subscription.ends_at is not None and start >= subscription.ends_at):
+    if start < subscription.charged_from or (subscription.ends_at is not None and start >= subscription.ends_at):
         return False
     return cycle == subscription.calendar.containing(start)
 
@@ -129,9 +128,9 @@ def _meter_tile(view: CatalogView, organization_id: str, customer_id: str, meter
     month = _month_tile(view, organization_id, t_us)
     from_us, until_us = month.from_us, month.until_us
     for subscription in view.subscriptions_of(organization_id, customer_id):
-        ends_at = _FOR_EVER if subscription.ends_at is None else subscription.ends_at
-        if t_us < subscription.started_at:
-            until_us = min(until_us, subscription.started_at)
+        ends_at = FOR_EVER if subscription.ends_at is None else subscription.ends_at
+        if t_us < subscription.charged_from:
+            until_us = min(until_us, subscription.charged_from)
         elif t_us >= ends_at:
             from_us = max(from_us, ends_at)
         else:

@@ -185,7 +185,12 @@ class Sample:
             self._post("customers", {**fields, "payment_method": customer.card})
             self._post(
                 "subscriptions",
-                {"customer_id": customer.id, "product_id": products[customer.product], "started_at": started_at},
+                {
+                    "customer_id": customer.id,
+                    "product_id": products[customer.product],
+                    "started_at": started_at,
+                    "backdate": True,
+                },
             )
 
     def _send(self, events: list[dict[str, Any]]) -> None:

@@ -23,7 +23,6 @@ from schemas.decimals import decimal_text, exact
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
 from warehouse.audit_windows import (
-    FOR_EVER,
     AuditedInvoice,
     AuditedSubscription,
     EventClass,
@@ -464,16 +463,9 @@ class _Audit:
 
 def audited(subscription: Subscription) -> AuditedSubscription:
     """The subscription as the times in which each of its products is in force. Pure."""
-    end = FOR_EVER if subscription.ends_at is None else subscription.ends_at
-    starts = [(subscription.started_at, subscription.product_id)]
-    starts += [(max(change.from_us, subscription.started_at), change.product_id) for change in subscription.changes]
-    ends = [*(since for since, _ in starts[1:]), end]
-    spans = tuple(
-        (since, min(until, end), product)
-        for (since, product), until in zip(starts, ends, strict=True)
-        if since < min(until, end)
+    return AuditedSubscription(
+        subscription.organization_id, subscription.customer_id, subscription.id, subscription.spans
     )
-    return AuditedSubscription(subscription.organization_id, subscription.customer_id, subscription.id, spans)
 
 
 def _watermark(text: str) -> Watermark | None:

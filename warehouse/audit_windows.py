@@ -32,7 +32,6 @@ class EventClass(IntEnum):
         return self.name.lower()
 
 
-FOR_EVER = 2**63 - 1
 _HELD_STATES = frozenset({"waiting", "mismatch", "void"})
 
 

@@ -58,7 +58,6 @@ async def create_subscription(
         raise Problem(404, "not_found", "the organization does not exist yet")
     require_customer(store, caller.organization_id, body.customer_id)
     require_sellable(store, caller.organization_id, body.product_id)
-    lifecycle.require_start(body, now)
     subscription = lifecycle.begun(
         body,
         subscription_id=object_id("subscription", caller.organization_id, idempotency_key),
@@ -66,6 +65,9 @@ async def create_subscription(
         time_zone=organization.time_zone,
         now=now,
     )
+    if store.view.get(Subscription, caller.organization_id, subscription.id) is None:  # else an earlier try made it
+        lifecycle.require_billed_from(subscription, now)
+        lifecycle.require_backdate(subscription, backdate=body.backdate, now=now)
     subscription, version = await create(store, subscription, idempotency_key)
     return answered(response, shown(subscription, version, now), version)
 

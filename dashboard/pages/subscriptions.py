@@ -78,7 +78,6 @@ async def create_subscription(request: Request, visitor: Visitor, form: Form) ->
         spec = validated(SubscriptionSpec, fields)
         require_customer(store, organization_id, spec.customer_id)
         require_sellable(store, organization_id, spec.product_id)
-        lifecycle.require_start(spec, now)
         subscription = lifecycle.begun(
             spec,
             subscription_id=object_id("subscription", organization_id, None),
@@ -86,6 +85,8 @@ async def create_subscription(request: Request, visitor: Visitor, form: Form) ->
             time_zone=zone,
             now=now,
         )
+        lifecycle.require_billed_from(subscription, now)
+        lifecycle.require_backdate(subscription, backdate=spec.backdate, now=now)
         return (await create(store, subscription, None))[0]
 
     subscription, errors, status = await attempted(making())

@@ -43,6 +43,19 @@ for (const form of $$("form[data-auto]")) {
   form.addEventListener("change", () => form.requestSubmit());
 }
 
+// -- a start in the past asks whether past periods are billed ------------------------------------------------------------
+
+const DAY_MS = 86_400_000; // the start is in the organization's zone, which may be almost a day ahead of the reader's
+for (const choice of $$("[data-past-start]")) {
+  const start = choice.form.elements.started_at;
+  const update = () => {
+    const needed = new Date(start.value) < Date.now() + DAY_MS || choice.querySelector(":checked, [aria-invalid]");
+    choice.hidden = !needed;
+  };
+  start.addEventListener("input", update);
+  update();
+}
+
 // -- live numbers ------------------------------------------------------------------------------------------------------
 
 // Quantities are decimal strings and may be longer than a double holds: grouped as text, never parsed.

@@ -227,7 +227,12 @@ async def test_a_subscription_is_begun_changed_and_cancelled(
     api: httpx.AsyncClient, product: dict[str, Any], free_product: dict[str, Any]
 ) -> None:
     await made(api, "/customers", {"id": "subscriber", "name": "S"})
-    body = {"customer_id": "subscriber", "product_id": product["id"], "started_at": "2026-01-31T00:00:00-05:00"}
+    body = {
+        "customer_id": "subscriber",
+        "product_id": product["id"],
+        "started_at": "2026-01-31T00:00:00-05:00",
+        "backdate": True,
+    }
     subscription = await made(api, "/subscriptions", body)
     assert subscription["time_zone"] == "America/New_York"
     assert subscription["started_at"] == "2026-01-31T05:00:00Z"

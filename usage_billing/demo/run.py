@@ -201,7 +201,12 @@ class Demo:
             self.prices[carrier] = plan.PRODUCTS[product]
             self.api.post(
                 "/subscriptions",
-                {"customer_id": carrier, "product_id": products[product], "started_at": data.FIRST_CYCLE},
+                {
+                    "customer_id": carrier,
+                    "product_id": products[product],
+                    "started_at": data.FIRST_CYCLE,
+                    "backdate": True,
+                },
             )
         for meter, threshold in plan.ALERTS:
             rule = {"meter_id": self.meters[meter], "kind": "quantity", "threshold": str(threshold)}

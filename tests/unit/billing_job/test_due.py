@@ -113,6 +113,17 @@ def test_cycles_follow_the_zone_and_the_anchor() -> None:
     ]
 
 
+def test_cycles_before_billed_from_are_not_due() -> None:
+    billed = subscription(billed_from=us("2026-03-01T00:00:00Z"))
+    asked: dict[str, Any] = {"now_us": NOW, "grace_seconds": lambda _: 0, "trues_up": lambda _: True}
+    found = due_cycles([billed], as_of_us=us("2026-05-01T00:00:00Z"), **asked)
+    assert months(found.due) == ["2026-03-01 2026-04-01", "2026-04-01 2026-05-01"]
+    assert cycle_at(billed, us("2026-02-28T00:00:00Z")) is None
+    ended_before = billed.model_copy(update={"ends_at": us("2026-02-10T00:00:00Z")})
+    assert due_cycles([ended_before], as_of_us=NOW, **asked).due == ()
+    assert cycle_at(ended_before, us("2026-02-11T00:00:00Z")) is None
+
+
 def test_a_cycle_is_priced_by_the_product_in_force_at_its_start() -> None:
     change = ProductChange(product_id="prod_2", from_us=us("2026-02-01T00:00:00Z"))
     found = due_cycles(

@@ -77,6 +77,13 @@ def test_cycle_of_the_subscription_that_prices_the_meter(t: str, start: str, end
     assert asked(view, t, "c", "unpriced") == asked(view_of(), t)
 
 
+def test_what_is_not_billed_counts_as_without_a_subscription() -> None:
+    billed_from = us("2026-04-15T10:00:00Z")
+    view = view_of(*ONE[:3], subscription("s", "c", "p", "2026-03-15T10:00:00Z", billed_from=billed_from))
+    assert asked(view, "2026-04-15T09:59:59Z") == (cycle("2026-04-01T00:00:00Z", "2026-05-01T00:00:00Z"),)
+    assert asked(view, "2026-04-15T10:00:00Z") == (cycle("2026-04-15T10:00:00Z", "2026-05-15T10:00:00Z"),)
+
+
 def test_meters_of_one_event_name_may_have_different_cycles() -> None:
     view = view_of(
         meter("calls"),

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from schemas.partition import partition_of
-from schemas.subscription import ProductChange, Subscription
+from schemas.subscription import FOR_EVER, ProductChange, Subscription
 from schemas.watermark import Watermark
 from warehouse.audit import audited
 from warehouse.audit_windows import (
-    FOR_EVER,
     AuditedInvoice,
     AuditedSubscription,
     EventClass,
