@@ -14,7 +14,7 @@ from schemas.dead_letter import DeadLetter
 from stream_processors import avro_splice
 from stream_processors.avro_splice import Message
 from stream_processors.log_places import Gap
-from warehouse.client import Client, server_code
+from warehouse.client import STORING, Client, server_code
 
 # ClickHouse's codes (system.errors) that say: these bytes are at fault. All others, away or full or misconfigured, are
 # waited out, since setting a good message aside would be worse than standing still and saying so.
@@ -51,6 +51,7 @@ INSERT_SETTINGS = {
     "parallel_view_processing": 1,
     "max_block_size": 262_144,
     "optimize_on_insert": 0,
+    **STORING,
 }
 
 

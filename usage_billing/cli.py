@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException
 from rich.table import Table
 
 from runtime.kafka_watch import end_process_of_lost_clients
-from usage_billing.console import DONE, FAILED, WRONG_USAGE, out, settings_for
+from usage_billing.console import DONE, FAILED, WRONG_USAGE, fail, out, settings_for
 
 app = cyclopts.App(
     name="usage-billing",
@@ -125,9 +125,14 @@ def sink() -> int:
 @app.command
 def migrate() -> int:
     """Bring ClickHouse's tables up to date."""
+    from warehouse.client import WarehouseUnavailable
+    from warehouse.migrate import ChangedMigration, InvalidDatabaseName
     from warehouse.migrate import migrate as run
 
-    applied = run(settings_for("migrate"))
+    try:
+        applied = run(settings_for("migrate"))
+    except (WarehouseUnavailable, ChangedMigration, InvalidDatabaseName) as error:
+        fail(str(error))
     print("\n".join(applied) if applied else "nothing to do")
     return DONE
 

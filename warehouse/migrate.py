@@ -18,8 +18,12 @@ from warehouse.client import ClickHouseError, Client, connect, database_name, un
 
 log = structlog.get_logger(__name__)
 
-# FINAL over each partition alone, several ARRAY JOINs in a view and constraints on Null tables were proven on it.
-SERVER_VERSION_MIN = (24, 8)
+# Text that made the same tables in another spelling, which versions before 26.8 do not read.
+_FORMER_CHECKSUMS = {
+    "0001_usage": "ff2ea3334ae86fda1201d54d30e6f74840a3e99224e77753e191872f9538c6a9",
+    "0002_projections": "883b1debd4389b6d6b6bd2f0a8beac92d17ba13ae6e463495d862df5d7592c11",
+    "0007_accepted": "57852a85dfad52f058dc214d60f68f745cff7cf8c66b0d39a6824755040f77d4",
+}
 
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _DATABASE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -41,10 +45,6 @@ class ChangedMigration(Exception):
     """A migration that was applied is no longer what it was: what it would make now is not what is there."""
 
 
-class UnsupportedServer(Exception):
-    """The server is too old for the queries that bills rest on."""
-
-
 class InvalidDatabaseName(ValueError):
     """The DSN names a database that could not be written into SQL."""
 
@@ -60,6 +60,12 @@ class Migration:
     @property
     def checksum(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def applied_as(self) -> frozenset[tuple[str, str]]:
+        """(name, checksum) under which a database may have had it."""
+        former = _FORMER_CHECKSUMS.get(self.name, self.checksum)
+        return frozenset({(self.name, self.checksum), (self.name, former)})
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -84,14 +90,13 @@ def migrations() -> tuple[Migration, ...]:
 def migrate(settings: Settings) -> list[str]:
     """Make the DSN's database and bring it up to date; names of the migrations applied by this call.
 
-    Raises WarehouseUnavailable, UnsupportedServer, ChangedMigration or InvalidDatabaseName; what was applied before
-    stays, and the next run goes on from there.
+    Raises WarehouseUnavailable, ChangedMigration or InvalidDatabaseName; what was applied before stays, and the next
+    run goes on from there.
     """
     database = database_name(settings)
     if not _DATABASE_NAME.fullmatch(database):
         raise InvalidDatabaseName(f"{database!r}: letters, digits and _ are allowed in USAGE_CLICKHOUSE_DSN's database")
     with connect(settings, database="default") as client:
-        check_version(client.server_version or "0")
         try:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
         except ClickHouseError as error:
@@ -111,7 +116,7 @@ def apply(client: Client, wanted: tuple[Migration, ...]) -> list[str]:
     for number, name, checksum in rows:
         had.setdefault(int(number), set()).add((str(name), str(checksum)))
     for migration in wanted:
-        if migration.number in had and had[migration.number] != {(migration.name, migration.checksum)}:
+        if not had.get(migration.number, set()) <= migration.applied_as:
             applied = ", ".join(sorted(name for name, _ in had[migration.number]))
             raise ChangedMigration(
                 f"migration {migration.name} differs from {applied} as it was applied; write a new one instead"
@@ -130,11 +135,3 @@ def apply(client: Client, wanted: tuple[Migration, ...]) -> list[str]:
         made.append(migration.name)
         log.info("migration_applied", migration=migration.name)
     return made
-
-
-def check_version(version: str) -> None:
-    """Raises UnsupportedServer."""
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers < SERVER_VERSION_MIN:
-        least = ".".join(map(str, SERVER_VERSION_MIN))
-        raise UnsupportedServer(f"ClickHouse {version} is too old: {least} or later is needed")

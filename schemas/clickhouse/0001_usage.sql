@@ -38,8 +38,8 @@ CREATE TABLE IF NOT EXISTS usage_batches_in
         AND length(event_name) = length(customer_id)
         AND length(timestamp) = length(customer_id)
         AND length(value) = length(customer_id)
-        AND length(identity) IN (0, length(customer_id))
-        AND length(properties) IN (0, length(customer_id)),
+        AND (length(identity) = 0 OR length(identity) = length(customer_id))
+        AND (length(properties) = 0 OR length(properties) = length(customer_id)),
     CONSTRAINT text CHECK arrayAll(x -> isValidUTF8(x), organization_id)
         AND arrayAll(x -> isValidUTF8(x), customer_id)
         AND arrayAll(x -> isValidUTF8(x), event_name)
@@ -57,17 +57,17 @@ CREATE TABLE IF NOT EXISTS usage_events
     organization_id LowCardinality(String) COMMENT 'the tenant',
     customer_id String,
     event_name LowCardinality(String),
-    identity String CODEC(ZSTD(1)) COMMENT 'c:event_id, k:idempotency_key:index, or empty: the position is the identity',
-    position UInt64 CODEC(Delta, ZSTD(1)) COMMENT 'epoch << 54 | offset << 10 | index where identity is empty, else 0',
-    timestamp DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)) COMMENT 'when the usage happened',
+    identity String COMMENT 'c:event_id, k:idempotency_key:index, or empty: the position is the identity' CODEC(ZSTD(1)),
+    position UInt64 COMMENT 'epoch << 54 | offset << 10 | index where identity is empty, else 0' CODEC(Delta, ZSTD(1)),
+    timestamp DateTime64(6, 'UTC') COMMENT 'when the usage happened' CODEC(Delta, ZSTD(1)),
     value Nullable(Decimal(38, 9)) CODEC(ZSTD(1)),
     properties Map(LowCardinality(String), String) CODEC(ZSTD(1)),
-    received_at DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)) COMMENT 'when the gateway took it',
-    kafka_epoch UInt16 CODEC(ZSTD(1)) COMMENT 'see kafka_epochs',
+    received_at DateTime64(6, 'UTC') COMMENT 'when the gateway took it' CODEC(Delta, ZSTD(1)),
+    kafka_epoch UInt16 COMMENT 'see kafka_epochs' CODEC(ZSTD(1)),
     kafka_partition UInt16 CODEC(ZSTD(1)),
     kafka_offset Int64 CODEC(Delta, ZSTD(1)),
-    kafka_index UInt16 CODEC(Delta, ZSTD(1)) COMMENT 'place in the message, from 0',
-    version UInt64 CODEC(Delta, ZSTD(1)) COMMENT 'complement of epoch << 54 | offset << 10 | index: the first in the log wins'
+    kafka_index UInt16 COMMENT 'place in the message, from 0' CODEC(Delta, ZSTD(1)),
+    version UInt64 COMMENT 'complement of epoch << 54 | offset << 10 | index: the first in the log wins' CODEC(Delta, ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version)
 -- Never by a time: pruning before FINAL would let a duplicate in another month count again.
@@ -96,13 +96,13 @@ CREATE TABLE IF NOT EXISTS ingest_batches
 (
     kafka_epoch UInt16 CODEC(ZSTD(1)),
     kafka_partition UInt16 CODEC(ZSTD(1)),
-    kafka_offset Int64 CODEC(Delta, ZSTD(1)) COMMENT 'of the message; of a gap, the first offset that is missing',
-    next_offset Int64 CODEC(Delta, ZSTD(1)) COMMENT 'kafka_offset + 1; of a gap, the offset after it',
+    kafka_offset Int64 COMMENT 'of the message; of a gap, the first offset that is missing' CODEC(Delta, ZSTD(1)),
+    next_offset Int64 COMMENT 'kafka_offset + 1; of a gap, the offset after it' CODEC(Delta, ZSTD(1)),
     batch_id FixedString(16) COMMENT 'made by the gateway; zeros where the message could not be read',
-    received_at DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)) COMMENT 'when the gateway took it',
-    stored_at DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)) COMMENT 'when ClickHouse had it',
-    events UInt16 CODEC(ZSTD(1)) COMMENT 'stored from this message',
-    value_sum Decimal(38, 9) CODEC(ZSTD(1)) COMMENT 'of the events that have a value',
+    received_at DateTime64(6, 'UTC') COMMENT 'when the gateway took it' CODEC(Delta, ZSTD(1)),
+    stored_at DateTime64(6, 'UTC') COMMENT 'when ClickHouse had it' CODEC(Delta, ZSTD(1)),
+    events UInt16 COMMENT 'stored from this message' CODEC(ZSTD(1)),
+    value_sum Decimal(38, 9) COMMENT 'of the events that have a value' CODEC(ZSTD(1)),
     reason LowCardinality(String) DEFAULT '' COMMENT 'why there are no events: a dead letter''s reason, or expired, or no_message'
 )
 -- Of a message set aside and later stored after all, the row with events stays.

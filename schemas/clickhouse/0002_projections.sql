@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS stored_organizations
     created_at DateTime64(6, 'UTC'),
     archived Bool,
     version UInt64,
-    document String CODEC(ZSTD(1)) COMMENT 'the whole object as JSON'
+    document String COMMENT 'the whole object as JSON' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY id;
 
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS stored_meters
     created_at DateTime64(6, 'UTC'),
     archived Bool,
     version UInt64,
-    document String CODEC(ZSTD(1)) COMMENT 'the whole object as JSON'
+    document String COMMENT 'the whole object as JSON' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (organization_id, id);
 
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS stored_customers
     created_at DateTime64(6, 'UTC'),
     archived Bool,
     version UInt64,
-    document String CODEC(ZSTD(1)) COMMENT 'the whole object as JSON'
+    document String COMMENT 'the whole object as JSON' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (organization_id, id);
 
@@ -52,12 +52,12 @@ CREATE TABLE IF NOT EXISTS stored_products
     name String,
     currency LowCardinality(String),
     meter_ids Array(String) COMMENT 'meters that it prices',
-    prices String CODEC(ZSTD(1)) COMMENT 'JSON',
+    prices String COMMENT 'JSON' CODEC(ZSTD(1)),
     benefits Array(String),
     created_at DateTime64(6, 'UTC'),
     archived Bool,
     version UInt64,
-    document String CODEC(ZSTD(1)) COMMENT 'the whole object as JSON'
+    document String COMMENT 'the whole object as JSON' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (organization_id, id);
 
@@ -75,7 +75,7 @@ CREATE TABLE IF NOT EXISTS stored_subscriptions
     created_at DateTime64(6, 'UTC'),
     archived Bool,
     version UInt64,
-    document String CODEC(ZSTD(1)) COMMENT 'the whole object as JSON'
+    document String COMMENT 'the whole object as JSON' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (organization_id, id);
 
@@ -101,7 +101,7 @@ CREATE TABLE IF NOT EXISTS stored_invoices
     hash String COMMENT 'SHA-256 of all that the invoice says',
     updated_at DateTime64(6, 'UTC'),
     version UInt64 COMMENT 'offset in the ledger of the record that made it so',
-    document String CODEC(ZSTD(1)) COMMENT 'the invoice as the API shows it, JSON'
+    document String COMMENT 'the invoice as the API shows it, JSON' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (organization_id, customer_id, id);
 
@@ -122,7 +122,7 @@ CREATE TABLE IF NOT EXISTS stored_invoice_lines
     priced_quantity Decimal(38, 9),
     currency LowCardinality(String),
     amount Decimal(38, 12) COMMENT 'major units, before tax',
-    tiers String CODEC(ZSTD(1)) COMMENT 'what each tier adds, JSON',
+    tiers String COMMENT 'what each tier adds, JSON' CODEC(ZSTD(1)),
     version UInt64
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (organization_id, customer_id, invoice_id, line);
@@ -168,7 +168,7 @@ CREATE TABLE IF NOT EXISTS stored_dead_letters
     reason LowCardinality(String),
     detail String,
     key String COMMENT 'base64',
-    payload String CODEC(ZSTD(1)) COMMENT 'the message, base64',
+    payload String COMMENT 'the message, base64' CODEC(ZSTD(1)),
     found_at DateTime64(6, 'UTC'),
     version UInt64
 )

@@ -3,11 +3,11 @@
 CREATE TABLE IF NOT EXISTS accepted_batches
 (
     organization_id LowCardinality(String),
-    received_at DateTime64(6, 'UTC') CODEC(Delta, ZSTD(1)) COMMENT 'when the gateway took it',
+    received_at DateTime64(6, 'UTC') COMMENT 'when the gateway took it' CODEC(Delta, ZSTD(1)),
     kafka_epoch UInt16 CODEC(ZSTD(1)),
     kafka_partition UInt16 CODEC(ZSTD(1)),
     kafka_offset Int64 CODEC(Delta, ZSTD(1)),
-    events UInt16 CODEC(ZSTD(1)) COMMENT 'of this organization in the message, duplicates too'
+    events UInt16 COMMENT 'of this organization in the message, duplicates too' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (organization_id, received_at, kafka_epoch, kafka_partition, kafka_offset)

@@ -182,6 +182,16 @@ def test_a_watermark_decides_whether_a_tombstone_counts(client: Client) -> None:
         assert equal(totals(client, [request], None)[request], one), "sent again, it stays a duplicate"
 
 
+def test_the_greatest_of_negative_and_positive_values_is_the_same_however_often_it_is_asked(client: Client) -> None:
+    """From its third run on a query may be compiled, and compiled max of decimals took -5 for greater than 7."""
+    values = [7_000_000_000, -5_000_000_000, None, -4_000_000_000]
+    insert(client, log_of_events(*(Sent("below", "a", "calls", f"c:{n}", 5, value) for n, value in enumerate(values))))
+    request = TotalsRequest("below", "a", "calls", 0, 10)
+    for totals in (exact_totals, independent_totals):
+        for _ in range(5):
+            assert equal(totals(client, [request], None)[request], UsageTotal(Decimal(-2), 4, Decimal(7)))
+
+
 def test_no_windows_are_no_query(client: Client) -> None:
     assert exact_totals(client, [], None) == {}
 
@@ -364,6 +374,28 @@ def test_a_changed_migration_is_refused_and_changes_nothing(
         migrate(setting)
     with connect(setting) as client:
         assert client.command("EXISTS TABLE extra") == 0
+        client.command(f"DROP DATABASE {unique} SYNC")
+
+
+def test_a_database_migrated_by_the_former_text_has_nothing_to_do(clickhouse: ClickHouseLocal, unique: str) -> None:
+    setting = Settings(clickhouse_dsn=clickhouse.dsn(unique))
+    migrate(setting)
+    with connect(setting) as client:
+        client.command("TRUNCATE TABLE schema_migrations")
+        former = [
+            [migration.number, name, checksum.encode()]
+            for migration in migrations()
+            for name, checksum in migration.applied_as
+            if checksum != migration.checksum
+        ]
+        assert [row[1] for row in former] == ["0001_usage", "0002_projections", "0007_accepted"]
+        same = [
+            [migration.number, migration.name, migration.checksum.encode()]
+            for migration in migrations()
+            if len(migration.applied_as) == 1
+        ]
+        client.insert("schema_migrations", former + same, column_names=["number", "name", "checksum"])
+        assert migrate(setting) == []
         client.command(f"DROP DATABASE {unique} SYNC")
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from warehouse.migrate import Migration, UnsupportedServer, check_version, migrations
+from warehouse.migrate import Migration, migrations
 
 REPEATABLE = re.compile(
     r"CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS |CREATE OR REPLACE VIEW |ALTER TABLE \w+ (ADD \w+ IF NOT EXISTS|MODIFY|MATERIALIZE INDEX) "
@@ -30,14 +30,3 @@ def test_events_are_partitioned_by_nothing_but_their_partition() -> None:
 def test_statements_end_at_semicolons_at_the_end_of_a_line() -> None:
     made = Migration(1, "0001_x", "-- a; b\nSELECT ';', 1;\n\nSELECT 2 ; \n")
     assert made.statements == ("-- a; b\nSELECT ';', 1", "SELECT 2")
-
-
-@pytest.mark.parametrize("version", ["24.8", "24.8.1.1", "25.1.2", "26.9.2.1"])
-def test_servers_that_will_do(version: str) -> None:
-    check_version(version)
-
-
-@pytest.mark.parametrize("version", ["24.7.9", "23.12.1", "9.9", "0", ""])
-def test_servers_that_are_too_old(version: str) -> None:
-    with pytest.raises(UnsupportedServer):
-        check_version(version)
