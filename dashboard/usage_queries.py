@@ -15,17 +15,18 @@ from typing import Any, Literal
 from schemas.benefits import Unpaid
 from schemas.decimals import decimal_text
 from schemas.meter import Aggregation, Meter
-from schemas.period import Cycle, UsageWindow, window_containing
+from schemas.period import SECOND_US, Cycle, UsageWindow, calendar_month, window_containing
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.watermark_sql import below, not_voided
 
-# The window's start in the organization's zone, as seconds since 1970. A month's is a date without a zone: it gets one.
-_WINDOW_STARTS: dict[UsageWindow | Literal["all"], str] = {
+# Names a window in the organization's zone: hours and days by their start in seconds since 1970, months by year × 100 +
+# month. ClickHouse's dates begin with 1970: west of Greenwich the month of the first events has no start there.
+_WINDOW_NAMES: dict[UsageWindow | Literal["all"], str] = {
     "all": "0",
     "hour": "toUnixTimestamp(toStartOfHour(timestamp, {zone:String}))",
     "day": "toUnixTimestamp(toStartOfDay(timestamp, {zone:String}))",
-    "month": "toUnixTimestamp(toDateTime(toStartOfMonth(timestamp, {zone:String}), {zone:String}))",
+    "month": "toYYYYMM(timestamp, {zone:String})",
 }
 ROWS_MAX = 100_000
 
@@ -97,7 +98,7 @@ def usage_rows(
         SELECT
             {"customer_id" if by_customer else "''"} AS customer,
             event_name,
-            {_WINDOW_STARTS[window or "all"]} AS start,
+            {_WINDOW_NAMES[window or "all"]} AS window_name,
             {"properties[{group_by:String}]" if group_by else "''"} AS value_of_property,
             sum(value), count(), max(value)
         FROM usage_events FINAL
@@ -108,8 +109,8 @@ def usage_rows(
             AND timestamp < fromUnixTimestamp64Micro({{to_us:Int64}})
             AND {condition}
             AND {not_voided(condition)}
-        GROUP BY customer, event_name, start, value_of_property
-        ORDER BY customer, start, event_name, value_of_property
+        GROUP BY customer, event_name, window_name, value_of_property
+        ORDER BY customer, window_name, event_name, value_of_property
         LIMIT {ROWS_MAX + 1}
     """
     parameters |= {
@@ -125,8 +126,8 @@ def usage_rows(
     if len(rows) > ROWS_MAX:
         raise TooManyRows
     found: list[UsageRow] = []
-    for customer, event_name, start, group, total, count, greatest in rows:
-        within = _window(period, window, zone, int(start))
+    for customer, event_name, name, group, total, count, greatest in rows:
+        within = _window(period, window, zone, int(name))
         for meter in meters:
             if meter.event_name == event_name:
                 read = quantity(meter.aggregation, total, count, greatest)
@@ -134,10 +135,13 @@ def usage_rows(
     return found
 
 
-def _window(period: Cycle, window: UsageWindow | None, zone: str, start_seconds: int) -> Cycle:
+def _window(period: Cycle, window: UsageWindow | None, zone: str, name: int) -> Cycle:
     if window is None:
         return period
-    whole = window_containing(zone, window, start_seconds * 1_000_000)
+    if window == "month":
+        whole = calendar_month(zone, *divmod(name, 100))
+    else:
+        whole = window_containing(zone, window, name * SECOND_US)
     return Cycle(max(whole.start_us, period.start_us), min(whole.end_us, period.end_us))
 
 

@@ -7,13 +7,13 @@ model. Value and timestamp are read by the same functions in both, and a propert
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
-import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from schemas.period import InvalidTimestamp, parse_rfc3339
 
 EVENTS_PER_BATCH_MAX = 1000
 TEXT_LENGTH_MAX = 256
@@ -26,8 +26,6 @@ VALUE_TEXT_LENGTH_MAX = 64
 TIMESTAMP_AHEAD_US_MAX = 10 * 60 * 1_000_000
 
 _UNSCALED_LIMIT = 10 ** (VALUE_DIGITS_MAX + VALUE_SCALE)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
@@ -88,20 +86,18 @@ def unscaled_value(text: str) -> int:
     return -unscaled if sign else unscaled
 
 
-def microseconds(moment: datetime) -> int:
-    """µs since 1970 of an aware datetime, in integers."""
-    return (moment - EPOCH) // MICROSECOND
+_TIMESTAMP_MESSAGES = {
+    "timestamp_invalid": "timestamp is no RFC 3339 date and time",
+    "timestamp_missing_offset": "timestamp has no offset (Z or +hh:mm)",
+}
 
 
 def timestamp_us(text: str) -> int:
-    """µs since 1970 of an RFC 3339 timestamp; what is finer is rounded. Raises InvalidField."""
+    """µs since 1970 of an RFC 3339 timestamp, as parse_rfc3339 reads it. Raises InvalidField."""
     try:
-        moment = msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
-        raise InvalidField("timestamp_invalid", "timestamp is no RFC 3339 date and time") from None
-    if moment.tzinfo is None:
-        raise InvalidField("timestamp_missing_offset", "timestamp has no offset (Z or +hh:mm)")
-    return microseconds(moment)
+        return parse_rfc3339(text)
+    except InvalidTimestamp as error:
+        raise InvalidField(error.code, _TIMESTAMP_MESSAGES[error.code]) from None
 
 
 # -- the model that names errors ---------------------------------------------------------------------------------------

@@ -10,19 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Literal
 
-from whenever import Instant, OffsetDateTime, PlainDateTime, ZonedDateTime
+import msgspec
+from whenever import Instant, PlainDateTime, ZonedDateTime
 
 BillingInterval = Literal["day", "week", "month", "year"]
 UsageWindow = Literal["hour", "day", "month"]
 
 SECOND_US = 1_000_000
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
 _RFC3339 = re.compile(
-    r"(?P<local>[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.(?P<fraction>[0-9]+))?"
-    r"(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})?"
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ](?P<minute>[0-9]{2}:[0-9]{2}):(?P<second>[0-9]{2})"
+    r"(?:\.(?P<fraction>[0-9]+))?(?P<offset>[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
 
 
@@ -41,18 +46,21 @@ class BeforeFirstCycle(ValueError):
 def parse_rfc3339(text: str) -> int:
     """µs since 1970 of an RFC 3339 date-time with offset; what is finer than a µs is cut off. Raises InvalidTimestamp.
 
-    A leap second (`:60`) is taken as the last second of its minute.
+    The one reader of instants: events, queries, control API, commands. A leap second (`:60`) is the last second of its
+    minute. A space may stand for the T (RFC 3339, 5.6), and the offset may lack its colon (`%z` of strftime).
     """
     parts = _RFC3339.fullmatch(text)
     if parts is None:
         raise InvalidTimestamp("timestamp_invalid", f"no RFC 3339 date and time: {text[:40]!r}")
     if parts["offset"] is None:
         raise InvalidTimestamp("timestamp_missing_offset", f"no offset (Z or +hh:mm) in {text[:40]!r}")
+    second = "59" if parts["second"] == "60" else parts["second"]
+    fraction = f".{parts['fraction'][:6]}" if parts["fraction"] else ""
     try:
-        whole = OffsetDateTime.parse_iso((parts["local"] + parts["offset"]).upper())
-    except ValueError:
+        moment = msgspec.convert(f"{parts['date']}T{parts['minute']}:{second}{fraction}{parts['offset']}", datetime)
+        return (moment.astimezone(UTC) - EPOCH) // MICROSECOND
+    except (msgspec.ValidationError, OverflowError):  # the latter outside the years 1 to 9999
         raise InvalidTimestamp("timestamp_invalid", f"no such date, time or offset: {text[:40]!r}") from None
-    return whole.timestamp(unit="second") * SECOND_US + int((parts["fraction"] or "")[:6].ljust(6, "0"))
 
 
 def format_rfc3339(us: int) -> str:
@@ -257,6 +265,11 @@ def windows_between(zone: str, window: UsageWindow, from_us: int, until_us: int)
         found = window_containing(zone, window, from_us)
         yield found
         from_us = found.end_us
+
+
+def calendar_month(zone: str, year: int, month: int) -> Cycle:
+    """That month of the zone's calendar."""
+    return calendar_month_containing(zone, _us(PlainDateTime(year, month, 15).assume_tz(zone)))
 
 
 def calendar_month_containing(zone: str, t_us: int) -> Cycle:

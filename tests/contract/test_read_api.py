@@ -16,7 +16,7 @@ from clickhouse_connect.driver.client import Client
 
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
-from dashboard.usage_queries import EventFilter, stored_events
+from dashboard.usage_queries import EventFilter, stored_events, usage_rows
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
@@ -264,6 +264,43 @@ async def test_windows_are_the_organizations(
     }
     answer = (await api.get("/usage", params={**params, "window": window})).json()
     assert [(row["from"], row["to"], row["quantity"]) for row in answer["data"]] == rows
+
+
+@pytest.mark.parametrize(
+    ("zone", "midnight"),
+    [("America/New_York", 5), ("America/Los_Angeles", 8), ("Atlantic/Azores", 1), ("Pacific/Honolulu", 10)],
+)
+async def test_the_first_instant_of_1970_lies_in_december_west_of_greenwich(
+    warehouse: Client, unique: str, zone: str, midnight: int
+) -> None:
+    """ClickHouse's Date begins with 1970-01-01: the month before it has no start there."""
+    _store(warehouse, 100, unique, "1970-01-01T00:00:00Z", "1970-01-15T00:00:00Z")
+    meter = Meter(**own(unique, "m"), name="m", event_name="calls", unit="u", aggregation=Aggregation.COUNT)
+    new_year, first_of_february = midnight * 3_600_000_000, (31 * 24 + midnight) * 3_600_000_000
+
+    def rows(period: Cycle) -> list[tuple[int, int, str]]:
+        found = usage_rows(warehouse, unique, [meter], period, watermark=None, window="month", zone=zone)
+        return [(row.period.start_us, row.period.end_us, str(row.quantity)) for row in found]
+
+    assert rows(Cycle(0, first_of_february)) == [(0, new_year, "1"), (new_year, first_of_february, "1")]
+    december = parse_rfc3339("1969-12-01T12:00:00Z")
+    assert rows(Cycle(december, new_year)) == [(december, new_year, "1")]
+
+
+def _store(warehouse: Client, offset: int, organization: str, *timestamps: str) -> None:
+    count = len(timestamps)
+    warehouse.insert(
+        "usage_batches_in",
+        [[
+            99, 1, offset, uuid.uuid4().bytes, datetime(2026, 3, 31, tzinfo=UTC), [organization] * count, ["c"] * count,
+            ["calls"] * count, [datetime.fromisoformat(text) for text in timestamps], [None] * count,
+            [f"c:{text}" for text in timestamps], [{}] * count,
+        ]],
+        column_names=[
+            "kafka_epoch", "kafka_partition", "kafka_offset", "batch_id", "received_at",
+            "organization_id", "customer_id", "event_name", "timestamp", "value", "identity", "properties",
+        ],
+    )  # fmt: skip
 
 
 async def test_no_usage_is_zero_where_one_number_is_asked_for(api: httpx.AsyncClient) -> None:

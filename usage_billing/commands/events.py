@@ -27,6 +27,7 @@ from schemas.usage_void import UsageVoids, is_void
 from schemas.usage_void import decode as decode_voids
 from usage_billing.client import EventsRefused, UsageClient, exact_value
 from usage_billing.console import DONE, errors, fail, settings_for, wrong_usage
+from usage_billing.postgres_time import from_postgres
 
 app = App(name="events", help="Usage events: look at them as they come, send some, void one, import a file.")
 
@@ -247,8 +248,9 @@ def _event(row: Mapping[str, Any]) -> dict[str, Any]:
     event = {name: row[name] for name in _FIELDS if row.get(name) not in (None, "")}
     if "value" in event:
         event["value"] = exact_value(event["value"])
-    if "timestamp" in event and not isinstance(event["timestamp"], str):
-        event["timestamp"] = event["timestamp"].isoformat()
+    if "timestamp" in event:
+        at = event["timestamp"]
+        event["timestamp"] = from_postgres(at) if isinstance(at, str) else at.isoformat()
     properties = dict(row.get("properties") or {})
     others = {k: v for k, v in row.items() if k not in (*_FIELDS, "properties") and v is not None}
     properties |= {name: str(value) for name, value in others.items()}

@@ -1,6 +1,7 @@
 """What a batch may be: one verdict from both readers, every error named, values exact."""
 
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ingest_gateway import decode
 from ingest_gateway.decode import InvalidBatch, NotJson, decode_events
+from schemas.period import InvalidTimestamp, parse_rfc3339
 from schemas.usage_batch import decimal_of
 
 GOOD: dict[str, Any] = {"customer_id": "cus_1", "event_name": "api_request", "timestamp": "2026-03-30T12:00:00Z"}
@@ -189,6 +191,52 @@ def test_a_thousand_events_are_a_batch() -> None:
 
 # -- one verdict -------------------------------------------------------------------------------------------------------
 
+_DIGITS = st.text("0123456789", max_size=9)
+INSTANTS = st.builds(
+    "{}{}{:02}:{:02}:{}{}{}".format,
+    st.sampled_from(["2026-03-31", "2016-12-31", "1970-01-01", "1969-12-31", "0001-01-01", "9999-12-31", "2026-02-29"]),
+    st.sampled_from("Tt _"),
+    st.integers(0, 24),
+    st.integers(0, 60),
+    st.sampled_from(["00", "59", "60", "61", "5"]),
+    st.one_of(st.just(""), _DIGITS.map(lambda digits: f".{digits}"), st.just(".9999999"), st.just(".0000001")),
+    st.sampled_from(["Z", "z", "", "+00:00", "-00:00", "+14:00", "-23:59", "+24:00", "+0530", "+00", "+01:60"]),
+)
+
+
+_YEAR_1, _YEAR_9999 = parse_rfc3339("0001-01-01T00:00:00Z"), parse_rfc3339("9999-12-31T23:59:59.999999Z")
+
+
+def _query_instant(text: str) -> int | None:
+    try:
+        return parse_rfc3339(text)
+    except InvalidTimestamp:
+        return None
+
+
+@given(st.lists(INSTANTS, min_size=1, max_size=3), st.booleans())
+def test_both_readers_and_the_query_parser_read_one_instant(texts: list[str], escaped: bool) -> None:
+    """Hot path, naming path and queries: one verdict and, where it is yes, one µs."""
+    instants = [_query_instant(text) for text in texts]
+    batch = body(*({**GOOD, "timestamp": text} for text in texts))
+    if escaped:
+        batch = re.sub(rb"\.(?=[0-9])", rb"\\u002e", batch)
+    try:
+        slow = decode._decode_naming_errors(batch).timestamp
+    except InvalidBatch as refused:
+        slow = None
+        wrong = [error.index for error in refused.errors]
+        assert wrong == [index for index, instant in enumerate(instants) if instant is None]
+    assert slow == (None if None in instants else instants)
+    try:
+        fast = decode._decode_fast(batch).timestamp
+    except (ValueError, decode._Unfit):
+        assert slow is None or any(":60" in text for text in texts)  # a leap second takes the slow way
+    else:
+        # Instants outside the years 1 to 9999 in UTC are no instants; those that pass here are refused by check_batch.
+        assert fast == slow or not _YEAR_1 <= min(fast) <= max(fast) <= _YEAR_9999
+
+
 TEXTS = st.one_of(st.text(max_size=4), st.sampled_from(["", "a\0", "x" * 256, "x" * 257, "é" * 256]))
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.floats(allow_nan=False))
 VALUES = st.one_of(SCALARS, st.sampled_from(["1e5", "0.0000000001", "-12.5", "1e18", 10**18, "NaN", [], {}]))
@@ -206,6 +254,22 @@ EVENTS = st.fixed_dictionaries(
         "extra": st.just(1),
     },
 )
+
+
+@pytest.mark.parametrize(
+    ("spelled", "microseconds"),
+    [
+        ("2026-03-31T23:59:59.9999999Z",      1_775_001_599_999_999),
+        ("2026-03-31T23:59:59.9999994Z",      1_775_001_599_999_999),
+        ("2026-03-31T23:59:59.999999999+00:00", 1_775_001_599_999_999),
+        ("2016-12-31T23:59:60Z",              1_483_228_799_000_000),
+    ],
+)  # fmt: skip
+def test_the_last_instant_of_a_month_stays_in_it(spelled: str, microseconds: int) -> None:
+    """.NET and Azure write seven digits, Go nine: what is finer than a microsecond is cut."""
+    batch = body({**GOOD, "timestamp": spelled}, GOOD)
+    assert decode_events(batch).timestamp == [microseconds, MARCH_30]
+    assert decode._decode_naming_errors(batch).timestamp == [microseconds, MARCH_30]
 
 
 @given(st.lists(st.one_of(EVENTS, SCALARS), max_size=3))
