@@ -41,7 +41,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/unit -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit clients/python/tests -n 2 $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -74,6 +74,6 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt $(BIN)/python
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo]'
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(BIN)/python
-	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo,dev]'
+$(VENV)/.installed-dev: pyproject.toml clients/python/pyproject.toml constraints.txt $(BIN)/python
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo,dev]' -e clients/python
 	@touch $@ $(VENV)/.installed-demo

@@ -20,12 +20,12 @@ from deploy.local.process import free_ports
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-_QUICK = {"contract": 1, "unit": 2}
+_QUICK = {"flow": 0, "contract": 1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that two processes end together: the short ones fill what is left."""
-    items.sort(key=lambda item: _QUICK.get(item.path.relative_to(Path(__file__).parent).parts[0], 0))
+    items.sort(key=lambda item: _QUICK.get(item.path.parent.name, 2))
 
 
 def _broker(directory: Path) -> KafkaBroker:
