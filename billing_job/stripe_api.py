@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import stamina
 import stripe
@@ -22,6 +22,7 @@ from billing_job.stripe_http import PooledClient
 from billing_job.stripe_objects import API_VERSION
 from schemas.ledger import IDEMPOTENCY_ERROR
 from schemas.settings import Settings
+from schemas.stripe_ids import is_account_id
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +99,17 @@ def classified(error: stripe.StripeError) -> StripeFailure:
     return kind(error.user_message or str(error), status=status, code=code, request_id=error.request_id)
 
 
+def path_of(pattern: str, *ids: str) -> str:
+    """`/v1/invoices/{}/pay` and an id → the path of a call. Whatever an id holds, it stays one part of the path.
+
+    Raises StripeRefused for what HTTP clients take out of a path: "", "." and "..".
+    """
+    for each in ids:
+        if each in ("", ".", ".."):
+            raise StripeRefused(f"No such object: {each!r}", status=404, code="resource_missing")
+    return pattern.format(*(quote(each, safe="") for each in ids))
+
+
 def calls_per_second(settings: Settings) -> int | None:
     """The limit to keep; None: none."""
     if settings.stripe_calls_per_second is not None:
@@ -165,7 +177,7 @@ class StripeApi:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def invoice(self, invoice_id: str, account: str | None) -> Json:
-        return self._read("GET", f"/v1/invoices/{invoice_id}", account)
+        return self._read("GET", path_of("/v1/invoices/{}", invoice_id), account)
 
     def invoices_of(self, customer_id: str, account: str | None) -> list[Json]:
         """All invoices of a customer, oldest first. Listed, never searched: the search index lags."""
@@ -180,17 +192,17 @@ class StripeApi:
         return self._all("/v1/customers", account, created={"gte": created_seconds})
 
     def credit_note(self, credit_note_id: str, account: str | None) -> Json:
-        return self._read("GET", f"/v1/credit_notes/{credit_note_id}", account)
+        return self._read("GET", path_of("/v1/credit_notes/{}", credit_note_id), account)
 
     def credit_notes_of(self, invoice_id: str, account: str | None) -> list[Json]:
         """All credit notes of an invoice, oldest first."""
         return self._all("/v1/credit_notes", account, invoice=invoice_id)
 
     def refund(self, refund_id: str, account: str | None) -> Json:
-        return self._read("GET", f"/v1/refunds/{refund_id}", account)
+        return self._read("GET", path_of("/v1/refunds/{}", refund_id), account)
 
     def dispute(self, dispute_id: str, account: str | None) -> Json:
-        return self._read("GET", f"/v1/disputes/{dispute_id}", account)
+        return self._read("GET", path_of("/v1/disputes/{}", dispute_id), account)
 
     def payments_of(self, payment_intent_id: str, account: str | None) -> list[Json]:
         """The invoices' payments that a payment intent made: each names its invoice."""
@@ -202,11 +214,11 @@ class StripeApi:
         return self._all("/v1/events", account, types=list(types), created={"gte": created_seconds})
 
     def payment_method(self, method_id: str, account: str | None) -> Json:
-        return self._read("GET", f"/v1/payment_methods/{method_id}", account)
+        return self._read("GET", path_of("/v1/payment_methods/{}", method_id), account)
 
     def tax_ids_of(self, customer_id: str, account: str | None) -> list[Json]:
         """All tax ids of a customer, oldest first."""
-        return self._all(f"/v1/customers/{customer_id}/tax_ids", account)
+        return self._all(path_of("/v1/customers/{}/tax_ids", customer_id), account)
 
     # -- writing -------------------------------------------------------------------------------------------------------
     # may_have_run: an earlier call with this key was made, and what came of it is not known.
@@ -215,19 +227,21 @@ class StripeApi:
         return self._write("POST", "/v1/customers", account, key, params, may_have_run=may_have_run)
 
     def update_customer(self, customer_id: str, params: Json, account: str | None, key: str) -> Json:
-        return self._write("POST", f"/v1/customers/{customer_id}", account, key, params, may_have_run=True)
+        return self._write("POST", path_of("/v1/customers/{}", customer_id), account, key, params, may_have_run=True)
 
     def create_tax_id(self, customer_id: str, params: Json, account: str | None, key: str) -> Json:
-        return self._write("POST", f"/v1/customers/{customer_id}/tax_ids", account, key, params, may_have_run=True)
+        return self._write(
+            "POST", path_of("/v1/customers/{}/tax_ids", customer_id), account, key, params, may_have_run=True
+        )
 
     def delete_tax_id(self, customer_id: str, tax_id: str, account: str | None) -> None:
-        self._delete(f"/v1/customers/{customer_id}/tax_ids/{tax_id}", account)
+        self._delete(path_of("/v1/customers/{}/tax_ids/{}", customer_id, tax_id), account)
 
     def create_payment_method(self, params: Json, account: str | None, key: str) -> Json:
         return self._write("POST", "/v1/payment_methods", account, key, params, may_have_run=True)
 
     def attach_payment_method(self, method_id: str, customer_id: str, account: str | None, key: str) -> Json:
-        path = f"/v1/payment_methods/{method_id}/attach"
+        path = path_of("/v1/payment_methods/{}/attach", method_id)
         return self._write("POST", path, account, key, {"customer": customer_id}, may_have_run=True)
 
     def create_invoice(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
@@ -238,24 +252,28 @@ class StripeApi:
 
     def finalize(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
         """auto_advance is true from here on: without it Stripe never tries a failed payment again."""
-        path = f"/v1/invoices/{invoice_id}/finalize"
+        path = path_of("/v1/invoices/{}/finalize", invoice_id)
         return self._write("POST", path, account, key, {"auto_advance": True}, may_have_run=may_have_run)
 
     def pay(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
-        return self._write("POST", f"/v1/invoices/{invoice_id}/pay", account, key, {}, may_have_run=may_have_run)
+        return self._write(
+            "POST", path_of("/v1/invoices/{}/pay", invoice_id), account, key, {}, may_have_run=may_have_run
+        )
 
     def void(self, invoice_id: str, account: str | None, key: str, *, may_have_run: bool) -> Json:
-        return self._write("POST", f"/v1/invoices/{invoice_id}/void", account, key, {}, may_have_run=may_have_run)
+        return self._write(
+            "POST", path_of("/v1/invoices/{}/void", invoice_id), account, key, {}, may_have_run=may_have_run
+        )
 
     def create_credit_note(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
         return self._write("POST", "/v1/credit_notes", account, key, params, may_have_run=may_have_run)
 
     def delete_invoice(self, invoice_id: str, account: str | None) -> None:
         """Only a draft can be deleted. One that is gone already is no error."""
-        self._delete(f"/v1/invoices/{invoice_id}", account)
+        self._delete(path_of("/v1/invoices/{}", invoice_id), account)
 
     def delete_item(self, item_id: str, account: str | None) -> None:
-        self._delete(f"/v1/invoiceitems/{item_id}", account)
+        self._delete(path_of("/v1/invoiceitems/{}", item_id), account)
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -287,7 +305,9 @@ class StripeApi:
             after = {"starting_after": page["data"][-1]["id"]}
 
     def _request(self, method: str, path: str, account: str | None, key: str | None, params: Json) -> Json:
-        """One call. Raises stripe.StripeError."""
+        """One call. Raises stripe.StripeError, and StripeRefused for what can't be sent."""
+        if account is not None and not is_account_id(account):
+            raise StripeRefused(f"{account!r} is no id of a Stripe account", status=403, code="account_invalid")
         if self._pace is not None:
             self._pace.wait()
         options = {name: value for name, value in (("stripe_account", account), ("idempotency_key", key)) if value}
@@ -299,6 +319,8 @@ class StripeApi:
         except stripe.StripeError as error:
             outcome = str(error.http_status or "no_answer")
             raise
+        except UnicodeError as error:
+            raise StripeRefused(f"text that can't be sent: {error}", status=400, code="invalid_text") from error
         finally:
             metrics.STRIPE_CALLS.labels(method, outcome).inc()
         return cast("Json", response.data)

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 from catalog.record import CatalogObject
 from schemas.alert_rule import AlertRuleSpec
 from schemas.currency import Currency
-from schemas.customer import Address, CollectionMethod, CustomerSpec, TaxId
+from schemas.customer import Address, CollectionMethod, CustomerFields, TaxId
 from schemas.meter import Aggregation, MeterSpec
-from schemas.organization import GraceSeconds, Identifier, Name, OrganizationSpec, Scope, TimeZone
+from schemas.organization import GraceSeconds, Identifier, Name, OrganizationFields, Scope, TimeZone
 from schemas.period import BillingInterval, format_rfc3339
 from schemas.product import Price
 from schemas.webhook_delivery import DeliveryState
@@ -51,7 +51,7 @@ class ProductOut(Stored, extra="ignore"):
     benefits: tuple[str, ...]
 
 
-class CustomerOut(Stored, CustomerSpec, extra="ignore"):
+class CustomerOut(Stored, CustomerFields, extra="ignore"):
     """A customer."""
 
     id: str  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -61,7 +61,7 @@ class AlertRuleOut(Stored, AlertRuleSpec, extra="ignore"):
     """An alert rule."""
 
 
-class OrganizationOut(Stored, OrganizationSpec, extra="ignore"):
+class OrganizationOut(Stored, OrganizationFields, extra="ignore"):
     """The organization and its settings."""
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from schemas.organization import Identifier, Name
+from schemas.stripe_ids import PaymentMethodId, StripeCustomerId
 
 Text = Annotated[str, StringConstraints(max_length=500)]
 
@@ -33,11 +34,12 @@ class TaxId(BaseModel):
     value: Text
 
 
-class CustomerSpec(BaseModel):
-    """What a merchant posts; `id` is the customer_id that events name.
+class CustomerFields(BaseModel):
+    """`id` is the customer_id that events name.
 
     stripe_customer_id: an existing customer at Stripe; without one it is made at the first invoice.
-    payment_method: a Stripe payment method or test token.
+    payment_method: a Stripe payment method or test token. What Stripe takes is checked where it is entered; here it is
+    as it was stored, perhaps before there was a check.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,11 +49,20 @@ class CustomerSpec(BaseModel):
     email: Annotated[str, StringConstraints(max_length=512, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
     address: Address | None = None
     tax_ids: tuple[TaxId, ...] = ()
-    stripe_customer_id: Annotated[str, StringConstraints(pattern=r"^cus_\w+$")] | None = None
-    payment_method: Text | None = None
+    stripe_customer_id: str | None = None
+    payment_method: str | None = None
 
 
-class Customer(CustomerSpec):
+class CustomerSpec(CustomerFields):
+    """What a merchant posts."""
+
+    stripe_customer_id: StripeCustomerId | None = None
+    payment_method: PaymentMethodId | None = None
+
+
+class Customer(CustomerFields):
+    """A customer as the catalog keeps it."""
+
     id: Identifier  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     organization_id: Identifier
     created_at: int  # µs

@@ -12,6 +12,8 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from schemas.stripe_ids import StripeAccountId, TaxRateId
+
 DEFAULT_ORGANIZATION = "default"
 KEY_PREFIX = "ubk_"
 
@@ -52,8 +54,11 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-class OrganizationSpec(BaseModel):
-    """Settings of an organization. stripe_account_id: sent as Stripe-Account; None: the operator is the seller."""
+class OrganizationFields(BaseModel):
+    """Settings of an organization. stripe_account_id: sent as Stripe-Account; None: the operator is the seller.
+
+    Stripe's ids are checked where they are entered; here they are as they were stored, perhaps before that check.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +74,14 @@ class OrganizationSpec(BaseModel):
     stripe_account_id: str | None = None
 
 
-class Organization(OrganizationSpec):
+class OrganizationSpec(OrganizationFields):
+    """What an operator or a merchant enters."""
+
+    tax_rates: tuple[TaxRateId, ...] = ()
+    stripe_account_id: StripeAccountId | None = None
+
+
+class Organization(OrganizationFields):
     """organization_id equals id, so that every object of the catalog names its tenant the same way."""
 
     id: Identifier

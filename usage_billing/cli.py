@@ -31,6 +31,11 @@ app.command(
 )
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(
+    "usage_billing.commands.organizations:app",
+    name="organizations",
+    help="Organizations: what only the operator sets.",
+)
+app.command(
     "usage_billing.commands.billing:app",
     name="invoice",
     help="Invoices: show, explain, verify, preview, simulate, void, credit.",

@@ -110,10 +110,26 @@ def validated(model: type[Out], fields: dict[str, Any]) -> Out:
 
 
 def patched(spec: type[BaseModel], changes: BaseModel) -> Callable[[T], T]:
-    """An edit: the state with the changes, valid as a whole by its spec. It raises Problem 422."""
+    """An edit: the state with the changes, valid as a whole by its spec. It raises Problem 422.
+
+    What was stored before a check was made, and stays as it is, stands in the way of no other change.
+    """
 
     def edit(state: T) -> T:
-        valid = validated(spec, changed_fields(spec_fields(state, spec), changes))
-        return state.model_copy(update={name: getattr(valid, name) for name in spec.model_fields})
+        before = spec_fields(state, spec)
+        after = changed_fields(before, changes)
+        kept = _stale(spec, {name: value for name, value in before.items() if after[name] == value})
+        valid = validated(spec, {name: value for name, value in after.items() if name not in kept})
+        return state.model_copy(update={name: getattr(valid, name) for name in spec.model_fields if name not in kept})
 
     return edit
+
+
+def _stale(spec: type[BaseModel], unchanged: dict[str, Any]) -> set[str]:
+    """Fields whose stored values the spec takes no more. They all have defaults: no older object lacks them."""
+    try:
+        spec.model_validate(unchanged)
+    except ValidationError as error:
+        wrong = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+        return {name for name in wrong & unchanged.keys() if not spec.model_fields[name].is_required()}
+    return set()

@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse
 
 from dashboard.control.common import patched, validated
 from dashboard.objects import OrganizationChanges
+from dashboard.operator import is_operator, operators_fields_kept
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
@@ -64,6 +65,7 @@ async def _page(
         values=values or current,
         errors=errors,
         done=done,
+        operator=is_operator(services, visitor.organization_id, visitor.key_id),
         zones=zones(),
         default_grace=services.settings.close_grace_seconds,
         checks=await asyncio.to_thread(_health, services),
@@ -80,7 +82,7 @@ async def change_settings(request: Request, visitor: Visitor, form: Form) -> Res
     organization = visitor.organization_id
 
     async def making() -> None:
-        fields = {
+        fields: dict[str, Any] = {
             "name": form.get("name", ""),
             "time_zone": form.get("time_zone", ""),
             "late_policy": form.get("late_policy", ""),
@@ -88,9 +90,12 @@ async def change_settings(request: Request, visitor: Visitor, form: Form) -> Res
             "grace_seconds": form.get("grace_seconds", "").strip() or None,
             "tax_mode": form.get("tax_mode", ""),
             "tax_rates": form.get("tax_rates", "").split(),
-            "stripe_account_id": form.get("stripe_account_id", "").strip() or None,
         }
-        edit = patched(OrganizationSpec, validated(OrganizationChanges, fields))
+        if "stripe_account_id" in form:
+            fields["stripe_account_id"] = form["stripe_account_id"].strip() or None
+        operator = is_operator(services_of(request), organization, visitor.key_id)
+        changes = patched(OrganizationSpec, validated(OrganizationChanges, fields))
+        edit = operators_fields_kept(changes, operator=operator)
         await change(services_of(request).catalog, Organization, organization, organization, form.get("version"), edit)
 
     _, errors, status = await attempted(making())

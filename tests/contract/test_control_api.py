@@ -6,11 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
+from schemas.customer import Customer
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.settings import Settings
 from schemas.subscription import Subscription
@@ -212,6 +214,36 @@ async def test_an_api_key_is_shown_once_and_works_until_it_is_revoked(
     assert (await api.delete(f"/api-keys/{own.id}")).json()["code"] == "own_key"
 
 
+async def test_the_operators_key_sets_the_stripe_account(settings: Settings, store: CatalogStore) -> None:
+    """An organization's own admin key could have its invoices charged in another tenant's account."""
+    operators = settings.model_copy(update={"admin_key": SecretStr(KEYS[Scope.ADMIN])})
+    async with client_of(operators, store) as api:
+        changed = await api.patch("/organization", json={"stripe_account_id": "acct_1AbC"})
+        assert (changed.status_code, changed.json()["stripe_account_id"]) == (200, "acct_1AbC")
+    async with client_of(settings, store) as api:
+        refused = await api.patch("/organization", json={"stripe_account_id": None})
+        assert (refused.status_code, refused.json()["code"]) == (403, "operator_only")
+        assert (await api.patch("/organization", json={"stripe_account_id": "acct_1AbC"})).status_code == 200
+    async with client_of(operators, store) as api:
+        assert (await api.patch("/organization", json={"stripe_account_id": None})).status_code == 200
+
+
+async def test_what_was_stored_before_a_check_is_shown_and_bars_no_other_change(
+    api: httpx.AsyncClient, store: CatalogStore
+) -> None:
+    old = {"stripe_customer_id": "cus_a_b", "payment_method": "../invoices/in_1/void#"}
+    state = Customer.model_validate({"id": "old", "organization_id": "default", "created_at": 0, "name": "Old", **old})
+    store.write(state, 0)
+    assert old.items() <= (await api.get("/customers/old")).json().items()
+    changed = await api.patch("/customers/old", json={"name": "New", "payment_method": old["payment_method"]})
+    assert changed.status_code == 200, changed.text
+    assert {**old, "name": "New"}.items() <= changed.json().items()
+    refused = await api.patch("/customers/old", json={"payment_method": "../invoices/in_2/void#"})
+    assert refused.status_code == 422
+    mended = await api.patch("/customers/old", json={"payment_method": "pm_1AbC"})
+    assert mended.json()["payment_method"] == "pm_1AbC"
+
+
 async def test_the_organization_is_the_callers(api: httpx.AsyncClient) -> None:
     before = (await api.get("/organization")).json()
     changed = await api.patch(
@@ -399,6 +431,10 @@ REFUSALS: list[tuple[str, str, Any, int, str | None, str]] = [
     ("POST", "/customers", {"name": "N", "id": "a\0b"}, 422, "id", "string_pattern_mismatch"),
     ("POST", "/customers", {"name": "N", "address": {"country": "Austria"}}, 422, "address.country", "string_pattern_mismatch"),
     ("POST", "/customers", {"name": "N", "stripe_customer_id": "x"}, 422, "stripe_customer_id", "string_pattern_mismatch"),
+    ("POST", "/customers", {"name": "N", "stripe_customer_id": "cus_1/../x"}, 422, "stripe_customer_id", "string_pattern_mismatch"),
+    ("POST", "/customers", {"name": "N", "payment_method": "4242 4242 4242 4242"}, 422, "payment_method", "card_number"),
+    ("POST", "/customers", {"name": "N", "payment_method": "../invoices/in_1/void#"}, 422, "payment_method", "payment_method_id"),
+    ("PATCH", "/customers/refused", {"payment_method": "4242424242424242"}, 422, "payment_method", "card_number"),
     ("PATCH", "/customers/refused", {"email": "none"}, 422, "email", "string_pattern_mismatch"),
     ("POST", "/alert-rules", {**RULE, "meter_id": "mtr_none"}, 422, "meter_id", "unknown_reference"),
     ("POST", "/alert-rules", {**RULE, "customer_id": "nobody"}, 422, "customer_id", "unknown_reference"),
@@ -421,6 +457,9 @@ REFUSALS: list[tuple[str, str, Any, int, str | None, str]] = [
     ("PATCH", "/organization", {"time_zone": "Mars/Olympus"}, 422, "time_zone", "invalid"),
     ("PATCH", "/organization", {"grace_seconds": -1}, 422, "grace_seconds", "greater_than_equal"),
     ("PATCH", "/organization", {"stripe_account_id": 5}, 422, "stripe_account_id", "string_type"),
+    ("PATCH", "/organization", {"stripe_account_id": "acct_1\u200b"}, 422, "stripe_account_id", "string_pattern_mismatch"),
+    ("PATCH", "/organization", {"stripe_account_id": "acct_another"}, 403, "stripe_account_id", "operator_only"),
+    ("PATCH", "/organization", {"tax_rates": ["19 %"]}, 422, "tax_rates.0", "string_pattern_mismatch"),
     ("GET", "/nothing", None, 404, None, "not_found"),
 ]  # fmt: skip
 
