@@ -74,7 +74,7 @@ async def create(store: CatalogStore, state: T, idempotency_key: str | None) -> 
         if made is None:  # refused for another reason than that it exists
             raise
         version = store.view.version(type(state), state.organization_id, state.id)
-        if not _same_request(made, state, version):
+        if version == 1 and not is_same_request(made, state):  # what was changed since may differ in anything
             raise Problem(
                 422,
                 "idempotency_key_reused",
@@ -83,10 +83,8 @@ async def create(store: CatalogStore, state: T, idempotency_key: str | None) -> 
         return made, version
 
 
-def _same_request(made: CatalogObject, asked: CatalogObject, version: int) -> bool:
-    """Whether both came of one request, as far as can be told: what was changed since may differ in anything."""
-    if version > 1:
-        return True
+def is_same_request(made: CatalogObject, asked: CatalogObject) -> bool:
+    """Whether both came of one request, as far as can be told."""
     clock = {"created_at", "secret"}  # what each try makes anew
     if isinstance(made, Subscription) and isinstance(asked, Subscription) and asked.started_at == asked.created_at:
         clock.add("started_at")  # not given: the clock's at each try

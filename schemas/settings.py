@@ -124,6 +124,13 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="first wait before a webhook is sent again; fourfold each time, for 24 h")
     ] = 5.0
     admin_key: Annotated[SecretStr | None, Field(description="admin key accepted from the first start on")] = None
+    session_secret: Annotated[
+        SecretStr | None,
+        Field(
+            description="signs the dashboard's sessions; the same for every process. "
+            "Default: kept in `USAGE_LOCAL_DIR/session-secret`"
+        ),
+    ] = None
     local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")
     log_format: Annotated[str, Field(pattern="^(console|json)$", description="console or json")] = "console"
     log_level: Annotated[

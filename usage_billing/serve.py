@@ -30,6 +30,7 @@ from runtime.topics import check_partitions
 from schemas.settings import Settings
 from usage_billing.bootstrap import bootstrap
 from usage_billing.invoice_desk import LedgerDesk
+from usage_billing.session_secret import with_session_secret
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +126,7 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             parts.push_async_callback(webhooks.stop)
             desk = LedgerDesk(settings, catalog, webhooks.ledger)
             parts.callback(desk.close)
-            pages = Dashboard(settings, catalog, desk)
+            pages = Dashboard(with_session_secret(settings), catalog, desk)
             pages.start()
             parts.push_async_callback(pages.stop)
             checks |= pages.checks

@@ -32,10 +32,9 @@ _show = shower(ApiKeyOut)
 HINT_LENGTH = 4
 
 
-def new_api_key(spec: ApiKeySpec, id_: str, organization_id: str, now: int) -> tuple[ApiKey, str]:
-    """A key as it is kept, and its secret, which is not."""
-    secret = new_secret()
-    key = ApiKey(
+def new_api_key(spec: ApiKeySpec, id_: str, organization_id: str, secret: str, now: int) -> ApiKey:
+    """A key as it is kept: without its secret."""
+    return ApiKey(
         **dict(spec),
         id=id_,
         organization_id=organization_id,
@@ -43,7 +42,6 @@ def new_api_key(spec: ApiKeySpec, id_: str, organization_id: str, now: int) -> t
         hint=secret[-HINT_LENGTH:],
         created_at=now,
     )
-    return key, secret
 
 
 @router.post("/api-keys", status_code=201, responses=problem_responses(409))
@@ -58,7 +56,8 @@ async def create_api_key(
             "secret_not_recoverable",
             f"{id_} was made by an earlier try; its secret is gone: revoke it and make another",
         )
-    key, secret = new_api_key(body, id_, caller.organization_id, now_us())
+    secret = new_secret()
+    key = new_api_key(body, id_, caller.organization_id, secret, now_us())
     await write(store, key, 0)
     response.headers["Cache-Control"] = "no-store"
     return answered(response, NewApiKeyOut.model_validate({**fields_of(key, 1), "secret": secret}), 1)

@@ -1,10 +1,8 @@
 """The dashboard: server-rendered pages. Each route reads the visitor's session and shows that organization alone."""
 
 from http import HTTPStatus
-from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
 
 from dashboard.conservation import Conservations
 from dashboard.pages import (
@@ -83,8 +81,4 @@ async def _problem_or_page(request: Request, error: Exception) -> Response:
 
 
 async def _to_sign_in(request: Request, _: Exception) -> Response:
-    """Back to where the visitor wanted to go, afterwards."""
-    if request.method != "GET" or request.url.path.startswith("/live/"):
-        return Response(status_code=401)
-    query = f"?{request.url.query}" if request.url.query else ""
-    return RedirectResponse(f"/sign-in?next={quote(request.url.path + query)}", 303)
+    return await sign.signed_out(request)

@@ -12,7 +12,7 @@ from dashboard.control.common import validated
 from dashboard.control.webhook_deliveries import send_again
 from dashboard.control.webhook_endpoints import make_endpoint
 from dashboard.pages.alert_list import SHOWN, alert_list, threshold_text
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.services import Services, now_us, services_of
@@ -112,11 +112,11 @@ async def create_rule(request: Request, visitor: Visitor, form: Form) -> Respons
         spec = validated(AlertRuleSpec, filled(form))
         rule = AlertRule(
             **dict(spec),
-            id=object_id("alert_rule", visitor.organization_id, None),
+            id=object_id("alert_rule", visitor.organization_id, request_key(form)),
             organization_id=visitor.organization_id,
             created_at=now_us(),
         )
-        return (await create(store, rule, None))[0]
+        return (await create(store, rule, request_key(form)))[0]
 
     rule, errors, status = await attempted(making())
     if rule is None:
@@ -140,7 +140,7 @@ async def create_endpoint(request: Request, visitor: Visitor, form: Form) -> Res
 
     async def making() -> WebhookEndpoint:
         spec = validated(WebhookEndpointSpec, filled(form))
-        return (await make_endpoint(services_of(request), visitor.organization_id, spec, None))[0]
+        return (await make_endpoint(services_of(request), visitor.organization_id, spec, request_key(form)))[0]
 
     endpoint, errors, status = await attempted(making())
     values = form if endpoint is None else {}

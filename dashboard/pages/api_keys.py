@@ -9,11 +9,11 @@ from fastapi.responses import RedirectResponse
 
 from dashboard.control.api_keys import new_api_key
 from dashboard.control.common import validated
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, new_request_key, request_key
 from dashboard.pages.rendering import render
-from dashboard.pages.session import Form, Session, Visitor
+from dashboard.pages.session import Form, Session, Visitor, sessions_of
 from dashboard.services import now_us, services_of
-from dashboard.writes import archived, change, object_id, write
+from dashboard.writes import archived, change, create, object_id
 from runtime.problem import Problem
 from schemas.organization import ApiKey, ApiKeySpec, Scope
 
@@ -55,8 +55,10 @@ async def create_api_key(request: Request, visitor: Visitor, form: Form) -> Resp
     async def making() -> str:
         scopes = [scope for scope in Scope if f"scope-{scope}" in form]
         spec = validated(ApiKeySpec, {"name": form.get("name", ""), "scopes": scopes})
-        key, secret = new_api_key(spec, object_id("api_key", organization, None), organization, now_us())
-        await write(services_of(request).catalog, key, 0)
+        asked = request_key(form) or new_request_key()
+        secret = sessions_of(request).api_key_secret(visitor, asked)
+        key = new_api_key(spec, object_id("api_key", organization, asked), organization, secret, now_us())
+        await create(services_of(request).catalog, key, asked)
         return secret
 
     secret, errors, status = await attempted(making())

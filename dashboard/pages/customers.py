@@ -9,17 +9,18 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from catalog.store import CatalogConflict, CatalogStore
 from dashboard.control.common import patched, validated
 from dashboard.live_rows import live_rows
 from dashboard.objects import CustomerChanges
 from dashboard.pages.alert_list import alert_list
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, nested
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, nested, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
 from dashboard.read.benefits import benefits_of
 from dashboard.services import now_us, services_of
-from dashboard.writes import archive_unused, change, create, found, object_id
+from dashboard.writes import archive_unused, change, create, found, is_same_request, object_id
 from schemas.customer import Customer, CustomerSpec
 from schemas.meter import Meter
 from schemas.period import Cycle
@@ -79,18 +80,29 @@ async def create_customer(request: Request, visitor: Visitor, form: Form) -> Res
         spec = validated(CustomerSpec, _fields(form))
         customer = Customer(
             **spec.model_dump(exclude={"id"}),
-            id=spec.id or object_id("customer", visitor.organization_id, None),
+            id=spec.id or object_id("customer", visitor.organization_id, request_key(form)),
             organization_id=visitor.organization_id,
             created_at=now_us(),
         )
-        return (await create(services_of(request).catalog, customer, None))[0]
+        return await _create(services_of(request).catalog, customer, request_key(form), is_own_id=spec.id is None)
 
     customer, errors, status = await attempted(making())
     if customer is None:
         if status == 409:
-            errors = {"id": "There is a customer with this id already"}
+            errors = {"id": "A customer with this ID already exists."}
         return render(request, "customer_new.html", visitor, status=status, values=form, errors=errors)
     return RedirectResponse(f"{customer_address(customer.id)}?done=created", 303)
+
+
+async def _create(store: CatalogStore, customer: Customer, request: str | None, *, is_own_id: bool) -> Customer:
+    """is_own_id: the id is made of the request. An id that the visitor chose may be another customer's."""
+    try:
+        return (await create(store, customer, request if is_own_id else None))[0]
+    except CatalogConflict:
+        made = store.view.get(Customer, customer.organization_id, customer.id)
+        if is_own_id or request is None or made is None or not is_same_request(made, customer):
+            raise
+        return made
 
 
 @router.get("/customers/by-id/{id:path}")

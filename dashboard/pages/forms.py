@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
@@ -16,11 +17,26 @@ Errors = Mapping[str, str]
 
 NO_ERRORS: Errors = {}
 _LIST_MAX = 200
+REQUEST_FIELD = "request"
+"""Field with the form's own Idempotency-Key, made with the form: what is sent twice makes one object."""
+_WORDS = {
+    "idempotency_key_reused": "This form was saved before, with other values. Go back to the list to see the result.",
+}
 
 
 def filled(fields: Mapping[str, str]) -> dict[str, str]:
-    """What was filled in: an empty field is one that was not sent."""
-    return {name: text.strip() for name, text in fields.items() if text.strip()}
+    """What was filled in: an empty field is one that was not sent. Without the form's request key."""
+    return {name: text.strip() for name, text in fields.items() if text.strip() and name != REQUEST_FIELD}
+
+
+def request_key(form: Mapping[str, str]) -> str | None:
+    """The form's Idempotency-Key."""
+    return form.get(REQUEST_FIELD) or None
+
+
+def new_request_key() -> str:
+    """For a new form."""
+    return secrets.token_hex(16)
 
 
 def nested(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -47,6 +63,8 @@ def _listed(value: Any) -> Any:
 
 def errors_of(problem: Problem) -> Errors:
     """The problem's errors by field, the first of each."""
+    if problem.code in _WORDS:
+        return {"": _WORDS[problem.code]}
     found: dict[str, str] = {}
     for error in problem.errors:
         found.setdefault(error["field"] or "", _sentence(error["message"]))

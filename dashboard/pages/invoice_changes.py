@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +11,7 @@ from dashboard.control.invoices import InvoiceCreditRequest, InvoiceVoidRequest
 from dashboard.desk_access import answered, desk_of
 from dashboard.invoice_desk import Credited, Possible, Voided
 from dashboard.pages.formats import money
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
+from dashboard.pages.forms import NO_ERRORS, REQUEST_FIELD, Errors, attempted, filled, new_request_key, request_key
 from dashboard.pages.invoices import invoice_page, shown
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
@@ -20,9 +19,6 @@ from dashboard.read.invoices import own_invoice
 from dashboard.services import services_of
 
 router = APIRouter(include_in_schema=False)
-
-_REQUEST = "request"
-"""Field with the form's own Idempotency-Key: a form that is sent twice makes one credit note."""
 
 
 async def _possible(request: Request, id_: str) -> Possible:
@@ -91,9 +87,8 @@ def _credit_page(
         possible=possible,
         values=values,
         errors=errors,
-        request_field=_REQUEST,
         # What was refused is asked for anew; what may have been done is asked for again.
-        request_key=values.get(_REQUEST) if status == 503 else secrets.token_hex(16),
+        request_key=values.get(REQUEST_FIELD) if status == 503 else new_request_key(),
     )
 
 
@@ -109,11 +104,10 @@ async def credit_form(request: Request, visitor: Visitor, id: str) -> Response:
 @router.post("/invoices/{id}/credit")
 async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str) -> Response:
     document = await own_invoice(request, visitor.organization_id, id)
-    fields = {name: text for name, text in form.items() if name != _REQUEST}
 
     async def crediting() -> Credited:
-        wanted, desk = validated(InvoiceCreditRequest, dict(filled(fields))), desk_of(services_of(request))
-        key, by = form.get(_REQUEST) or None, f"dashboard, {visitor.key_id}"
+        wanted, desk = validated(InvoiceCreditRequest, dict(filled(form))), desk_of(services_of(request))
+        key, by = request_key(form), f"dashboard, {visitor.key_id}"
         return await answered(
             lambda: desk.credit(id, wanted.amount, reason=wanted.reason, refund=wanted.refund, request=key, by=by)
         )

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 
 from dashboard.control.common import patched, validated
 from dashboard.objects import MeterChanges
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.services import now_us, services_of
@@ -43,11 +43,11 @@ async def create_meter(request: Request, visitor: Visitor, form: Form) -> Respon
         spec = validated(MeterSpec, filled(form))
         meter = Meter(
             **dict(spec),
-            id=object_id("meter", visitor.organization_id, None),
+            id=object_id("meter", visitor.organization_id, request_key(form)),
             organization_id=visitor.organization_id,
             created_at=now_us(),
         )
-        return (await create(services_of(request).catalog, meter, None))[0]
+        return (await create(services_of(request).catalog, meter, request_key(form)))[0]
 
     meter, errors, status = await attempted(making())
     if meter is None:

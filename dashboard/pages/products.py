@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from dashboard.control.common import patched, validated
 from dashboard.objects import AnyPrice, ProductChanges
 from dashboard.pages.formats import money, number
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, nested
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, nested, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
@@ -182,11 +182,11 @@ async def create_product(request: Request, visitor: Visitor, form: Form) -> Resp
         spec = validated(ProductSpec, product_fields(form))
         product = Product(
             **dict(spec),
-            id=object_id("product", visitor.organization_id, None),
+            id=object_id("product", visitor.organization_id, request_key(form)),
             organization_id=visitor.organization_id,
             created_at=now_us(),
         )
-        return (await create(services_of(request).catalog, product, None))[0]
+        return (await create(services_of(request).catalog, product, request_key(form)))[0]
 
     product, errors, status = await attempted(making())
     if product is None:

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dashboard.pages import formats
+from dashboard.pages.forms import REQUEST_FIELD, new_request_key
 from dashboard.pages.session import CSRF_FIELD, Session, organization_of
 from dashboard.services import now_us
 
@@ -59,6 +60,8 @@ def render(
         "theme": theme if theme in THEMES else None,
         "session": session,
         "csrf_field": CSRF_FIELD,
+        "request_field": REQUEST_FIELD,
+        "new_request_key": new_request_key,
         "now": now_us(),
     }
     if session is not None:

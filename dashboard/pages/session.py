@@ -1,25 +1,26 @@
-"""admin key → signed cookie → session; forms carry a token that only their own session can have."""
+"""admin key → signed cookie → session; forms carry a token of their own session and organization."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from hmac import compare_digest
 from typing import Annotated, Any, cast
 from urllib.parse import parse_qs
 
 from fastapi import Depends, Request, Response
-from itsdangerous import BadData, Signer, URLSafeTimedSerializer
+from itsdangerous import BadData, URLSafeSerializer, URLSafeTimedSerializer
 from pyrate_limiter import Duration, Rate, RateItem, StateBucket, TokenBucket
 
 from catalog.view import CatalogView
 from dashboard.routing import read_body
 from dashboard.services import services_of
 from runtime.problem import Problem
-from schemas.organization import ApiKey, Organization, Scope
+from schemas.organization import KEY_PREFIX, ApiKey, Organization, Scope
 from schemas.settings import Settings
 
 COOKIE = "usage_session"
@@ -46,24 +47,42 @@ class SignInNeeded(Exception):
 class Sessions:
     """Cookies that name an API key, signed; a revoked key's sessions end with it.
 
-    Signed with what USAGE_ADMIN_KEY gives, so that a restart and a second process know them; without it, with a secret
-    of this process.
+    Signed with USAGE_SESSION_SECRET, which restarts and other processes share; without it, with a secret of this
+    process.
     """
 
     def __init__(self, settings: Settings, view: CatalogView) -> None:
-        source = settings.admin_key.get_secret_value() if settings.admin_key else secrets.token_urlsafe(32)
-        self._serializer = URLSafeTimedSerializer(source, salt="usage-session", signer_kwargs=_SHA256)
-        self._csrf = Signer(source, salt="usage-csrf", **_SHA256)
+        given = settings.session_secret
+        self._secret = given.get_secret_value() if given else secrets.token_urlsafe(32)
+        self._serializer = URLSafeTimedSerializer(self._secret, salt="usage-session", signer_kwargs=_SHA256)
+        self._forms = URLSafeSerializer(self._secret, salt="usage-form", signer_kwargs=_SHA256)
         self._view = view
 
-    def begin(self, key: ApiKey, response: Response, *, secure: bool) -> None:
-        """Set the cookie. secure: the page came over TLS, and so must the cookie."""
+    def start(self, key: ApiKey) -> tuple[Session, str]:
+        """A new session and its cookie."""
         nonce = secrets.token_urlsafe(16)
-        token = self._serializer.dumps([key.organization_id, key.id, nonce])
-        response.set_cookie(COOKIE, token, SESSION_SECONDS, secure=secure, httponly=True, samesite="strict")
+        cookie = self._serializer.dumps([key.organization_id, key.id, nonce])
+        return Session(key.organization_id, key.id, self._csrf_token(key.organization_id, nonce)), cookie
 
-    def end(self, response: Response) -> None:
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    def _csrf_token(self, organization_id: str, nonce: str) -> str:
+        return self._forms.dumps([organization_id, nonce])
+
+    def organization_of_form(self, csrf_token: str) -> str | None:
+        """The organization whose page had the form, also when the form's session is over; None: no page of ours."""
+        try:
+            organization_id, _ = self._forms.loads(csrf_token)
+        except (BadData, ValueError):
+            return None
+        return organization_id
+
+    def api_key_secret(self, session: Session, request_key: str) -> str:
+        """The secret of the API key that a form makes: the same when the form is sent twice, so that one is shown.
+
+        Only a process with the session secret can compute it, and that can sign sessions anyway.
+        """
+        message = f"api-key\0{session.organization_id}\0{request_key}".encode()
+        digest = hmac.digest(self._secret.encode(), message, "sha256")
+        return KEY_PREFIX + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
     def read(self, cookie: str | None) -> Session | None:
         """The session of a cookie; None when it is forged, has expired, or its key is no admin key in force."""
@@ -76,7 +95,19 @@ class Sessions:
         key = self._view.get(ApiKey, organization_id, key_id)
         if key is None or key.archived or not key.allows(Scope.ADMIN):
             return None
-        return Session(organization_id, key_id, self._csrf.get_signature(nonce).decode())
+        return Session(organization_id, key_id, self._csrf_token(organization_id, nonce))
+
+
+def set_cookie(response: Response, cookie: str, *, secure: bool) -> None:
+    """secure: the page came over TLS, and so must the cookie.
+
+    Lax, not Strict: a link in a mail or a chat finds the session. Forms have a token of their own.
+    """
+    response.set_cookie(COOKIE, cookie, SESSION_SECONDS, secure=secure, httponly=True, samesite="lax")
+
+
+def delete_cookie(response: Response) -> None:
+    response.delete_cookie(COOKIE, httponly=True, samesite="lax")
 
 
 _SHA256: dict[str, Any] = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
@@ -137,8 +168,8 @@ def require_same_site(request: Request) -> None:
 async def _own_form(request: Request, session: Visitor) -> dict[str, str]:
     require_same_site(request)
     fields = await form_of(request)
-    if not compare_digest(fields.pop(CSRF_FIELD, "").encode(), session.csrf_token.encode()):
-        raise Problem(403, "invalid_csrf_token", "this form is of another session; open the page again")
+    if not hmac.compare_digest(fields.pop(CSRF_FIELD, "").encode(), session.csrf_token.encode()):
+        raise Problem(403, "invalid_csrf_token", "Your session changed. Reload the page.")
     return fields
 
 

@@ -10,7 +10,7 @@ from whenever import PlainDateTime
 
 from dashboard import subscriptions as lifecycle
 from dashboard.control.common import validated
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor, organization_of
 from dashboard.pages.subscription_list import subscription_line, subscription_list
@@ -80,14 +80,14 @@ async def create_subscription(request: Request, visitor: Visitor, form: Form) ->
         require_sellable(store, organization_id, spec.product_id)
         subscription = lifecycle.begun(
             spec,
-            subscription_id=object_id("subscription", organization_id, None),
+            subscription_id=object_id("subscription", organization_id, request_key(form)),
             organization_id=organization_id,
             time_zone=zone,
             now=now,
         )
         lifecycle.require_billed_from(subscription, now)
         lifecycle.require_backdate(subscription, backdate=spec.backdate, now=now)
-        return (await create(store, subscription, None))[0]
+        return (await create(store, subscription, request_key(form)))[0]
 
     subscription, errors, status = await attempted(making())
     if subscription is None:

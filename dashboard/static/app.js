@@ -30,12 +30,42 @@ for (const button of $$("[data-theme-switch]")) {
   });
 }
 
-// -- ask before what can't be undone -----------------------------------------------------------------------------------
+// -- forms: ask before what can't be undone, and send once ---------------------------------------------------------------
 
 document.addEventListener("submit", (event) => {
+  const form = event.target;
   const question = event.submitter?.dataset.confirm;
-  if (question && !confirm(question)) event.preventDefault();
+  if (form.dataset.sent || (question && !confirm(question))) event.preventDefault();
+  // Not form.method: a field may have that name.
+  if (event.defaultPrevented || form.getAttribute("method") !== "post") return;
+  form.dataset.sent = "1";
+  event.submitter?.setAttribute("aria-busy", "true");
+  // Afterwards: a button that is disabled now would not send its name.
+  setTimeout(() => $$("button", form).forEach((button) => (button.disabled = true)));
 });
+
+// Back to a page that the browser kept: its forms may be sent again.
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const form of $$("form[data-sent]")) {
+    delete form.dataset.sent;
+    for (const button of $$("button", form)) {
+      button.disabled = false;
+      button.removeAttribute("aria-busy");
+    }
+  }
+});
+
+// A form that was kept while its visitor signed in.
+for (const form of $$("form[data-send]")) HTMLFormElement.prototype.requestSubmit.call(form);
+
+const SIGNED_OUT = "You were signed out. Sign in to save your changes.";
+
+// Send the form as a browser does: the answer is the sign-in page, which keeps it.
+function leave(form, action) {
+  form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "action", value: action }));
+  HTMLFormElement.prototype.submit.call(form);
+}
 
 // -- filters apply as they are chosen -----------------------------------------------------------------------------------
 
@@ -107,7 +137,10 @@ function follow() {
   // What changed between the page's making and now, or while the connection was lost, is fetched once.
   const catchUp = () => (refresh("totals"), refresh("alerts"));
   source.addEventListener("ready", () => (say("Live", "good"), catchUp()));
-  source.addEventListener("error", () => say("Reconnecting", "warn"));
+  // The browser connects again by itself, unless the answer is an error: the session is over.
+  source.addEventListener("error", () =>
+    source.readyState === EventSource.CLOSED ? say("Disconnected. Reload the page", "bad") : say("Reconnecting", "warn"),
+  );
   source.addEventListener("totals", (event) => {
     const unknown = JSON.parse(event.data).filter((row) => !show(row));
     if (unknown.length) refresh("totals");
@@ -142,11 +175,12 @@ for (const form of $$("form[data-editor]")) {
     body.set("action", action);
     // Not form.action: that is the buttons of this name.
     const answer = await fetch(location.pathname, { method: "POST", body, headers: { "X-Part": "1" } });
-    return answer.ok ? answer.text() : null;
+    return answer.status === 401 ? SIGNED_OUT : answer.ok ? answer.text() : null;
   };
   const replace = async (action) => {
     const sent = new FormData(form);
     const html = await edit(action);
+    if (html === SIGNED_OUT) return leave(form, action);
     if (html === null) return;
     // What was typed while the answer was under way stays; a removed price has moved the others' places.
     const typed = action.startsWith("remove") ? [] : [...new FormData(form)].filter(([name, text]) => sent.get(name) !== text);
@@ -174,6 +208,7 @@ for (const form of $$("form[data-editor]")) {
     waiting = setTimeout(async () => {
       const html = await edit("refresh");
       if (html === null) return;
+      if (html === SIGNED_OUT) return $$("[data-example]", form).forEach((line) => (line.textContent = html));
       const fresh = new DOMParser().parseFromString(html, "text/html");
       for (const line of $$("[data-example]", form)) {
         line.textContent = fresh.querySelector(`[data-example="${line.dataset.example}"]`)?.textContent ?? "";
