@@ -45,7 +45,7 @@ _IMMUTABLE: dict[type[CatalogObject], tuple[str, ...]] = {
     Product: ("currency", "prices"),
     Subscription: ("customer_id", "started_at", "billed_from", "billing_interval", "time_zone", "product_id"),
     ApiKey: ("sha256", "scopes"),
-    AlertRule: ("meter_id", "customer_id", "kind", "threshold"),
+    AlertRule: ("meter_id", "customer_id", "kind", "threshold", "alert_existing", "past_cycles"),
     Topology: ("event_partitions",),
 }
 _REFERENCES: dict[type[CatalogObject], tuple[tuple[str, type[CatalogObject]], ...]] = {

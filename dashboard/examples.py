@@ -46,6 +46,7 @@ _SUBSCRIPTION = {
     "collection_method": "charge_automatically",
 }
 _RULE = {"meter_id": _METER_ID, "customer_id": None, "kind": "included_percent", "threshold": "80"}
+_RULE |= {"alert_existing": False, "past_cycles": False}
 _ENDPOINT = {"url": "https://example.com/hooks", "description": "on-call"}
 _ORGANIZATION = {
     "name": "Acme",
@@ -70,6 +71,7 @@ _ALERT = {
     "cycle_end": _MARCH["end"],
     "fired_at": "2026-03-20T14:05:11.25Z",
     "currency": None,
+    "not_sent": None,
 }
 _LINE = {
     "meter_id": _METER_ID,

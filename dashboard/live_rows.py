@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from catalog.view import CatalogView
 from dashboard.objects import Instant
 from schemas.alert import Alert
-from schemas.alert_rule import AlertKind
+from schemas.alert_rule import AlertKind, NotSent
 from schemas.decimals import plain
 from schemas.totals import UsageTotal
 
@@ -26,7 +26,10 @@ class LiveRow(BaseModel):
 
 
 class AlertOut(BaseModel):
-    """A rule's threshold was reached, once for a customer and cycle. currency: of an amount."""
+    """A rule's threshold was reached, once for a customer and cycle. currency: of an amount.
+
+    not_sent: why no webhook was sent for it; null: it was.
+    """
 
     id: str
     rule_id: str
@@ -39,6 +42,7 @@ class AlertOut(BaseModel):
     cycle_end: Instant
     fired_at: Instant
     currency: str | None
+    not_sent: NotSent | None
 
 
 def live_rows(view: CatalogView, totals: Iterable[UsageTotal], meter_id: str | None = None) -> Iterator[LiveRow]:

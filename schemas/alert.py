@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from schemas.alert_rule import AlertKind
+from schemas.alert_rule import AlertKind, NotSent
 from schemas.partition import customer_key
 
 
@@ -19,7 +19,8 @@ class Alert(msgspec.Struct, frozen=True):
     """id: schemas.alert_rule.alert_id, the same however often it is published.
 
     threshold: the rule's, quantity: what was reached when it fired; plain decimal strings, in the unit of the kind.
-    cycle_start, cycle_end, fired_at: µs since 1970. currency: of an amount, else None.
+    cycle_start, cycle_end, fired_at: µs since 1970. currency: of an amount, else None. not_sent: why it is shown only;
+    None: it goes to webhooks.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Alert(msgspec.Struct, frozen=True):
     cycle_end: int
     fired_at: int
     currency: str | None = None
+    not_sent: NotSent | None = None
 
     @property
     def key(self) -> bytes:

@@ -21,8 +21,22 @@ class AlertKind(StrEnum):
     AMOUNT = "amount"
 
 
+class NotSent(StrEnum):
+    """Why an alert is not sent. cycle_over: its cycle was, when its rule was made or the usage came (grace included).
+
+    already_reached: the threshold was, when its rule was made.
+    """
+
+    CYCLE_OVER = "cycle_over"
+    ALREADY_REACHED = "already_reached"
+
+
 class AlertRuleSpec(BaseModel):
-    """What a merchant posts. customer_id None: every customer."""
+    """What a merchant posts. customer_id None: every customer.
+
+    Alerts are shown in any case. alert_existing: send also those that were reached when the rule was made. past_cycles:
+    send also those of cycles that were over by then, or when their usage came.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +44,8 @@ class AlertRuleSpec(BaseModel):
     customer_id: Identifier | None = None
     kind: AlertKind
     threshold: Annotated[DecimalString, Field(gt=0)]
+    alert_existing: bool = False
+    past_cycles: bool = False
 
 
 class AlertRule(AlertRuleSpec):

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ from runtime.kafka_watch import TopicWatch
 from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
+from schemas.alert import Alert
 from schemas.alert_rule import AlertRule
 from schemas.meter import Meter
 from schemas.partition import partition_of
@@ -52,7 +53,7 @@ from schemas.usage_batch import UnreadableBatch, UsageBatch, decode
 from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
 from stream_processors import metrics
-from stream_processors.alerts import AlertBook
+from stream_processors.alerts import AlertBook, IsNew
 from stream_processors.cycles import affected_by, tile_at
 from stream_processors.exact_table import (
     DurableProducer,
@@ -71,6 +72,7 @@ from stream_processors.exact_table import (
     release,
     rewind,
 )
+from stream_processors.moments import Seen
 from stream_processors.repairs import Raw, RepairReader
 from stream_processors.state import Fired, PartitionState
 from stream_processors.totals import Total
@@ -94,6 +96,7 @@ _STILL_SECONDS_MAX = 5.0
 _STALLED_SECONDS_MAX = 120.0
 _STOP_SECONDS_MAX = 40.0
 _HOUR_US = 3600 * SECOND_US
+_RULE_AGE_US = 10 * SECOND_US
 
 
 def now_us() -> int:
@@ -162,14 +165,13 @@ class Aggregator:
         self._ends = LogEnds(settings)
         self._repairs = RepairReader(settings)
         self._producer = DurableProducer(settings.kafka_properties)
-        self._alerts = AlertBook(self._view)
+        self._alerts = AlertBook(self._view, self._grace_us)
         self._catalog_changes: deque[CatalogRecord] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._unflushed: list[Any] = []
         self._unflushed_bytes = 0
-        self._to_check: dict[int, list[Total]] = {}  # partition → totals to hold against the rules, changed or not
         self._known: dict[int, PartitionState] = {}  # states that have been held against all rules
         self._gaps: dict[int, _Gap] = {}
         self._progressed: dict[int, tuple[int, float]] = {}  # partition → next offset, when it was reached
@@ -205,7 +207,13 @@ class Aggregator:
             partial(tile_at, self._view),
             horizon_us=self._settings.dedupe_horizon_hours * _HOUR_US,
             ids_max=self._settings.dedupe_ids_max,
+            grace_us=self._grace_us,
         )
+
+    def _grace_us(self, organization_id: str) -> int:
+        organization = self._view.organization(organization_id)
+        seconds = None if organization is None else organization.grace_seconds
+        return (self._settings.close_grace_seconds if seconds is None else seconds) * SECOND_US
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
@@ -225,6 +233,7 @@ class Aggregator:
             state = await self.table.state_of(partition, generation)
             if state is not None:
                 self._apply_catalog_changes()
+                self._meet(state)
                 await self._apply(state, by_offset)
         self._unflushed.extend(events)
         self._unflushed_bytes += sum(len(event.value or b"") for event in events)
@@ -246,6 +255,7 @@ class Aggregator:
             # The group's committed offset is far behind: no need to read what is in the state.
             await self._go_back(state, last + 1)
             return
+        state.moments.made_at = self._made_after(state.log_time)
         while run := list(_run_from(state.next_offset, by_offset)):
             messages = [(offset, _decoded(event.message)) for offset, event in run]
             applied = state.apply(messages)
@@ -308,27 +318,60 @@ class Aggregator:
     def _apply_catalog_changes(self) -> None:
         """Forget what was derived from what has changed; hold totals against rules that are new or mean something else.
 
-        A subscription says what an amount and the included units are.
+        At once, before later usage counts: what a rule finds was there before it. A subscription says what an amount
+        and the included units are.
         """
         states = self.table.states
-        meters: set[tuple[str, str]] = set()
+        new_rules: dict[tuple[str, str], set[str]] = {}
         while self._catalog_changes:
             record = self._catalog_changes.popleft()
             if (affected := affected_by(record)) is not None:
                 for state in states.values():
                     state.totals.forget_tiles(affected)
-            if isinstance(record.state, AlertRule):
-                meters.add((record.state.organization_id, record.state.meter_id))
+            if isinstance(rule := record.state, AlertRule):
+                new_rules.setdefault((rule.organization_id, rule.meter_id), set()).add(rule.id)
             elif isinstance(subscription := record.state, Subscription):
-                for partition, state in states.items():
+                for state in states.values():
                     totals = state.totals.of_customer(subscription.organization_id, subscription.customer_id)
-                    self._to_check.setdefault(partition, []).extend(totals)
-        for organization_id, meter_id in meters:
+                    self._hold(state, totals)
+        for (organization_id, meter_id), rule_ids in new_rules.items():
             if (meter := self._view.get(Meter, organization_id, meter_id)) is None:
                 continue
-            for partition, state in states.items():
+            for state in states.values():
                 totals = state.totals.reading(organization_id, meter.event_name)
-                self._to_check.setdefault(partition, []).extend(totals)
+                self._hold(state, totals, rule_ids=rule_ids, is_new=lambda _: True)
+
+    def _meet(self, state: PartitionState) -> None:
+        """Hold all totals of a state against all rules, once it is loaded and before anything is added to it."""
+        if self._known.get(state.partition) is state:
+            return
+        self._known[state.partition] = state
+        _tell_if_counted_anew(state)
+        # A rule that was made about the last write was perhaps not held against it.
+        self._hold(state, list(state.totals), is_new=lambda rule: rule.created_at > state.written_at - _RULE_AGE_US)
+
+    def _hold(
+        self,
+        state: PartitionState,
+        totals: Sequence[Total],
+        *,
+        rule_ids: Set[str] | None = None,
+        is_new: IsNew = lambda _: False,
+    ) -> None:
+        """Note the alerts of totals, whatever has changed; the next flush publishes them."""
+        seen = (Seen(total, state.moments.time_of(total)) for total in totals)
+        due = self._alerts.due(seen, state.fired, now_us(), rule_ids=rule_ids, is_new=is_new)
+        self._note(state, due)
+        state.alerts_due += due
+
+    @staticmethod
+    def _note(state: PartitionState, due: Sequence[Alert]) -> None:
+        for alert in due:
+            state.note_fired(alert.id, Fired(alert.rule_id, alert.customer_id, alert.cycle_start, alert.fired_at))
+
+    def _made_after(self, log_time: int) -> list[int]:
+        """When rules were made that are later than the log has come to, ascending: none but after a stop."""
+        return sorted(rule.created_at for rule in self._view.all(AlertRule) if rule.created_at >= log_time)
 
     # -- flushing --------------------------------------------------------------------------------------------------
 
@@ -364,9 +407,7 @@ class Aggregator:
             self._apply_catalog_changes()
             states = self.table.states
             for state in states.values():
-                if self._known.get(state.partition) is not state:
-                    _tell_if_counted_anew(state)
-                    self._to_check[state.partition] = list(state.totals)
+                self._meet(state)
             events, self._unflushed, self._unflushed_bytes = self._unflushed, [], 0
             done: dict[int, int] = {}
             oldest = 0
@@ -382,7 +423,6 @@ class Aggregator:
                 await commit(self._app, self._events_topic, done, generation)
             release(self._app, events)
             self._known = {p: state for p, state in states.items() if self.table.states.get(p) is state}
-            self._to_check = {p: totals for p, totals in self._to_check.items() if p in self._known}
             if done:
                 metrics.FLUSH_SECONDS.observe(time.monotonic() - started)
             if oldest:
@@ -393,15 +433,15 @@ class Aggregator:
 
         Returns with every changed total held against the rules; nothing may be awaited from then until it is written.
         """
-        checked = self._to_check.pop(state.partition, [])
         while True:
-            due = self._alerts.due([*checked, *state.totals.changed], state.fired, now_us())
+            fresh = self._alerts.due(state.moments.seen(state.totals.changed), state.fired, now_us())
+            self._note(state, fresh)
+            due, state.alerts_due = [*state.alerts_due, *fresh], []
             if not due:
                 return
             for alert in due:
                 partition = partition_of(alert.organization_id, alert.customer_id, self._settings.event_partitions)
                 self._producer.send(self._alerts_topic, partition, [(alert.key, alert_codec.encode(alert))])
-                state.note_fired(alert.id, Fired(alert.rule_id, alert.customer_id, alert.cycle_start, alert.fired_at))
             await self._producer.flush()
             metrics.ALERTS.inc(len(due))
             metrics.ALERT_SECONDS.observe(max(0.0, (now_us() - state.log_time) / 1e6))

@@ -1,22 +1,27 @@
 """changed totals × alert rules → alerts that are due, each once per rule, customer and cycle. Pure.
 
 What has fired in the end depends on totals and rules alone, not on which came first: a rule is checked against every
-total of its meter when it appears, and every total when it is restored; then only what changes is.
+total of its meter when it appears, and every total when it is restored; then only what changes is. Whether an alert is
+sent depends on the log's clock (moments.py): not when its cycle was over, or its threshold reached, by the time its
+rule was made, nor when the usage came after the cycle and its grace. The rule may ask for those too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from catalog.view import CatalogView
 from schemas.alert import Alert
-from schemas.alert_rule import AlertKind, AlertRule, alert_id
+from schemas.alert_rule import AlertKind, AlertRule, NotSent, alert_id
 from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import Cycle
 from stream_processors.alert_kinds import KINDS, TYPICAL_CYCLES_MAX, Reached, Terms
 from stream_processors.cycles import cycles_before, meter_reads, price_in
+from stream_processors.moments import GraceUs, Seen
 from stream_processors.state import FiredKey
 from stream_processors.totals import Total
 
@@ -28,25 +33,45 @@ class _Watch:
     reached: Reached
 
 
-class AlertBook:
-    """The rules in force, as the view has them, ready to be checked."""
+IsNew = Callable[[AlertRule], bool]
 
-    def __init__(self, view: CatalogView) -> None:
+
+def _never(_: AlertRule) -> bool:
+    return False
+
+
+class AlertBook:
+    """The rules in force, as the view has them, ready to be checked. grace_us: after its end a cycle still runs."""
+
+    def __init__(self, view: CatalogView, grace_us: GraceUs = lambda _: 0) -> None:
         self._view = view
+        self._grace_us = grace_us
         self._revision = -1
         self._watches: dict[tuple[str, str], tuple[_Watch, ...]] = {}
         self._reads: dict[tuple[str, str, Cycle], bool] = {}
         self._terms: dict[tuple[str, str, Cycle, int | None], Terms] = {}
 
-    def due(self, totals: Iterable[Total], fired: Set[FiredKey], now: int) -> list[Alert]:
-        """Alerts of these totals that have not fired. now: µs."""
+    def due(
+        self,
+        seen: Iterable[Seen],
+        fired: Set[FiredKey],
+        now: int,
+        *,
+        is_new: IsNew = _never,
+        rule_ids: Set[str] | None = None,
+    ) -> list[Alert]:
+        """Alerts of these totals that have not fired. now: µs; the time of a total that no message has changed.
+
+        is_new: whether the totals are held against a rule for the first time. rule_ids: only these; None: all.
+        """
         if self._revision != self._view.revision:
             self._revision = self._view.revision
             self._watches.clear()
             self._reads.clear()
             self._terms.clear()
         alerts: dict[str, Alert] = {}
-        for changed in totals:
+        for each in seen:
+            changed, at_us = each.total, now if each.at_us is None else each.at_us
             series = changed.series
             key = (series.organization_id, series.event_name)
             watches = self._watches.get(key)
@@ -55,11 +80,14 @@ class AlertBook:
             for watch in watches:
                 if watch.rule.customer_id not in (None, series.customer_id):
                     continue
+                if rule_ids is not None and watch.rule.id not in rule_ids:
+                    continue
                 for total in _concerned(watch, changed):
                     if (watch.rule.id, series.customer_id, total.cycle.start_us) in fired:
                         continue
-                    if (alert := self._alert(watch, total, now)) is not None:
-                        alerts.setdefault(alert.id, alert)
+                    if (alert := self._alert(watch, total, now)) is not None and alert.id not in alerts:
+                        why = self._not_sent(watch.rule, total, at_us, is_new=is_new(watch.rule))
+                        alerts[alert.id] = alert if why is None else replace(alert, not_sent=why)
         return list(alerts.values())
 
     def _watches_on(self, organization_id: str, event_name: str) -> tuple[_Watch, ...]:
@@ -91,6 +119,15 @@ class AlertBook:
             fired_at=now,
             currency=terms.currency if rule.kind is AlertKind.AMOUNT else None,
         )
+
+    def _not_sent(self, rule: AlertRule, total: Total, at_us: int, *, is_new: bool) -> NotSent | None:
+        """at_us: when the total said so."""
+        over_at = total.cycle.end_us + self._grace_us(rule.organization_id)
+        if max(at_us, rule.created_at) > over_at:
+            return None if rule.past_cycles else NotSent.CYCLE_OVER
+        if (is_new or at_us <= rule.created_at) and not rule.alert_existing:
+            return NotSent.ALREADY_REACHED
+        return None
 
     def _meter_reads(self, meter_id: str, total: Total) -> bool:
         """Whether the total's cycle is one of the meter's: another meter of the same event_name may have others."""

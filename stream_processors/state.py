@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from schemas.alert import Alert
 from schemas.repair import UsageRepair
 from schemas.totals import (
     BEGUN_KEY,
@@ -34,6 +35,7 @@ from schemas.totals import (
 )
 from schemas.usage_batch import UsageBatch
 from stream_processors.dedupe import Dedupe, Hashes, as_hashes, identity_hash
+from stream_processors.moments import GraceUs, Moments
 from stream_processors.totals import Series, TileAt, Totals
 
 Record = tuple[bytes, bytes | None]
@@ -80,10 +82,21 @@ class PartitionState:
     topic_id: of usage.events as it is now; what was kept of an earlier topic of that name counts on, with offsets from
     0 again. log_time: greatest received_at so far, µs; 0 before the first. repairs_next: the next offset of
     usage.repairs; None: nobody has begun to read it, and what lies in it already was not computed from these totals.
-    abandoned: keys of a changelog that had lost its beginning; they are deleted with the next write.
+    abandoned: keys of a changelog that had lost its beginning; they are deleted with the next write. moments: what
+    totals said since the last write, and when. written_at: µs, the clock at the last write; 0 before the first.
+    alerts_due: noted as fired, not published yet.
     """
 
-    def __init__(self, partition: int, topic_id: str, tile_at: TileAt, *, horizon_us: int, ids_max: int) -> None:
+    def __init__(
+        self,
+        partition: int,
+        topic_id: str,
+        tile_at: TileAt,
+        *,
+        horizon_us: int,
+        ids_max: int,
+        grace_us: GraceUs = lambda _: 0,
+    ) -> None:
         self.partition = partition
         self.topic_id = topic_id
         self.next_offset = 0
@@ -91,6 +104,9 @@ class PartitionState:
         self.repairs_next: int | None = None
         self.totals = Totals(tile_at)
         self.dedupe = Dedupe(horizon_us, ids_max)
+        self.moments = Moments(grace_us)
+        self.written_at = 0
+        self.alerts_due: list[Alert] = []
         self.fired: set[FiredKey] = set()
         self._new_fired: list[tuple[str, Fired]] = []
         self.abandoned: list[bytes] = []
@@ -118,6 +134,7 @@ class PartitionState:
         firsts = self._first_seen([(batch, series) for _, batch, series in readable])
         events = duplicates = 0
         for (offset, batch, series), counts in zip(readable, firsts, strict=True):
+            self.moments.before(offset, batch.received_at, self.totals.changed)
             self.totals.add(offset, batch, series, counts)
             again = 0 if counts is None else counts.count(False)
             events += len(batch) - again
@@ -185,6 +202,8 @@ class PartitionState:
             (total.key(), encode(total.record(self.topic_id, self.partition, now)))
             for total in self.totals.take_changed()
         ]
+        self.moments.forget()
+        self.written_at = now
         records += self._id_changes()
         records += [(_FIRED + alert_id.encode(), msgspec.json.encode(fired)) for alert_id, fired in self._new_fired]
         self._new_fired.clear()
@@ -255,7 +274,8 @@ class PartitionState:
             self.abandoned = [*([PROGRESS_KEY] if read.progress else ()), *read.totals, *read.ids]
             return
         if read.progress is not None:
-            self.log_time = read.progress.log_time
+            self.log_time = self.moments.log_time = read.progress.log_time
+            self.written_at = read.progress.updated_at
             self.repairs_next = self._written_repairs = read.repairs_next
             if read.progress.topic_id == self.topic_id:
                 self.next_offset = self._written_offset = read.progress.next_offset

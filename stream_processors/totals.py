@@ -58,6 +58,12 @@ class Total:
         self.repaired = NOT_REPAIRED
         self.changed = False
 
+    def copy(self) -> Total:
+        """The total as it is now; of the same series, which does not know it."""
+        made = Total(self.series, self.cycle)
+        made.sum, made.count, made.max = self.sum, self.count, self.max
+        return made
+
     def key(self) -> bytes:
         series = self.series
         return total_key(

@@ -9,18 +9,22 @@ from decimal import ROUND_DOWN, Decimal
 from dashboard.pages.formats import money, number
 from dashboard.services import Services
 from schemas.alert import Alert
-from schemas.alert_rule import AlertKind
+from schemas.alert_rule import AlertKind, NotSent
 from schemas.customer import Customer
 from schemas.meter import Meter
 from schemas.period import Cycle
 
 SHOWN = 100
+_NOT_SENT = {
+    NotSent.CYCLE_OVER: "not sent: the billing period was over",
+    NotSent.ALREADY_REACHED: "not sent: already reached when the rule was created",
+}
 _TENTH = Decimal("0.1")
 
 
 @dataclass(frozen=True, slots=True)
 class AlertLine:
-    """customer, meter: names, or ids where there is nothing of that id. text: what was reached."""
+    """customer, meter: names, or ids where there is nothing of that id. text: what was reached. not_sent: why not."""
 
     id: str
     customer_id: str
@@ -29,6 +33,7 @@ class AlertLine:
     text: str
     cycle: Cycle
     fired_at: int
+    not_sent: str | None
 
 
 def threshold_text(kind: AlertKind, threshold: str, unit: str) -> str:
@@ -77,6 +82,7 @@ def alert_list(
                 text=f"{_reached_text(alert, unit)}, at or above {threshold_text(alert.kind, alert.threshold, unit)}",
                 cycle=Cycle(alert.cycle_start, alert.cycle_end),
                 fired_at=alert.fired_at,
+                not_sent=None if alert.not_sent is None else _NOT_SENT[alert.not_sent],
             )
         )
     return lines

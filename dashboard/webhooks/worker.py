@@ -211,7 +211,7 @@ class WebhookWorker:
             changed += [(shelf, delivery) for delivery in shelf.followed_requests(now)]
             new: dict[str, WebhookDelivery] = {}
             for offset, alert in shelf.waiting:
-                endpoints = self._endpoints(alert.organization_id)
+                endpoints = self._endpoints(alert.organization_id) if alert.not_sent is None else ()
                 new |= {each.id: each for each in shelf.new_deliveries(alert, endpoints, now)}
                 self._read[partition] = TopicPartition(self._alerts_topic, partition, offset + 1)
             shelf.waiting.clear()

@@ -199,7 +199,12 @@ class Stack:
             product = made("/products", {"name": "all", "currency": "eur", "prices": prices})
             made("/webhook-endpoints", {"url": self.receiver.url("/alerts")})
             for threshold in ALERT_THRESHOLDS:
-                rule = {"meter_id": self.meters["count"], "kind": "quantity", "threshold": str(threshold)}
+                rule: dict[str, Any] = {
+                    "meter_id": self.meters["count"],
+                    "kind": "quantity",
+                    "threshold": str(threshold),
+                }
+                rule["past_cycles"] = True  # cycles end during the run, and a stage may be down for longer
                 self.rules[made("/alert-rules", rule)] = threshold
             for customer, end in self.ends.items():
                 made("/customers", {"id": customer, "name": customer, "payment_method": "pm_card_visa"})

@@ -121,6 +121,7 @@ class MeteringWorld:
         threshold: str,
         customer_id: str | None = None,
         kind: AlertKind = AlertKind.QUANTITY,
+        **more: Any,
     ) -> AlertRule:
         rule = AlertRule.model_validate(
             {
@@ -131,6 +132,7 @@ class MeteringWorld:
                 "customer_id": customer_id,
                 "kind": kind,
                 "threshold": threshold,
+                **more,
             }
         )
         return self.catalog.write(rule, 0)

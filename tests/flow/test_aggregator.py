@@ -11,7 +11,7 @@ from confluent_kafka import TopicPartition
 
 from deploy.local.kafka import KafkaBroker
 from runtime.topics import admin_client, create_topics
-from schemas.alert_rule import AlertKind
+from schemas.alert_rule import AlertKind, NotSent
 from schemas.meter import Aggregation
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld
@@ -97,6 +97,8 @@ def test_alerts_for_rules_made_after_the_usage(world: MeteringWorld) -> None:
     until(lambda: len(world.alerts()) == 2)
     found = {(a.rule_id, a.customer_id, a.quantity) for (a,) in world.alerts().values()}
     assert found == {("rule_two_calls", "a", "2"), ("rule_peak_of_b", "b", "8")}
+    # Their cycle was over before the rules were made: shown, not sent.
+    assert {alert.not_sent for (alert,) in world.alerts().values()} == {NotSent.CYCLE_OVER}
 
     # A rule that was made while nobody looked is caught up with at the start.
     (worker,) = world._workers  # pyright: ignore[reportPrivateUsage]
@@ -105,6 +107,31 @@ def test_alerts_for_rules_made_after_the_usage(world: MeteringWorld) -> None:
     worker.start()
     until(lambda: len(world.alerts()) == 4)
     assert all(len(published) == 1 for published in world.alerts().values())
+
+
+def test_what_a_new_rule_finds_is_not_sent_and_what_comes_after_it_is(world: MeteringWorld) -> None:
+    """In a cycle that runs; usage goes on all the time, and a worker that comes back decides the same."""
+    meter, now = world.meter("calls"), time.time_ns() // 1000
+    for customer in ("above", "below"):
+        world.customer(customer)
+    worker = world.worker().start()
+    world.send(Event("above", value="9", at=now), Event("below", value="1", at=now))
+    until(lambda: len(world.totals()) == 2)
+    world.rule("seven", meter, "7", created_at=time.time_ns() // 1000)
+    world.rule("told", meter, "7", created_at=time.time_ns() // 1000, alert_existing=True)
+    world.send(Event("above", value="1", at=now), Event("below", value="1", at=now))
+    until(lambda: len(world.alerts()) == 2)
+    worker.stop()
+    world.rule("stopped", meter, "7", created_at=time.time_ns() // 1000)
+    world.send(Event("above", value="1", at=now), Event("below", value="8", at=now))
+    worker.start()
+    until(lambda: len(world.alerts()) == 6)
+    found = {(alert.rule_id, alert.customer_id): alert.not_sent for (alert,) in world.alerts().values()}
+    assert found == {
+        ("rule_seven", "above"): NotSent.ALREADY_REACHED, ("rule_told", "above"): None,
+        ("rule_stopped", "above"): NotSent.ALREADY_REACHED,
+        ("rule_seven", "below"): None, ("rule_told", "below"): None, ("rule_stopped", "below"): None,
+    }  # fmt: skip
 
 
 def test_alerts_of_every_kind(world: MeteringWorld) -> None:

@@ -19,7 +19,7 @@ from deploy.local.kafka import KafkaBroker
 from runtime.topics import create_topics
 from schemas import alert as alerts
 from schemas.alert import Alert
-from schemas.alert_rule import AlertKind, alert_id
+from schemas.alert_rule import AlertKind, NotSent, alert_id
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.partition import partition_of
 from schemas.settings import Settings
@@ -84,10 +84,10 @@ class World:
         assert answer.status_code == 201, answer.text
         return answer.json()
 
-    def fire(self, customer: str) -> Alert:
+    def fire(self, customer: str, not_sent: NotSent | None = None) -> Alert:
         alert = Alert(
             alert_id("rule_1", customer, 0), "default", "rule_1", customer, "mtr_1", AlertKind.QUANTITY, "80", "90", 0,
-            1_000_000, time.time_ns() // 1000,
+            1_000_000, time.time_ns() // 1000, not_sent=not_sent,
         )  # fmt: skip
         partition = partition_of("default", customer, 2)
         self.producer.produce(topic_name(self.settings, USAGE_ALERTS), alerts.encode(alert), alert.key, partition)
@@ -136,6 +136,20 @@ def test_every_alert_reaches_every_endpoint_once_and_signed(world: World, receiv
     (delivery, *_) = world.deliveries()
     again = world.call("POST", f"/webhook-deliveries/{delivery['id']}/retry")
     assert (again.status_code, again.json()["code"]) == (409, "already_delivered")
+
+
+def test_an_alert_of_a_cycle_that_was_over_is_shown_and_not_sent(world: World, receiver: Receiver) -> None:
+    world.endpoint(receiver.url("/a"))
+    until(lambda: world.board.checks["webhooks"]() is None)
+    kept, sent = world.fire("c", NotSent.CYCLE_OVER), world.fire("d")
+    until(lambda: len(receiver.got) == 1)
+    world.restart()
+    world.fire("e")
+    until(lambda: len(receiver.got) == 2)
+    assert receiver.times.keys() >= {sent.id}
+    assert kept.id not in receiver.times
+    shown = {alert["id"]: alert["not_sent"] for alert in world.call("GET", "/alerts").json()["data"]}
+    assert (shown[kept.id], shown[sent.id]) == ("cycle_over", None)
 
 
 def test_what_fails_is_sent_again_also_by_the_next_worker(world: World, receiver: Receiver) -> None:

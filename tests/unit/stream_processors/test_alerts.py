@@ -15,6 +15,7 @@ from schemas.period import Cycle, calendar_month_containing
 from schemas.product import Product
 from schemas.subscription import ProductChange
 from stream_processors.alerts import AlertBook
+from stream_processors.moments import Seen
 from stream_processors.state import FiredKey
 from stream_processors.totals import Series, Total
 from tests.unit.stream_processors.facts import (
@@ -40,8 +41,13 @@ def total(sum_: int = 0, count: int = 0, max_: int | None = None, of: str = "c",
     return made
 
 
+def seen(*totals: Total) -> list[Seen]:
+    """Nothing of theirs came in a message of late."""
+    return [Seen(each, None) for each in totals]
+
+
 def due(view: CatalogView, *totals: Total, fired: frozenset[FiredKey] = frozenset()) -> list[Alert]:
-    return AlertBook(view).due(totals, fired, NOW)
+    return AlertBook(view).due(seen(*totals), fired, NOW)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_an_alert_says_what_fired() -> None:
 def test_fires_once_a_rule_customer_and_cycle() -> None:
     view = view_of(meter("calls"), rule("r", "calls", "1"), rule("s", "calls", "2"))
     book, reached = AlertBook(view), (total(5 * 10**9), total(5 * 10**9, cycle=APRIL), total(10**9, of="d"))
-    first = book.due(reached, frozenset(), NOW)
+    first = book.due(seen(*reached), frozenset(), NOW)
     assert {(a.rule_id, a.customer_id, a.cycle_start) for a in first} == {
         ("rule_r", "c", MARCH.start_us),
         ("rule_s", "c", MARCH.start_us),
@@ -100,9 +106,9 @@ def test_fires_once_a_rule_customer_and_cycle() -> None:
     }
     assert len({alert.id for alert in first}) == 5
     fired = {(alert.rule_id, alert.customer_id, alert.cycle_start) for alert in first}
-    assert book.due(reached, fired, NOW) == []
+    assert book.due(seen(*reached), fired, NOW) == []
     # the same total twice in one look
-    assert len(book.due((reached[0], reached[0]), frozenset(), NOW)) == 2
+    assert len(book.due(seen(reached[0], reached[0]), frozenset(), NOW)) == 2
 
 
 def test_a_rule_of_one_customer_watches_no_other() -> None:
@@ -113,13 +119,13 @@ def test_a_rule_of_one_customer_watches_no_other() -> None:
 def test_rules_come_and_go_with_the_catalog() -> None:
     view, book = view_of(meter("calls")), None
     book = AlertBook(view)
-    assert book.due([total(10**9)], frozenset(), NOW) == []
+    assert book.due(seen(total(10**9)), frozenset(), NOW) == []
     put(view, rule("r", "calls", "1"))
-    assert len(book.due([total(10**9)], frozenset(), NOW)) == 1
+    assert len(book.due(seen(total(10**9)), frozenset(), NOW)) == 1
     archived = view.get(AlertRule, ORG, "rule_r")
     assert archived is not None
     put(view, archived.model_copy(update={"archived": True}))
-    assert book.due([total(10**9)], frozenset(), NOW) == []
+    assert book.due(seen(total(10**9)), frozenset(), NOW) == []
 
 
 def test_only_the_cycle_of_the_meter_counts() -> None:
@@ -232,10 +238,10 @@ def test_what_is_imported_later_makes_the_cycles_after_it_typical_or_not() -> No
     view = view_of(meter("calls"), rule("r", "calls", "200", kind=AlertKind.TYPICAL_PERCENT))
     book = AlertBook(view)
     march = months(mar="10")[0]
-    assert book.due([march], frozenset(), NOW) == []
+    assert book.due(seen(march), frozenset(), NOW) == []
     february = march.series.total(calendar_month_containing("UTC", MARCH.start_us - 1))
     february.sum, february.count = unscaled_value("4"), 1
-    (alert,) = book.due([february], frozenset(), NOW)
+    (alert,) = book.due(seen(february), frozenset(), NOW)
     assert (alert.cycle_start, alert.quantity) == (MARCH.start_us, "250")
 
 
