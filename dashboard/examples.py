@@ -45,8 +45,14 @@ _SUBSCRIPTION = {
     "billing_interval": "month",
     "collection_method": "charge_automatically",
 }
-_RULE = {"meter_id": _METER_ID, "customer_id": None, "kind": "included_percent", "threshold": "80"}
-_RULE |= {"alert_existing": False, "past_cycles": False}
+_RULE = {
+    "meter_id": _METER_ID,
+    "customer_id": None,
+    "kind": "included_percent",
+    "threshold": "80",
+    "alert_existing": False,
+    "past_cycles": False,
+}
 _ENDPOINT = {"url": "https://example.com/hooks", "description": "on-call"}
 _ORGANIZATION = {
     "name": "Acme",
@@ -214,6 +220,7 @@ EXAMPLES: Mapping[str, Any] = {
     "WebhookEndpointChanges": {"description": "on-call, EU"},
     "NewWebhookEndpointOut": {**_SHOWN["WebhookEndpointOut"], "secret": "whsec_q0…"},
     "ApiKeySpec": _KEY,
+    "NewAlertRuleOut": {**_SHOWN["AlertRuleOut"], "customers_reached": 312},
     "NewApiKeyOut": {**_SHOWN["ApiKeyOut"], "secret": _SECRET},
     "OrganizationOut": {**_ORGANIZATION, **_MADE, "id": "default"},
     "OrganizationChanges": {"time_zone": "Europe/Vienna", "grace_seconds": 3600},

@@ -61,6 +61,12 @@ class AlertRuleOut(Stored, AlertRuleSpec, extra="ignore"):
     """An alert rule."""
 
 
+class NewAlertRuleOut(AlertRuleOut, extra="ignore"):
+    """customers_reached: how many have reached the threshold in their current cycle already; null: not known now."""
+
+    customers_reached: int | None
+
+
 class OrganizationOut(Stored, OrganizationFields, extra="ignore"):
     """The organization and its settings."""
 

@@ -33,6 +33,7 @@ import structlog
 import uvloop
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from catalog.cycles import affected_by, tile_at
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
@@ -54,7 +55,6 @@ from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
 from stream_processors import metrics
 from stream_processors.alerts import AlertBook, IsNew
-from stream_processors.cycles import affected_by, tile_at
 from stream_processors.exact_table import (
     DurableProducer,
     ExactApp,

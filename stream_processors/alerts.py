@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from catalog.alert_kinds import KINDS, NO_TERMS, Reached, Terms, first_used, terms_of
+from catalog.cycles import meter_reads
 from catalog.view import CatalogView
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, AlertRule, NotSent, alert_id
 from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import Cycle
-from stream_processors.alert_kinds import KINDS, TYPICAL_CYCLES_MAX, Reached, Terms
-from stream_processors.cycles import cycles_before, meter_reads, price_in
 from stream_processors.moments import GraceUs, Seen
 from stream_processors.state import FiredKey
 from stream_processors.totals import Total
@@ -49,7 +49,7 @@ class AlertBook:
         self._revision = -1
         self._watches: dict[tuple[str, str], tuple[_Watch, ...]] = {}
         self._reads: dict[tuple[str, str, Cycle], bool] = {}
-        self._terms: dict[tuple[str, str, Cycle, int | None], Terms] = {}
+        self._terms: dict[tuple[str, str, Cycle, bool, int | None], Terms] = {}
 
     def due(
         self,
@@ -100,8 +100,8 @@ class AlertBook:
     def _alert(self, watch: _Watch, total: Total, now: int) -> Alert | None:
         """None: the threshold is not reached, or the cycle is none of the meter's."""
         needs_terms = watch.rule.kind is not AlertKind.QUANTITY
-        terms = self._terms_of(watch, total) if needs_terms else _NO_TERMS
-        reached = watch.reached(total, terms)
+        terms = self._terms_of(watch, total) if needs_terms else NO_TERMS
+        reached = watch.reached(total, total.series.totals, terms)
         if reached is None or not self._meter_reads(watch.meter.id, total):
             return None
         rule, customer_id, cycle = watch.rule, total.series.customer_id, total.cycle
@@ -140,27 +140,14 @@ class AlertBook:
         return known
 
     def _terms_of(self, watch: _Watch, total: Total) -> Terms:
-        organization_id, customer_id = total.series.organization_id, total.series.customer_id
         typical = watch.rule.kind is AlertKind.TYPICAL_PERCENT
-        # What a customer did before the first event that we know of is not known, so it is not 0.
-        first = min((each.cycle.start_us for each in total.series.totals if each.count), default=None)
-        key = (watch.meter.id, customer_id, total.cycle, first if typical else None)
+        first = first_used(total.series.totals) if typical else None
+        key = (watch.meter.id, total.series.customer_id, total.cycle, typical, first)
         known = self._terms.get(key)
         if known is None:
-            meter_id = watch.meter.id
-            price = None if typical else price_in(self._view, organization_id, customer_id, meter_id, total.cycle)
-            before = (
-                cycles_before(
-                    self._view, organization_id, customer_id, meter_id, total.cycle, TYPICAL_CYCLES_MAX, first
-                )
-                if typical and first is not None
-                else ()
-            )
-            known = self._terms[key] = Terms(price and price[0], price and price[1], before)
+            known = terms_of(self._view, watch.rule, total.series.customer_id, total.cycle, first)
+            self._terms[key] = known
         return known
-
-
-_NO_TERMS = Terms(None, None, ())
 
 
 def _concerned(watch: _Watch, changed: Total) -> Iterator[Total]:

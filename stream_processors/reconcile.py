@@ -16,6 +16,7 @@ from decimal import Decimal
 import structlog
 from confluent_kafka import Producer
 
+from catalog.cycles import Affected, tile_at
 from catalog.view import CatalogView
 from runtime.topics import admin_client
 from schemas import repair as repairs
@@ -27,7 +28,6 @@ from schemas.topics import USAGE_REPAIRS, topic_name
 from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
 from schemas.watermark import Watermark
 from stream_processors import metrics
-from stream_processors.cycles import Affected, tile_at
 from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.one_store import one_store

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import structlog
 from confluent_kafka import KafkaException
 
+from catalog.cycles import Affected, affected_by
 from catalog.record import CatalogRecord
 from catalog.store import CatalogStore
 from schemas.partition import partition_of
 from schemas.repair import RepairReason
 from schemas.settings import Settings
 from schemas.totals import UnreadableTotal
-from stream_processors.cycles import Affected, affected_by
 from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten
 from warehouse.client import ASIDE, Client, WarehouseUnavailable, connect
 from warehouse.epochs import UnknownTopic

@@ -10,11 +10,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from catalog.cycles import Affected, Tile
 from schemas.period import Cycle
 from schemas.repair import UsageRepair, repaired_max
 from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
 from schemas.usage_batch import UsageBatch
-from stream_processors.cycles import Affected, Tile
 from stream_processors.dedupe import series_seed
 
 TileAt = Callable[[str, str, str, int], Tile]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
+from catalog.record import CatalogRecord
+from dashboard.alert_counts import customers_reached
 from dashboard.auth import Caller
 from dashboard.control.common import (
     PAGE_DEFAULT,
@@ -19,10 +21,10 @@ from dashboard.control.common import (
     shown_page,
     store_of,
 )
-from dashboard.objects import AlertRuleOut, Page
-from dashboard.problems import problem_responses
+from dashboard.objects import AlertRuleOut, NewAlertRuleOut, Page, fields_of
+from dashboard.problems import problem_responses, refusal_problem
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us
+from dashboard.services import Services, now_us, services_of
 from dashboard.writes import archive_unused, create, found, object_id
 from schemas.alert_rule import AlertRule, AlertRuleSpec
 
@@ -30,18 +32,40 @@ router = api_router(AdminRoute, "Alerts")
 _show = shower(AlertRuleOut)
 
 
+def new_rule_shown(services: Services, rule: AlertRule, version: int, now: int) -> NewAlertRuleOut:
+    """The rule, and how many customers have reached its threshold already."""
+    live = services.live
+    count = None if live.check() else customers_reached(services.catalog.view, live.view, rule, now)
+    return NewAlertRuleOut.model_validate({**fields_of(rule, version), "customers_reached": count})
+
+
 @router.post("/alert-rules", status_code=201, responses=problem_responses(409))
 async def create_alert_rule(
-    request: Request, response: Response, caller: Caller, body: AlertRuleSpec, idempotency_key: IdempotencyKey = None
-) -> AlertRuleOut:
+    request: Request,
+    response: Response,
+    caller: Caller,
+    body: AlertRuleSpec,
+    idempotency_key: IdempotencyKey = None,
+    dry_run: bool = False,
+) -> NewAlertRuleOut:
+    """With dry_run nothing is created: 200, the rule as it would be (version 0), and whom it finds above already.
+
+    Those are not sent to webhooks, but with `alert_existing`; nor are cycles that are over, but with `past_cycles`.
+    """
+    services, now = services_of(request), now_us()
     alert_rule = AlertRule(
         **dict(body),
         id=object_id("alert_rule", caller.organization_id, idempotency_key),
         organization_id=caller.organization_id,
-        created_at=now_us(),
+        created_at=now,
     )
-    alert_rule, version = await create(store_of(request), alert_rule, idempotency_key)
-    return answered(response, _show(alert_rule, version), version)
+    if dry_run:
+        if refusal := services.catalog.view.refusal(CatalogRecord(alert_rule, 0, now)):
+            raise refusal_problem(refusal)
+        response.status_code = 200
+        return new_rule_shown(services, alert_rule, 0, now)
+    alert_rule, version = await create(services.catalog, alert_rule, idempotency_key)
+    return answered(response, new_rule_shown(services, alert_rule, version, now), version)
 
 
 @router.get("/alert-rules")

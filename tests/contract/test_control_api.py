@@ -252,6 +252,22 @@ async def test_the_organization_is_the_callers(api: httpx.AsyncClient) -> None:
     assert changed.json() == {**before, "late_policy": "ignore", "version": before["version"] + 1}
 
 
+async def test_a_dry_run_makes_no_rule(api: httpx.AsyncClient, meter: dict[str, Any]) -> None:
+    body = {"meter_id": meter["id"], "kind": "quantity", "threshold": "7"}
+    before = (await api.get("/alert-rules")).json()["data"]
+    answer = await api.post("/alert-rules", params={"dry_run": "true"}, json=body)
+    assert answer.status_code == 200
+    assert (answer.json()["version"], answer.json()["alert_existing"], answer.json()["past_cycles"]) == (
+        0,
+        False,
+        False,
+    )
+    assert answer.json()["customers_reached"] is None  # live totals are not read here
+    refused = await api.post("/alert-rules", params={"dry_run": "true"}, json={**body, "meter_id": "mtr_none"})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "meter_id")
+    assert (await api.get("/alert-rules")).json()["data"] == before
+
+
 # -- subscriptions -----------------------------------------------------------------------------------------------------
 
 

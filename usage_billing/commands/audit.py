@@ -9,13 +9,13 @@ from confluent_kafka import KafkaException
 from cyclopts import Parameter
 from rich.table import Table
 
+from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.topics import check_partitions
 from schemas.organization import Organization
 from schemas.period import format_rfc3339
 from schemas.repair import UsageRepair
 from schemas.totals import UnreadableTotal
-from stream_processors.cycles import Affected
 from stream_processors.reconcile import Reconciler, ReconcileReport, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.audit import Audit, Conservation, Tally, document

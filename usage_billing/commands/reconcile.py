@@ -8,11 +8,11 @@ from typing import Annotated
 from confluent_kafka import KafkaException
 from cyclopts import Parameter
 
+from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.topics import check_partitions
 from schemas.organization import Organization
 from schemas.totals import UnreadableTotal
-from stream_processors.cycles import Affected
 from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable, connect

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog.cycles import tile_at
 from catalog.view import CatalogView
 from schemas.alert_rule import AlertRule, NotSent
 from schemas.period import Cycle
 from stream_processors.alerts import AlertBook
-from stream_processors.cycles import tile_at
 from stream_processors.moments import Seen
 from stream_processors.state import Fired, PartitionState
 from stream_processors.totals import Series, Total

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog.cycles import Affected, affected_by, meter_reads, tile_at
 from catalog.view import CatalogView
 from schemas.period import Cycle
 from schemas.subscription import ProductChange
-from stream_processors.cycles import Affected, affected_by, meter_reads, tile_at
 from tests.unit.stream_processors.facts import (
     ORG,
     customer,

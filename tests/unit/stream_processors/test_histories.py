@@ -15,12 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from catalog.cycles import affected_by, tile_at
 from catalog.record import CatalogObject
 from schemas.meter import Aggregation
 from schemas.period import Cycle
 from schemas.repair import RepairReason, UsageRepair, repair_id
 from schemas.totals import UsageTotal, decimal_text, total_key
-from stream_processors.cycles import affected_by, tile_at
 from stream_processors.live_totals import snapshot_of
 from stream_processors.state import PartitionState, Record
 from tests.unit.stream_processors.facts import (

@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Producer
 
+from catalog.cycles import Affected
 from catalog.view import CatalogView
 from schemas.repair import RepairReason, UsageRepair
 from schemas.totals import UsageTotal, total_key
 from stream_processors import reconcile
-from stream_processors.cycles import Affected
 from stream_processors.live_totals import LiveSnapshot
 from stream_processors.reconcile import RepairsUnwritten, added, difference, matches, wanted_totals, write_repairs
 from stream_processors.reconcile_service import SCOPES_MAX, Noted, joined

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog.cycles import affected_by, tile_at
 from catalog.view import CatalogView
 from schemas import totals as codec
 from schemas.meter import Aggregation
 from schemas.totals import BEGUN_KEY, PROGRESS_KEY, Progress, UsageTotal, decimal_text, total_key, unscaled_of
 from schemas.usage_batch import UsageBatch
-from stream_processors.cycles import affected_by, tile_at
 from stream_processors.state import (
     SMALL_PACKS_MAX,
     Applied,

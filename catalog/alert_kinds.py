@@ -7,10 +7,13 @@ percent for `included_percent` and `typical_percent` (cut after nine decimals), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Protocol
 
+from catalog.cycles import cycles_before, price_in
+from catalog.view import CatalogView
 from pricing.invoice_lines import usage_amount
 from pricing.quantity import priced_quantity
 from schemas.alert_rule import AlertKind, AlertRule
@@ -21,10 +24,22 @@ from schemas.meter import Aggregation, Meter
 from schemas.period import Cycle
 from schemas.product import UsagePrice
 from schemas.totals import decimal_text
-from stream_processors.totals import Total
 
 _UNIT = 10**VALUE_SCALE
 TYPICAL_CYCLES_MAX = 3
+
+
+class Usage(Protocol):
+    """A total of one customer, event_name and cycle. sum, max: × 10⁹; max None: no value."""
+
+    @property
+    def cycle(self) -> Cycle: ...
+    @property
+    def sum(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def max(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +54,33 @@ class Terms:
     before: tuple[Cycle, ...]
 
 
-Reached = Callable[[Total, Terms], str | None]
-"""A total and its terms → what was reached, a plain decimal string; None: the threshold is not reached."""
+Reached = Callable[[Usage, Sequence[Usage], Terms], str | None]
+"""A total, all of its series, its terms → what was reached, a plain decimal string; None: the threshold is not."""
+
+NO_TERMS = Terms(None, None, ())
 
 
-def quantity_of(total: Total, aggregation: Aggregation) -> int:
+def first_used(series: Sequence[Usage]) -> int | None:
+    """Start of the first cycle with usage, µs: what a customer did before it is not known, so it is not 0."""
+    return min((each.cycle.start_us for each in series if each.count), default=None)
+
+
+def terms_of(view: CatalogView, rule: AlertRule, customer_id: str, cycle: Cycle, first_used_us: int | None) -> Terms:
+    """What the rule's meter is held against in that cycle of a customer."""
+    match rule.kind:
+        case AlertKind.QUANTITY:
+            return NO_TERMS
+        case AlertKind.TYPICAL_PERCENT:
+            if first_used_us is None:
+                return NO_TERMS
+            where = (rule.organization_id, customer_id, rule.meter_id)
+            return Terms(None, None, cycles_before(view, *where, cycle, TYPICAL_CYCLES_MAX, first_used_us))
+        case AlertKind.INCLUDED_PERCENT | AlertKind.AMOUNT:
+            price = price_in(view, rule.organization_id, customer_id, rule.meter_id, cycle)
+            return NO_TERMS if price is None else Terms(*price, ())
+
+
+def quantity_of(total: Usage, aggregation: Aggregation) -> int:
     """What a meter reads of the total, × 10⁹; max without any value is 0."""
     match aggregation:
         case Aggregation.SUM:
@@ -60,7 +97,7 @@ def _quantity_reached(rule: AlertRule, meter: Meter) -> Reached:
     least = -(-numerator * _UNIT // denominator)  # rounded up: quantities are whole, × 10⁹
     aggregation = meter.aggregation
 
-    def reached(total: Total, _: Terms) -> str | None:
+    def reached(total: Usage, _series: Sequence[Usage], _: Terms) -> str | None:
         quantity = quantity_of(total, aggregation)
         return decimal_text(quantity) if quantity >= least else None
 
@@ -80,7 +117,7 @@ def _percent_reached(threshold: Decimal, part: int, whole: int) -> str | None:
 def _included_reached(rule: AlertRule, meter: Meter) -> Reached:
     """Kind `included_percent`: of the units that the price of the meter includes in each cycle."""
 
-    def reached(total: Total, terms: Terms) -> str | None:
+    def reached(total: Usage, _series: Sequence[Usage], terms: Terms) -> str | None:
         if terms.price is None:
             return None
         numerator, denominator = terms.price.included_units.as_integer_ratio()
@@ -93,8 +130,8 @@ def _included_reached(rule: AlertRule, meter: Meter) -> Reached:
 def _typical_reached(rule: AlertRule, meter: Meter) -> Reached:
     """Kind `typical_percent`: of the mean of up to three whole cycles before; one without usage is 0 of it."""
 
-    def reached(total: Total, terms: Terms) -> str | None:
-        by_cycle = {other.cycle: other for other in total.series.totals}
+    def reached(total: Usage, series: Sequence[Usage], terms: Terms) -> str | None:
+        by_cycle = {other.cycle: other for other in series}
         used = [
             quantity_of(by_cycle[cycle], meter.aggregation) if cycle in by_cycle else 0
             for cycle in terms.before[:TYPICAL_CYCLES_MAX]
@@ -107,7 +144,7 @@ def _typical_reached(rule: AlertRule, meter: Meter) -> Reached:
 def _amount_reached(rule: AlertRule, meter: Meter) -> Reached:
     """Kind `amount`: the meter's line as an invoice would have it now, rounded as there."""
 
-    def reached(total: Total, terms: Terms) -> str | None:
+    def reached(total: Usage, _series: Sequence[Usage], terms: Terms) -> str | None:
         if terms.price is None or terms.currency is None:
             return None
         quantity = Decimal(decimal_text(quantity_of(total, meter.aggregation)))
