@@ -22,19 +22,21 @@ from billing_job import metrics
 from billing_job.charge import discard_strays, hold, pass_gate, settle, settle_zero
 from billing_job.content import fixed_now, trues_up
 from billing_job.counts import Counts, NotCovered
-from billing_job.due import DueCycle, due_cycles
+from billing_job.due import DueCycle, due_cycles, joined, require_past
 from billing_job.gate import Difference, explained, quantity_differences
 from billing_job.late import Counted, counted_for
 from billing_job.ledger import LedgerLog
+from billing_job.loops import invoice_by_invoice
 from billing_job.share import Share
-from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, system_clock
+from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, note_problem, system_clock
 from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown, calls_per_second
 from billing_job.stripe_customers import ensure_stripe_customer
 from billing_job.void_credit import NotPossible, void
 from catalog.store import CatalogStore
+from runtime.one_by_one import OneByOne
 from schemas.customer import Customer
 from schemas.invoice_ledger import Invoice, InvoiceLedger, just_fixed
-from schemas.ledger import InvoiceFixed, InvoiceStep
+from schemas.ledger import InvoiceFixed, InvoiceStep, WaitCode
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
@@ -176,14 +178,20 @@ def close_cycles(
     view = stage.catalog.view
     if organization_id is not None and view.organization(organization_id) is None:
         raise UnknownOrganization(f"there is no organization {organization_id!r}")
-    found = due_cycles(
+    require_past(as_of_us, now)
+    parts = run.one_by_one("due").by_halves(
         view.all(Subscription, organization_id),
-        as_of_us=as_of_us,
-        now_us=now,
-        grace_seconds=run.grace_seconds,
-        trues_up=lambda organization: trues_up(view, organization),
-        wait_for_imports=scheduled,
+        lambda subscriptions: due_cycles(
+            subscriptions,
+            as_of_us=as_of_us,
+            now_us=now,
+            grace_seconds=run.grace_seconds,
+            trues_up=lambda organization: trues_up(view, organization),
+            wait_for_imports=scheduled,
+        ),
+        key=lambda subscription: subscription.id,
     )
+    found = joined(parts)
     due = [each for each in (in_force(stage.log.state, cycle) for cycle in found.due) if only(each)]
     report = replace(run.close(due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
     _tell(report)
@@ -227,6 +235,15 @@ class _Run:
             return self.stage.settings.close_grace_seconds
         return organization.grace_seconds
 
+    def one_by_one(self, name: str) -> OneByOne:
+        """A loop of this run over invoices: what can't be handled is among the problems, and the invoice says why."""
+        return invoice_by_invoice(name, self._set_aside)
+
+    def _set_aside(self, key: str, reason: str) -> None:
+        with self.lock:
+            self.problems[key] = reason
+        note_problem(self.billing, key, reason)
+
     @contextmanager
     def timed(self, part: str) -> Generator[None]:
         started = time.monotonic()
@@ -245,11 +262,11 @@ class _Run:
             for _ in range(_FIX_ATTEMPTS_MAX):
                 if not open_cycles:
                     break
-                watermark, computed = self._compute(open_cycles)
+                watermark, computed = self._compute(open_cycles, dry_run=dry_run)
                 if dry_run:
                     break
                 with self.timed("fix"):
-                    fixed += sum(self.stage.log.append_all(computed))
+                    fixed += self._fix(computed)
                 # Where another run fixed a subscription's invoice a moment before, what followed it is computed anew.
                 lost = {each.invoice_id for each in computed}
                 open_cycles = [each for each in self._unfixed(open_cycles) if each.invoice_id in lost]
@@ -259,7 +276,7 @@ class _Run:
             waiting = str(lag)
             log.warning("close_waits", reason=waiting, detail=lag.detail, invoices=len(open_cycles))
             if not dry_run:
-                self._record_waiting(open_cycles, lag)
+                self._record_waiting(open_cycles, lag.code, str(lag))
         if dry_run:
             invoices = _as_if_fixed(due, computed, self.ledger)
         else:
@@ -283,8 +300,11 @@ class _Run:
 
     # -- compute -------------------------------------------------------------------------------------------------------
 
-    def _compute(self, due: Sequence[DueCycle]) -> tuple[Watermark, list[InvoiceFixed]]:
-        """Read the watermark, wait until it is covered, count, price. Raises NotCovered."""
+    def _compute(self, due: Sequence[DueCycle], *, dry_run: bool) -> tuple[Watermark, list[InvoiceFixed]]:
+        """Read the watermark, wait until it is covered, count, price. Raises NotCovered.
+
+        A subscription that can't be computed is left out, and its cycles wait, with the reason.
+        """
         counts = self.stage.counts
         self.progress("wait", 0, len(due))
         with counts.one_store():
@@ -292,11 +312,35 @@ class _Run:
                 watermark = counts.watermark()
                 counts.wait_until_covered(watermark, self.stopping)
             with self.timed("count"):
-                computed = self.stage.fixed_now(due, watermark, self.billing.clock())
+                computed = self._computed(due, watermark, dry_run=dry_run)
         return watermark, computed
 
-    def _record_waiting(self, due: Sequence[DueCycle], lag: NotCovered) -> None:
-        now, reason = self.billing.clock(), str(lag)
+    def _computed(self, due: Sequence[DueCycle], watermark: Watermark, *, dry_run: bool) -> list[InvoiceFixed]:
+        of_subscription: dict[str, list[DueCycle]] = defaultdict(list)
+        for each in due:
+            of_subscription[each.subscription_id].append(each)
+
+        def set_aside(subscription_id: str, reason: str) -> None:
+            cycles = of_subscription[subscription_id]
+            with self.lock:
+                self.problems |= {each.invoice_id: reason for each in cycles}
+            if not dry_run:
+                self._record_waiting(cycles, "not_computed", f"it can't be computed: {reason}")
+
+        parts = invoice_by_invoice("compute", set_aside).by_halves(
+            list(of_subscription),
+            lambda ids: self.stage.fixed_now(_of(due, ids), watermark, self.billing.clock()),
+            key=str,
+        )
+        return [fixed for part in parts for fixed in part]
+
+    def _fix(self, computed: Sequence[InvoiceFixed]) -> int:
+        """How many of the records are in force. One that the log does not take stops no other."""
+        parts = self.one_by_one("fix").by_halves(computed, self.stage.log.append_all, lambda fixed: fixed.invoice_id)
+        return sum(sum(won) for won in parts)
+
+    def _record_waiting(self, due: Sequence[DueCycle], code: WaitCode, reason: str) -> None:
+        now = self.billing.clock()
         self.stage.log.append_all(
             [
                 InvoiceStep(
@@ -306,7 +350,7 @@ class _Run:
                     step="wait",
                     phase="failed",
                     at=now,
-                    code=lag.code,
+                    code=code,
                     reason=reason,
                     subscription_id=each.subscription_id,
                     cycle_start=each.cycle.start_us,
@@ -323,23 +367,33 @@ class _Run:
     def _collect(self, invoice_ids: Sequence[str]) -> None:
         """Bring what is fixed and unfinished as far as it goes, from what the ledger says."""
         unfinished: list[InvoiceFixed] = []
+        loop = self.one_by_one("collect")
         for invoice_id in invoice_ids:
-            invoice = self.ledger.get(invoice_id)
-            if invoice is None or invoice.fixed is None or not is_ours_to_do(invoice):
-                continue
-            if invoice.voiding:
-                self._finish_void(invoice, invoice.fixed)
-                continue
-            if self.billing.scheduled and self.billing.clock() < invoice_rests_until(invoice):
-                self.problems[invoice_id] = f"tried again later: {invoice.reason}"
-            else:
-                unfinished.append(invoice.fixed)
+            with loop.one(invoice_id):
+                unfinished += self._unfinished(invoice_id)
         if not unfinished:
             return
         with self.timed("gate"):
             agreed = self._gate(unfinished)
+        to_charge: list[InvoiceFixed] = []
+        for fixed in agreed:
+            with loop.one(fixed.invoice_id):
+                to_charge += [] if self._awaits_approval(fixed) else [fixed]
         with self.timed("charge"):
-            self._charge([fixed for fixed in agreed if not self._awaits_approval(fixed)])
+            self._charge(to_charge)
+
+    def _unfinished(self, invoice_id: str) -> list[InvoiceFixed]:
+        """The invoice, if it is to be taken further now; a void that was begun is finished here."""
+        invoice = self.ledger.get(invoice_id)
+        if invoice is None or invoice.fixed is None or not is_ours_to_do(invoice):
+            return []
+        if invoice.voiding:
+            self._finish_void(invoice, invoice.fixed)
+            return []
+        if self.billing.scheduled and self.billing.clock() < invoice_rests_until(invoice):
+            self.problems[invoice_id] = f"tried again later: {invoice.reason}"
+            return []
+        return [invoice.fixed]
 
     def _awaits_approval(self, fixed: InvoiceFixed) -> bool:
         """Whether its organization lets nothing be charged that nobody has approved. The counts agree already."""
@@ -363,8 +417,12 @@ class _Run:
     def _gate(self, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
         """Those whose quantities an independent count confirms; the others are held as `mismatch`."""
         to_count = [each for each in invoices if self.billing.invoice(each.invoice_id).gate != "done"]
+        differences: dict[str, list[Difference]] = {}
+        loop = self.one_by_one("gate")
         try:
-            differences = self._differences(to_count)
+            # A customer who is too large to be counted beside others is counted alone.
+            for part in loop.by_halves(to_count, self._differences, lambda fixed: fixed.invoice_id):
+                differences |= part
         except NotCovered as lag:  # an older copy of the store: that it has less says nothing about the invoices
             for each in to_count:
                 self._problem(each, str(lag))
@@ -373,16 +431,20 @@ class _Run:
             if found := differences.get(fixed.invoice_id):
                 reason = explained(found)
                 log.error("invoice_held", invoice=fixed.invoice_id, reason=reason)
-                hold(self.billing, fixed, "quantity", reason)
+                with loop.one(fixed.invoice_id):
+                    hold(self.billing, fixed, "quantity", reason)
         self.progress("gate", len(invoices), len(invoices))
-        return [fixed for fixed in invoices if not differences.get(fixed.invoice_id)]
+        counted = {fixed.invoice_id for fixed in to_count}
+        return [
+            fixed for fixed in invoices if fixed.invoice_id not in counted or differences.get(fixed.invoice_id) == []
+        ]
 
     def _differences(self, invoices: Sequence[InvoiceFixed]) -> dict[str, list[Difference]]:
-        """Invoice id → where its quantities are not those of the independent count, at each watermark's once.
+        """Every invoice's id → where its quantities are not those of the independent count, at each watermark's once.
 
         Raises NotCovered where ClickHouse has less than what was counted.
         """
-        found: dict[str, list[Difference]] = defaultdict(list)
+        found: dict[str, list[Difference]] = {fixed.invoice_id: [] for fixed in invoices}
         checks: dict[str, list[tuple[InvoiceFixed, Counted]]] = defaultdict(list)
         for fixed in invoices:
             for check in counted_for(self.ledger, fixed):
@@ -426,27 +488,29 @@ class _Run:
                 listing.append(self.stage.api.invoices_of(stripe_customer_id, account))
             return listing[0]
 
+        loop = self.one_by_one("charge")
         for fixed in invoices:
             if self.stopping.is_set():
                 self._problem(fixed, "stopped before it was its turn")
             elif self.down is not None and fixed.total_minor:
                 self._problem(fixed, self.down)
             else:
-                try:
-                    if fixed.total_minor == 0:
-                        settle_zero(self.billing, fixed)
-                    else:
-                        if stripe_customer_id is None:
-                            stripe_customer_id = self._stripe_customer(fixed)
-                        settle(self.billing, fixed, stripe_customer_id, listed)
-                        discard_strays(self.billing, self.billing.invoice(fixed.invoice_id), listed())
-                except InvoiceStopped as stopped:
-                    self._problem(fixed, str(stopped))
-                except StripeFailure as failure:
-                    self._problem(fixed, failure.reason)
-                    if isinstance(failure, StripeUnknown) and (failure.status is None or failure.status >= 500):
-                        # Every invoice would wait as long for the same answer.
-                        self.down = f"Stripe does not answer ({failure.reason}); not tried any further in this run"
+                with loop.one(fixed.invoice_id):
+                    try:
+                        if fixed.total_minor == 0:
+                            settle_zero(self.billing, fixed)
+                        else:
+                            if stripe_customer_id is None:
+                                stripe_customer_id = self._stripe_customer(fixed)
+                            settle(self.billing, fixed, stripe_customer_id, listed)
+                            discard_strays(self.billing, self.billing.invoice(fixed.invoice_id), listed())
+                    except InvoiceStopped as stopped:
+                        self._problem(fixed, str(stopped))
+                    except StripeFailure as failure:
+                        self._problem(fixed, failure.reason)
+                        if isinstance(failure, StripeUnknown) and (failure.status is None or failure.status >= 500):
+                            # Every invoice would wait as long for the same answer.
+                            self.down = f"Stripe does not answer ({failure.reason}); not tried any further in this run"
             progress.step()
 
     def _stripe_customer(self, fixed: InvoiceFixed) -> str:
@@ -475,6 +539,12 @@ class _Steps:
         with self._lock:
             self._done += 1
             self._progress(self._part, self._done, self._total)
+
+
+def _of(due: Sequence[DueCycle], subscription_ids: Sequence[str]) -> list[DueCycle]:
+    """In the order of `due`, oldest first."""
+    wanted = set(subscription_ids)
+    return [each for each in due if each.subscription_id in wanted]
 
 
 def in_force(ledger: InvoiceLedger, due: DueCycle) -> DueCycle:

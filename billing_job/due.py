@@ -66,8 +66,7 @@ def due_cycles(
     is billed of a time before the subscription was made waits for its creation + grace, so that history can be imported
     first; an explicit close does not wait for that. Raises AsOfInFuture.
     """
-    if as_of_us > now_us:
-        raise AsOfInFuture(f"{format_rfc3339(as_of_us)} has not come yet")
+    require_past(as_of_us, now_us)
     due: list[DueCycle] = []
     in_grace: list[DueCycle] = []
     for subscription in subscriptions:
@@ -79,6 +78,23 @@ def due_cycles(
         for found in ended:
             (due if found.closable_at <= now_us else in_grace).append(found)
     return DueCycles(_oldest_first(due), _oldest_first(in_grace))
+
+
+def require_past(as_of_us: int, now_us: int) -> None:
+    """Raises AsOfInFuture."""
+    if as_of_us > now_us:
+        raise AsOfInFuture(f"{format_rfc3339(as_of_us)} has not come yet")
+
+
+def joined(parts: Iterable[DueCycles]) -> DueCycles:
+    """What was found of several parts of the subscriptions, as one."""
+    found = list(parts)
+    if len(found) == 1:
+        return found[0]
+    return DueCycles(
+        _oldest_first([each for part in found for each in part.due]),
+        _oldest_first([each for part in found for each in part.in_grace]),
+    )
 
 
 def cycle_at(subscription: Subscription, at_us: int) -> DueCycle | None:

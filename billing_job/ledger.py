@@ -14,6 +14,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from runtime.kafka_watch import watched
+from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas.invoice_ledger import InvoiceLedger
 from schemas.ledger import LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
@@ -39,6 +40,10 @@ class LedgerUnavailable(Exception):
     """The ledger could not be read or written in time. Whether a record was written is unknown then."""
 
 
+class RecordTooLarge(ValueError):
+    """Kafka takes no message of that size: this record can't be written, others can."""
+
+
 class LedgerLog:
     """The ledger as one process has it: `state` is the fold of all that was read.
 
@@ -61,6 +66,8 @@ class LedgerLog:
         self._loaded = threading.Event()
         self._failure: BaseException | None = None
         self._last_poll = 0.0
+        # Readers of the same code come to the same verdict: a record that it can't fold is in force for none.
+        self._loop = OneByOne("ledger", lambda _: False)
         self._producer = Producer(
             {
                 **watched(self._properties),
@@ -151,7 +158,11 @@ class LedgerLog:
                     partition=partition,
                     on_delivery=callback(index),
                 )
-            except (BufferError, KafkaException) as error:
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise RecordTooLarge(f"the ledger takes no record as large as this one: {error}") from error
+                raise LedgerUnavailable(f"ledger not written: {error}") from error
+            except BufferError as error:
                 raise LedgerUnavailable(f"ledger not written: {error}") from error
         deadline = time.monotonic() + self._timeout + 1
         for _ in records:
@@ -260,7 +271,9 @@ class LedgerLog:
             log.warning("ledger_record_unreadable", partition=partition, offset=offset, error=str(error))
             self._next_offsets[partition] = offset + 1
             return
-        in_force = self.state.apply(record)
+        in_force = False
+        with self._loop.one(f"{partition}/{offset}"):
+            in_force = self.state.apply(record)
         self._next_offsets[partition] = offset + 1
         if record.writer == self.writer:
             with self._lock:

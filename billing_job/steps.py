@@ -112,6 +112,13 @@ class Begun:
     fresh: bool
 
 
+def note_problem(billing: Billing, invoice_id: str, reason: str) -> None:
+    """Have a fixed invoice say why it could not be handled; the same news is not written twice."""
+    invoice = billing.log.state.get(invoice_id)
+    if invoice is not None and invoice.fixed is not None and invoice.state != "mismatch" and invoice.reason != reason:
+        billing.log.append(billing.record(invoice.fixed, "problem", "failed", reason=reason))
+
+
 def rests_until(begun_at_us: int, attempt: int) -> int:
     """When a scheduled run tries again what failed for certain: minutes first, hours later. µs."""
     return begun_at_us + min(_REST_SECONDS * 2 ** min(attempt, 20), _REST_SECONDS_MAX) * SECOND_US

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from billing_job.charge import discard, observe
+from billing_job.loops import stripe_is_away
 from billing_job.steps import Billing, InvoiceStopped
 from billing_job.stripe_api import StripeFailure, StripeRefused
 from billing_job.stripe_news import OF_AN_ADJUSTMENT, apply_event, read_adjustment, record_adjustment
 from billing_job.void_credit import NotPossible, finish_credits, unfinished_credits, void
+from runtime.one_by_one import OneByOne
 from schemas.invoice_ledger import Invoice
 from schemas.period import SECOND_US
 
@@ -61,6 +63,7 @@ class Sweep:
         self._listed_to: dict[str | None, int] = {}
         self._applied: dict[str, int] = {}  # event id → when it was created, s
         self._refused: set[str | None] = set()  # accounts whose events can't be listed
+        self._loop = OneByOne("sweep", stripe_is_away)
 
     def run(self, stopping: threading.Event | None = None) -> int:
         """Number of invoices whose state changed. Ends early when Stripe does not answer: the next run goes on."""
@@ -75,7 +78,8 @@ class Sweep:
             for account in self._accounts():
                 if stopped():
                     return changed
-                self._list_events(account)
+                with self._loop.one(f"events of {account or 'the own account'}"):
+                    self._list_events(account)
         except StripeFailure as failure:
             log.warning("sweep_stopped", reason=failure.reason)
         return changed
@@ -99,7 +103,8 @@ class Sweep:
     def _followed(self, invoice: Invoice) -> Invoice:
         self._read_at[invoice.id] = time.monotonic()
         for what in (self._finish, self._read_invoice, self._read_adjustments):
-            self._attempted(what, invoice)
+            with self._loop.one(invoice.id):
+                self._attempted(what, invoice)
         after = self._billing.invoice(invoice.id)
         self._in_vain[invoice.id] = 0 if after is not invoice else self._in_vain.get(invoice.id, 0) + 1
         return after
@@ -165,7 +170,8 @@ class Sweep:
             return
         for event in events:
             if event["id"] not in self._applied:
-                apply_event(self._billing, {**event, "account": account})
-                self._applied[event["id"]] = event["created"]
+                with self._loop.one(event["id"]):
+                    apply_event(self._billing, {**event, "account": account})
+                    self._applied[event["id"]] = event["created"]
         self._listed_at[account], self._listed_to[account] = time.monotonic(), now
         self._applied = {id_: at for id_, at in self._applied.items() if at >= now - 2 * EVENTS_KEPT_SECONDS}

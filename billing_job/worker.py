@@ -18,6 +18,7 @@ from billing_job.steps import system_clock
 from billing_job.sweep import Sweep
 from runtime.health import Check, HealthServer
 from runtime.kafka_watch import TopicWatch
+from runtime.one_by_one import reason_of
 from runtime.signals import stop_on_signals
 from runtime.topics import check_partitions
 from schemas.settings import Settings
@@ -94,6 +95,9 @@ class Worker:
         except (LedgerUnavailable, WarehouseUnavailable, KafkaException) as error:
             self._failure = str(error)
             log.warning("round_failed", error=str(error))
+        except Exception as error:  # what no loop could lay on one invoice; the next round may do better
+            self._failure = reason_of(error)
+            log.exception("round_failed")
         self._alive_at = time.monotonic()
 
     def rest(self, stopping: threading.Event) -> None:

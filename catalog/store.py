@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
 from runtime.kafka_watch import watched
+from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas.settings import Settings
 from schemas.topics import CATALOG, topic_name
@@ -60,6 +61,8 @@ class CatalogStore:
         self._stopping = threading.Event()
         self._loaded = threading.Event()
         self._failure: BaseException | None = None
+        # Views of the same code come to the same verdict: a record that it can't apply is in force in none.
+        self._loop = OneByOne("catalog", lambda _: False)
         self._producer: Producer | None = None
         self._follower = threading.Thread(target=self._run, name="catalog", daemon=True)
         self._deliverer = threading.Thread(target=self._deliver, name="catalog-delivery", daemon=True)
@@ -217,16 +220,18 @@ class CatalogStore:
     def _take(self, message: Message) -> None:
         offset = message.offset()
         assert offset is not None
-        record = None
-        try:
-            record = decode(message.value() or b"")
-            refusal = self.view.apply(record)
-        except UnreadableRecord as error:
-            log.warning("catalog_record_unreadable", offset=offset, error=str(error))
-            refusal = Refusal("unreadable", str(error))
+        record, refusal = None, Refusal("unreadable", "it could not be applied")
+        with self._loop.one(str(offset)):
+            try:
+                record = decode(message.value() or b"")
+                refusal = self.view.apply(record)
+            except UnreadableRecord as error:
+                log.warning("catalog_record_unreadable", offset=offset, error=str(error))
+                refusal = Refusal("unreadable", str(error))
         if record is not None and refusal is None:
             for listener in self._listeners:
-                listener(record)
+                with self._loop.one(f"listener at {offset}"):
+                    listener(record)
         with self._lock:
             # After the listeners: whoever waits for an offset finds all that follows from it done.
             self._next_offset = offset + 1

@@ -332,8 +332,9 @@ class InvoiceLedger:
         if known is None or known.fixed is None or known.order is not None:
             return False
         # An invoice of 0 has no counterpart at Stripe: its order is what says that it is paid.
-        state = known.state if known.stripe else "paid"
-        return self._put(replace(known, order=record, state=state, updated_at=record.recorded_at))
+        if known.stripe:
+            return self._put(replace(known, order=record, updated_at=record.recorded_at))
+        return self._put(replace(known, order=record, state="paid", reason=None, updated_at=record.recorded_at))
 
     def _step(self, record: InvoiceStep) -> bool:
         known = self.invoices.get(record.invoice_id)
@@ -353,6 +354,10 @@ class InvoiceLedger:
                 return self._observe(record, known)
             case "discard":
                 return self._discard(record, known)
+            case "problem":
+                return known.reason != record.reason and self._put(
+                    replace(known, reason=record.reason, updated_at=record.at)
+                )
             case "reissue":
                 return known.state == "void" and not known.reissued and self._put(replace(known, reissued=True))
             case _:

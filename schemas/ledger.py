@@ -45,9 +45,10 @@ StepName = Literal[
     "credit",
     "observe",
     "discard",
+    "problem",
 ]
-WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed"]
-"""Why an invoice is `waiting`."""
+WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed", "not_computed"]
+"""Why an invoice is `waiting`; `not_computed`: of its own fault, the others went on."""
 HoldCode = Literal["quantity", "subtotal", "charged_twice"]
 """Why an invoice is a `mismatch`: a count, Stripe's subtotal, or a second payment."""
 Phase = Literal["intent", "done", "failed", "unknown"]
@@ -260,7 +261,8 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     the line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else
     begins after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `credit`
     (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) · `discard`
-    (object_id, a draft, is gone: a second one, or the one that was in use).
+    (object_id, a draft, is gone: a second one, or the one that was in use) · `problem` (it could not be handled, reason
+    says why; nothing was done).
     phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
     object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
     by: who asked, a key's id or a user's name. request: digest of the Idempotency-Key that a credit was asked for

@@ -16,7 +16,13 @@ from schemas.settings import Settings
 from schemas.topics import topic_specs
 from usage_billing.describe import describe_settings
 
-_METRICS = ("ingest_gateway.metrics", "stream_processors.metrics", "billing_job.metrics", "dashboard.metrics")
+_METRICS = (
+    "runtime.one_by_one",
+    "ingest_gateway.metrics",
+    "stream_processors.metrics",
+    "billing_job.metrics",
+    "dashboard.metrics",
+)
 _HEAD = """# Reference
 
 Made by `python -m usage_billing.reference` from the code.

@@ -43,6 +43,14 @@ class UnsupportedServer(WarehouseUnavailable):
     """No bill may rest on this version: it is too old, or counts wrongly."""
 
 
+class TooMuch(WarehouseUnavailable):
+    """A query asked for more than the server gives one query: memory, time or rows. Asking for less may help."""
+
+
+# system.errors: TOO_MANY_ROWS, TIMEOUT_EXCEEDED, MEMORY_LIMIT_EXCEEDED, TOO_MANY_BYTES.
+_TOO_MUCH_CODES = frozenset({158, 159, 241, 307})
+
+
 def database_name(settings: Settings) -> str:
     """The database that the DSN names; `usage` without one."""
     return unquote(urlsplit(settings.clickhouse_dsn).path).strip("/") or "usage"
@@ -84,7 +92,8 @@ def connect(
 
 def unavailable(error: Exception) -> WarehouseUnavailable:
     """The error, in one line and without the statement's text."""
-    return WarehouseUnavailable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    kind = TooMuch if server_code(error) in _TOO_MUCH_CODES else WarehouseUnavailable
+    return kind(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
 def server_code(error: Exception) -> int | None:
@@ -103,6 +112,7 @@ __all__ = [
     "Client",
     "DatabaseError",
     "OperationalError",
+    "TooMuch",
     "UnsupportedServer",
     "WarehouseUnavailable",
     "connect",
