@@ -25,7 +25,7 @@ VALUE_DIGITS_MAX = 18  # |value| < 10^18
 VALUE_TEXT_LENGTH_MAX = 64
 TIMESTAMP_AHEAD_US_MAX = 10 * 60 * 1_000_000
 
-_UNSCALED_LIMIT = 10 ** (VALUE_DIGITS_MAX + VALUE_SCALE)
+UNSCALED_LIMIT = 10 ** (VALUE_DIGITS_MAX + VALUE_SCALE)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
@@ -81,7 +81,7 @@ def unscaled_value(text: str) -> int:
         unscaled, rest = divmod(digits, 10 ** min(-shift, VALUE_TEXT_LENGTH_MAX))
         if rest:
             raise InvalidField("value_too_many_decimals", f"value has more than {VALUE_SCALE} decimals")
-    if unscaled >= _UNSCALED_LIMIT:
+    if unscaled >= UNSCALED_LIMIT:
         raise InvalidField("value_out_of_range", f"|value| must be below 10^{VALUE_DIGITS_MAX}")
     return -unscaled if sign else unscaled
 

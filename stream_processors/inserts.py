@@ -11,14 +11,17 @@ from typing import Protocol
 
 from schemas import usage_batch, usage_void
 from schemas.dead_letter import DeadLetter
+from schemas.event import UNSCALED_LIMIT
 from stream_processors import avro_splice
 from stream_processors.avro_splice import Message
 from stream_processors.log_places import Gap
 from warehouse.client import STORING, Client, server_code
+from warehouse.own_objects import foreign_object, pushed_views
 
-# ClickHouse's codes (system.errors) that say: these bytes are at fault. All others, away or full or misconfigured, are
-# waited out, since setting a good message aside would be worse than standing still and saying so.
-_DATA_CODES = frozenset(
+# ClickHouse's codes (system.errors) that say: these bytes are at fault. Which bytes, the error must say as well: an
+# analyst's view raises the same codes on good messages. What is not known to be a message's fault is waited out, since
+# setting a good message aside would be worse than standing still and saying so.
+DATA_CODES = frozenset(
     {
         6,  # CANNOT_PARSE_TEXT
         27,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
@@ -35,8 +38,7 @@ _DATA_CODES = frozenset(
         469,  # VIOLATED_CONSTRAINT
     }
 )
-_STD_EXCEPTION = 1001
-_AVRO_READER = "avro::Exception"  # a full disk may come as 1001 too
+_VIOLATED_CONSTRAINT = 469
 _MEMORY_LIMIT_EXCEEDED = 241
 
 # Schema id → the door that its messages are inserted through.
@@ -52,22 +54,33 @@ INSERT_SETTINGS = {
     "max_block_size": 262_144,
     "optimize_on_insert": 0,
     **STORING,
+    # A retry carries the token of the attempt before it: tables that remember tokens, ours and analysts', take each
+    # block once, whichever views had failed.
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 
 
 class Fault(Enum):
-    """DATA: these bytes will never be taken. SIZE: fewer at a time may be. PASSING: not the data's; try again."""
+    """DATA: these bytes will never be taken. SIZE: fewer at a time may be. FOREIGN: somebody else's view, table or
+    constraint fails on good bytes. PASSING: nothing that is known to be the data's; try again."""
 
     DATA = auto()
     SIZE = auto()
+    FOREIGN = auto()
     PASSING = auto()
 
 
 def fault_of(error: Exception) -> Fault:
+    """Who is at fault, as far as the error says. A message that our own reader can't read is at fault in any case."""
     code = server_code(error)
-    if code in _DATA_CODES or (code == _STD_EXCEPTION and _AVRO_READER in str(error)):
-        return Fault.DATA
-    return Fault.SIZE if code == _MEMORY_LIMIT_EXCEEDED else Fault.PASSING
+    if code is None:
+        return Fault.PASSING
+    if foreign_object(error) is not None:
+        return Fault.FOREIGN
+    if code == _MEMORY_LIMIT_EXCEEDED:
+        return Fault.SIZE
+    names_ours = code == _VIOLATED_CONSTRAINT or bool(pushed_views(str(error)))
+    return Fault.DATA if code in DATA_CODES and names_ours else Fault.PASSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +116,19 @@ def _insert(messages: Sequence[Message], engine: Engine) -> Iterator[Refused]:
     # Letters, not any bytes: ClickHouse names a column's value in its errors.
     sync = secrets.token_hex(avro_splice.SYNC_LENGTH // 2).encode()
     body = b"".join(avro_splice.container(messages, sync))
+    # Of this insert and its retries alone: rows that were lost since and are inserted again have another token.
+    settings = {**INSERT_SETTINGS, "insert_deduplication_token": secrets.token_hex(16)}
 
     def block() -> Generator[bytes, None, None]:  # given as bytes, it would be copied behind the statement
         yield body
 
     def insert_all(client: Client) -> None:
-        client.raw_insert(DOORS[messages[0].schema_id], insert_block=block(), fmt="Avro", settings=INSERT_SETTINGS)
+        client.raw_insert(DOORS[messages[0].schema_id], insert_block=block(), fmt="Avro", settings=settings)
 
     while (error := engine.attempt(insert_all)) is not None:
         fault = fault_of(error)
-        # A code that is not known to speak of data is held against it only if we can't read it either.
-        guilty = fault is Fault.DATA or (server_code(error) is not None and not all(map(readable, messages)))
+        answered = server_code(error) is not None
+        guilty = fault is Fault.DATA or (answered and fault is not Fault.FOREIGN and not all(map(readable, messages)))
         if guilty and len(messages) == 1:
             yield Refused(messages[0], error)
             return
@@ -126,14 +141,23 @@ def _insert(messages: Sequence[Message], engine: Engine) -> Iterator[Refused]:
 
 
 def readable(message: Message) -> bool:
-    """Whether it is what its schema says for Python's reader too, which takes a millisecond."""
+    """Whether it is what its schema and the tables' constraints say, for Python's reader, which takes a millisecond."""
     try:
-        (usage_void if usage_void.is_void(message.payload) else usage_batch).decode(message.payload)
+        if usage_void.is_void(message.payload):
+            usage_void.decode(message.payload)
+            return True
+        batch = usage_batch.decode(message.payload)
     except usage_batch.UnreadableBatch:
         return False
-    return True
+    return all(value is None or is_value(value) for value in batch.value)
 
 
+def is_value(unscaled: bytes) -> bool:
+    """Whether it is a decimal that an event may have: 1 to 16 bytes, |value| < 10^18."""
+    return 1 <= len(unscaled) <= _VALUE_BYTES_MAX and abs(int.from_bytes(unscaled, "big", signed=True)) < UNSCALED_LIMIT
+
+
+_VALUE_BYTES_MAX = 16
 _ACCOUNT_COLUMNS = (
     "kafka_epoch",
     "kafka_partition",

@@ -48,6 +48,7 @@ from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, conn
 from warehouse.coverage import EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
 from warehouse.epochs import EpochsExhausted, register_epoch
 from warehouse.one_store import is_marked, leave_mark
+from warehouse.own_objects import foreign_object
 
 log = structlog.get_logger(__name__)
 
@@ -479,8 +480,12 @@ class Sink:
 
     def wait(self, error: Exception) -> None:
         """Unready, wait a moment, longer each time, and keep our place in the group. Raises Interrupted."""
+        if (whose := foreign_object(error)) is not None:
+            metrics.FOREIGN_FAILURES.labels(whose).inc()
+            log.error("foreign_view_fails", whose=whose, remedy="mend or drop it: no event is stored until then")
         if not isinstance(error, KafkaException | LogTooShort):
-            self._problem = f"ClickHouse: {' '.join(str(error).split())[:300]}"
+            said = f"ClickHouse: {' '.join(str(error).split())[:300]}"
+            self._problem = said if whose is None else f"{whose}, which is not ours, fails: mend or drop it. {said}"
             self._checkpoint_at = 0.0
             self._drop_client()
         log.warning("waiting", error=" ".join(str(error).split())[:300], attempts=self._attempts)
