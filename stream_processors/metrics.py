@@ -41,11 +41,19 @@ DEDUPE_HORIZON_SECONDS = Gauge(
 
 # -- sink --------------------------------------------------------------------------------------------------------------
 PROJECTED_ROWS = Counter("usage_projections_rows_total", "Rows written to ClickHouse's stored_… tables.", ["table"])
+PROJECTION_FAILURES = Counter(
+    "usage_projections_failures_total", "Records that no table takes; they are in projection_failures.", ["table"]
+)
 PROJECTION_LAG = Gauge("usage_projections_lag", "Records of catalog, ledger and alerts that are in no table yet.")
 SINK_LAG = Gauge("usage_sink_lag", "Messages of usage.events that ClickHouse does not have yet.", ["partition"])
 ROWS = Counter("usage_sink_rows_total", "Events inserted, repeated ones too.")
 BYTES = Counter("usage_sink_bytes_total", "Bytes of the messages inserted.")
 DEAD_LETTERS = Counter("usage_sink_dead_letters_total", "Messages set aside as unreadable.", ["reason"])
+FOREIGN_FAILURES = Counter(
+    "usage_sink_foreign_failures_total",
+    "Inserts that failed because of a view or constraint that somebody else made on our tables.",
+    ["whose"],
+)
 INSERT_SECONDS = Histogram(
     "usage_sink_insert_seconds",
     "From messages read to ClickHouse's answer.",

@@ -10,16 +10,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import msgspec
 import stamina
 import structlog
+from clickhouse_connect.driver.exceptions import DataError, ProgrammingError
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from catalog.record import UnreadableRecord
 from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
 from runtime.kafka_watch import watched
+from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import dead_letter, ledger
@@ -33,9 +38,11 @@ from schemas.topics import (
     USAGE_DEAD_LETTERS,
     topic_name,
 )
-from stream_processors.metrics import PROJECTED_ROWS, PROJECTION_LAG
+from stream_processors.inserts import DATA_CODES
+from stream_processors.metrics import PROJECTED_ROWS, PROJECTION_FAILURES, PROJECTION_LAG
 from stream_processors.projected_rows import Row, TableRow, alert_row, catalog_row, dead_letter_row, invoice_rows
-from warehouse.client import ClickHouseError, Client, WarehouseUnavailable
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, server_code
+from warehouse.own_objects import foreign_object
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +50,46 @@ _BATCH_MAX = 5_000
 _WAIT_SECONDS = 0.25
 _REQUEST_SECONDS = 10.0
 _POLL_AGE_SECONDS_MAX = 15.0
+_PROGRESS_SECONDS = 1.0
+_RECORD_LENGTH_MAX = 100_000
+
+
+_UNREADABLE = (UnreadableRecord, ledger.UnreadableLedgerRecord, alerts.UnreadableAlert, msgspec.DecodeError)
+
+
+class Refused(Exception):
+    """No row of ClickHouse can hold it; trying again changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record is in its log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """A row, and the record that it is made of."""
+
+    place: Place
+    record: bytes
+    table: str
+    row: Row
+
+
+def _is_shared(error: Exception) -> bool:
+    """Whether it says nothing about the record: ClickHouse is away, or we are to stop."""
+    return isinstance(error, ClickHouseError | WarehouseUnavailable | OSError)
+
+
+def _raw(data: str | bytes | None) -> bytes:
+    return data.encode() if isinstance(data, str) else data or b""
 
 
 class Fold:
@@ -82,6 +129,10 @@ class Projections:
         self._polled_at = time.monotonic()
         self._problem: str | None = "reading the logs"
         self._failure: BaseException | None = None
+        self._failed: list[Row] = []  # of projection_failures, not written yet
+        self._places: dict[tuple[str, int], int] = {}  # (topic, partition) → next offset, not written yet
+        self._noted_at = 0.0
+        self._begun_at: datetime | None = None  # while what failed before it is to be forgotten
         self._thread = threading.Thread(target=self._run, name="projections", daemon=True)
 
     def start(self) -> None:
@@ -124,13 +175,16 @@ class Projections:
         )
         try:
             partitions = self._partitions(consumer)
+            self._begun_at = datetime.now(UTC)
             ends = {(p.topic, p.partition): self._end(consumer, p) for p in partitions}
             consumer.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])
             while not self._stopping.is_set():
                 messages = consumer.consume(_BATCH_MAX, _WAIT_SECONDS)
                 self._polled_at = time.monotonic()
                 self._store(self._rows(messages))
-                self._problem = None if self._caught_up(consumer, partitions, ends) else "reading the logs"
+                caught_up = self._caught_up(consumer, partitions, ends)
+                self._note_progress(caught_up=caught_up)
+                self._problem = None if caught_up else "reading the logs"
         finally:
             consumer.close()
 
@@ -156,51 +210,134 @@ class Projections:
         PROJECTION_LAG.set(sum(max(0, highs[key] - offset) for key, offset in reached.items()))
         return all(offset >= ends[key] for key, offset in reached.items())
 
-    def _rows(self, messages: Sequence[Message]) -> list[TableRow]:
-        rows: list[TableRow] = []
+    def _rows(self, messages: Sequence[Message]) -> list[Projected]:
+        rows: list[Projected] = []
         for message in messages:
             if error := message.error():
                 if error.fatal():
                     raise KafkaException(error)
                 log.warning("projection_read_error", error=str(error))
                 continue
-            topic, offset, value = message.topic(), message.offset() or 0, message.value() or b""
-            try:
-                if topic == self._catalog:
-                    rows += self._fold.catalog(value)
-                elif topic == self._ledger:
-                    rows += self._fold.ledger(value, offset)
-                elif topic == self._alerts:
-                    rows.append(alert_row(alerts.decode(value), offset))
-                else:
-                    rows.append(dead_letter_row(dead_letter.decode(value)))
-            except (UnreadableRecord, ledger.UnreadableLedgerRecord, alerts.UnreadableAlert, ValueError) as error:
-                # Every reader ignores it alike.
-                log.warning("record_unreadable", topic=topic, offset=offset, error=str(error))
+            place = Place(message.topic() or "", message.partition() or 0, message.offset() or 0)
+            value = _raw(message.value())
+            self._places[place.topic, place.partition] = place.offset + 1
+
+            def refused(_: str, reason: str, place: Place = place, value: bytes = value) -> None:
+                self._set_aside(place, value, reason)
+
+            with OneByOne("projections", _is_shared, refused).one(str(place)):
+                try:
+                    rows += [Projected(place, value, table, row) for table, row in self._rows_of(place, value)]
+                except _UNREADABLE as error:
+                    # Every reader ignores it alike.
+                    log.warning("record_unreadable", topic=place.topic, offset=place.offset, error=str(error))
         return rows
 
-    def _store(self, rows: Sequence[TableRow]) -> None:
-        """Insert, and try again until ClickHouse has them; a table gets one insert."""
-        tables: dict[str, list[Row]] = defaultdict(list)
-        for table, row in rows:
-            tables[table].append(row)
+    def _rows_of(self, place: Place, value: bytes) -> Iterator[TableRow]:
+        """Raises one of _UNREADABLE."""
+        if place.topic == self._catalog:
+            yield from self._fold.catalog(value)
+        elif place.topic == self._ledger:
+            yield from self._fold.ledger(value, place.offset)
+        elif place.topic == self._alerts:
+            yield alert_row(alerts.decode(value), place.offset)
+        else:
+            yield dead_letter_row(dead_letter.decode(value))
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _store(self, rows: Sequence[Projected]) -> None:
+        """Insert, and try again until ClickHouse has them; a table gets one insert.
+
+        What no table takes is set aside.
+        """
+        tables: dict[str, list[Projected]] = defaultdict(list)
+        for each in rows:
+            tables[each.table].append(each)
         for table, of_table in tables.items():
-            names = list(of_table[0])
-            data = [[row[name] for name in names] for row in of_table]
-            for attempt in stamina.retry_context(on=self._again, attempts=None, timeout=None, wait_max=5.0):
-                with attempt:
-                    if self._client is None:
-                        self._client = self._connect()
+            by_place = {str(each.place): each for each in of_table}
+
+            def refused(key: str, reason: str, rows: dict[str, Projected] = by_place) -> None:
+                self._set_aside(rows[key].place, rows[key].record, reason, rows[key])
+
+            loop = OneByOne("projections", _is_shared, refused)
+            parts = loop.by_halves(of_table, self._insert_rows, key=lambda each: str(each.place))
+            PROJECTED_ROWS.labels(table).inc(sum(parts))
+        if self._failed:
+            failed, self._failed = self._failed, []
+            self._insert("projection_failures", failed)
+
+    def _insert_rows(self, rows: Sequence[Projected]) -> int:
+        self._insert(rows[0].table, [each.row for each in rows])
+        return len(rows)
+
+    def _insert(self, table: str, rows: Sequence[Row]) -> None:
+        """Returns when ClickHouse has them. Raises Refused where it never will."""
+        names = list(rows[0])
+        data = [[row[name] for name in names] for row in rows]
+        for attempt in stamina.retry_context(on=self._again, attempts=None, timeout=None, wait_max=5.0):
+            with attempt:
+                if self._client is None:
+                    self._client = self._connect()
+                try:
                     self._client.insert(table, data, column_names=names)
-            PROJECTED_ROWS.labels(table).inc(len(data))
+                except (DataError, ProgrammingError) as error:  # of the client's own making: a value that has no bytes
+                    raise Refused(str(error)) from error
+                except ClickHouseError as error:
+                    if server_code(error) in DATA_CODES and foreign_object(error) is None:
+                        raise Refused(str(error)) from error
+                    raise
+
+    def _set_aside(self, place: Place, record: bytes, reason: str, row: Projected | None = None) -> None:
+        """Keep what is in no table where people see it: projection_failures, which the audit reads."""
+        PROJECTION_FAILURES.labels(row.table if row else "").inc()
+        self._failed.append(
+            {
+                "kafka_topic": place.topic,
+                "kafka_partition": place.partition,
+                "kafka_offset": place.offset,
+                "table_name": row.table if row else "",
+                "organization_id": str(row.row.get("organization_id", "")) if row else "",
+                "reason": reason,
+                "record": record.decode(errors="replace")[:_RECORD_LENGTH_MAX],
+                "found_at": datetime.now(UTC),
+            }
+        )
+
+    def _note_progress(self, *, caught_up: bool) -> None:
+        """Say how far the tables are, about once a second while that changes."""
+        now = time.monotonic()
+        if self._places and now - self._noted_at >= _PROGRESS_SECONDS:
+            self._noted_at = now
+            places, self._places = self._places, {}
+            self._insert(
+                "projection_progress",
+                [
+                    {"kafka_topic": topic, "kafka_partition": partition, "next_offset": after}
+                    for (topic, partition), after in places.items()
+                ],
+            )
+        if caught_up and self._begun_at is not None:
+            # What an earlier version failed at, and this one did not.
+            began, self._begun_at = self._begun_at, None
+            self._command("DELETE FROM projection_failures WHERE found_at < {began:DateTime64(6)}", {"began": began})
+
+    def _command(self, statement: str, parameters: dict[str, object]) -> None:
+        for attempt in stamina.retry_context(on=self._again, attempts=None, timeout=None, wait_max=5.0):
+            with attempt:
+                if self._client is None:
+                    self._client = self._connect()
+                self._client.command(statement, parameters=parameters)
 
     def _again(self, error: Exception) -> bool:
         """While ClickHouse is away: try again, unready, polled at its own pace; not once we are to stop."""
+        if not isinstance(error, ClickHouseError | WarehouseUnavailable | OSError):
+            return False
         self._drop_client()
         self._problem = f"ClickHouse: {error}"
         self._polled_at = time.monotonic()
         log.warning("projection_insert_failed", error=str(error)[:500])
-        return isinstance(error, ClickHouseError | WarehouseUnavailable | OSError) and not self._stopping.is_set()
+        return not self._stopping.is_set()
 
     def _drop_client(self) -> None:
         if self._client is not None:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -218,14 +218,17 @@ class Tally:
 class Fault:
     """Where it does not add up. organization_id empty: of whole messages. tally: how many identities (or events), and
     what they add to what there should be; nothing where that is not known. places: where the first of them lie,
-    ascending; of messages that expired the first and the last of each run."""
+    ascending; of messages that expired the first and the last of each run. detail: what no place says."""
 
     kind: str
     organization_id: str
     tally: Tally
     places: tuple[Place, ...]
+    detail: str = ""
 
     def __str__(self) -> str:
+        if self.detail:
+            return f"{self.kind}{f' of {self.organization_id}' if self.organization_id else ''}: {self.detail}"
         at = ", ".join("/".join(map(str, place)) for place in self.places)
         whose = f" of {self.organization_id}" if self.organization_id else ""
         known = f"{self.tally.events} events, value {self.tally.text}, " if self.tally != Tally() else ""
@@ -265,6 +268,10 @@ class Audit:
     faults: tuple[Fault, ...]
     unreadable: int = 0
     seconds: float = 0.0
+
+    def with_faults(self, faults: Iterable[Fault]) -> Audit:
+        """With what was found elsewhere."""
+        return replace(self, faults=(*self.faults, *faults))
 
     @property
     def ok(self) -> bool:
@@ -506,6 +513,7 @@ def document(found: Audit) -> dict[str, Any]:
                 "organization_id": fault.organization_id or None,
                 **_tally_document(fault.tally),
                 "places": [_place_document(place) for place in fault.places],
+                "detail": fault.detail or None,
             }
             for fault in found.faults
         ],

@@ -13,6 +13,7 @@ from dashboard.services import Services, services_of
 from warehouse.audit import Audit, audit, document
 from warehouse.client import Client, WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
+from warehouse.projected import projection_faults
 from warehouse.settled import settled
 
 router = api_router(ReadRoute, "Usage")
@@ -42,10 +43,11 @@ class RepeatedOut(BaseModel):
 
 
 class FaultOut(TallyOut):
-    """What does not add up, by how much, and where the first of it lies."""
+    """What does not add up, by how much, and where the first of it lies. detail: what no place says."""
 
     kind: str = Field(examples=["row lost"])
     places: list[PlaceOut]
+    detail: str | None = None
 
 
 class AuditOut(BaseModel):
@@ -87,7 +89,8 @@ async def audit_of(services: Services, organization_id: str) -> AuditOut:
 
 def _audit(client: Client, services: Services, organization_id: str) -> Audit:
     try:
+        faults = projection_faults(client, services.settings, organization_id)
         _, watermark = settled(client, services.settings)
     except (UnknownTopic, KafkaException) as error:
         raise WarehouseUnavailable(str(error)) from error
-    return audit(client, watermark, services.settings.event_partitions, organization_id)
+    return audit(client, watermark, services.settings.event_partitions, organization_id).with_faults(faults)

@@ -461,6 +461,7 @@ async def test_the_audit_puts_every_event_into_a_class(
 ) -> None:
     # No sink commits here: the watermark is as far as the rows go.
     monkeypatch.setattr("dashboard.read.audit.settled", lambda *_: ("topic-1", Watermark(1, {0: 3, 1: 0})))
+    monkeypatch.setattr("dashboard.read.audit.projection_faults", lambda *_: ())
     warehouse.insert("stored_meters", [["default", "mtr_miles", "flight"]], ["organization_id", "id", "event_name"])
     warehouse.insert("stored_customers", [["default", "UA"]], ["organization_id", "id"])
     answer = (await api.get("/audit")).json()

@@ -22,6 +22,7 @@ from warehouse.audit import Audit, Conservation, Tally, document
 from warehouse.audit import audit as audited
 from warehouse.client import WarehouseUnavailable, connect
 from warehouse.epochs import UnknownTopic
+from warehouse.projected import projection_faults
 from warehouse.settled import settled
 
 # A query of a partition of many millions of rows takes its time.
@@ -50,7 +51,8 @@ def audit(
                 live = reconciler.run(range(partitions), scope=scope, dry_run=True)
             finally:
                 reconciler.close()
-            found = audited(client, settled(client, settings)[1], partitions, organization)
+            faults = projection_faults(client, settings, organization)
+            found = audited(client, settled(client, settings)[1], partitions, organization).with_faults(faults)
     except (CatalogUnavailable, WarehouseUnavailable, UnknownTopic, UnreadableTotal, KafkaException) as error:
         fail(str(error))
     if as_json:
