@@ -1,15 +1,13 @@
 -- Amounts as wide as they can become: a price below 10^18 times a quantity below 10^29, and sums of those. Columns of
 -- 38 digits could not take what a lawful price and lawful usage come to.
 
-ALTER TABLE stored_invoices
-    MODIFY COLUMN total Nullable(Decimal(76, 12)),
+ALTER TABLE stored_invoices MODIFY COLUMN total Nullable(Decimal(76, 12)),
     MODIFY COLUMN tax Nullable(Decimal(76, 12)),
     MODIFY COLUMN amount_due Nullable(Decimal(76, 12)),
     MODIFY COLUMN amount_paid Nullable(Decimal(76, 12)),
     MODIFY COLUMN amount_remaining Nullable(Decimal(76, 12));
 
-ALTER TABLE stored_invoice_lines
-    MODIFY COLUMN quantity Decimal(76, 9),
+ALTER TABLE stored_invoice_lines MODIFY COLUMN quantity Decimal(76, 9),
     MODIFY COLUMN included Decimal(76, 9),
     MODIFY COLUMN priced_quantity Decimal(76, 9),
     MODIFY COLUMN amount Decimal(76, 12),
@@ -17,16 +15,13 @@ ALTER TABLE stored_invoice_lines
 
 ALTER TABLE stored_orders MODIFY COLUMN amount_paid Decimal(76, 12);
 
-ALTER TABLE stored_adjustments
-    MODIFY COLUMN amount Decimal(76, 12),
+ALTER TABLE stored_adjustments MODIFY COLUMN amount Decimal(76, 12),
     MODIFY COLUMN net Nullable(Decimal(76, 12));
 
-ALTER TABLE stored_alerts
-    MODIFY COLUMN threshold Decimal(76, 12),
+ALTER TABLE stored_alerts MODIFY COLUMN threshold Decimal(76, 12),
     MODIFY COLUMN quantity Decimal(76, 12);
 
-ALTER TABLE stored_accruals
-    MODIFY COLUMN quantity Decimal(76, 9),
+ALTER TABLE stored_accruals MODIFY COLUMN quantity Decimal(76, 9),
     MODIFY COLUMN net Decimal(76, 12);
 
 -- A view keeps the types that its columns had when it was made.
