@@ -26,7 +26,7 @@ FLAT: dict[str, Any] = {"model": "flat_fee", "amount": "5.00"}
 
 def with_another_organization(world: BillingWorld, name: str, **settings: Any) -> None:
     """An organization with one customer, who owes 5.00 a month from March to April."""
-    of = {"organization_id": name, "created_at": 0}
+    of: dict[str, Any] = {"organization_id": name, "created_at": 0}
     world.catalog.write(Organization.model_construct(id=name, **of, grace_seconds=0, **settings), 0)
     world.catalog.write(
         Meter(id="mtr_calls", name="calls", event_name="calls", unit="1", aggregation=Aggregation.SUM, **of), 0
