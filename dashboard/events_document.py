@@ -59,6 +59,7 @@ _RANGES = {
         "properties": {name: {"type": "integer"} for name in ("partition", "first_offset", "last_offset", "events")},
     },
 }
+_NAMES = {"type": "array", "items": {"type": "string"}}
 _RECEIPT = {
     "type": "object",
     "required": ["accepted", "unmatched", "receipt"],
@@ -66,6 +67,8 @@ _RECEIPT = {
         "accepted": {"type": "integer"},
         "unmatched": {"type": "integer", "description": "of an event_name or customer that is not known (yet)"},
         "receipt": _RANGES,
+        "unmatched_event_names": {**_NAMES, "description": "Up to 20 event names that no meter reads."},
+        "unmatched_customers": {**_NAMES, "description": "Up to 20 unknown customer IDs."},
     },
 }
 _VOID: dict[str, Any] = {

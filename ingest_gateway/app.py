@@ -13,7 +13,7 @@ import msgspec
 from catalog.store import CatalogStore
 from ingest_gateway import metrics
 from ingest_gateway.body import Receive, check_content_type, headers_of, read_body
-from ingest_gateway.check import check_batch, count_unmatched
+from ingest_gateway.check import Unmatched, check_batch, find_unmatched
 from ingest_gateway.coalesce import split
 from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_events, decode_void
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
@@ -142,12 +142,14 @@ class Gateway:
             receipt = await self._running_pipeline.accept(parts)
         except (NotAccepted, OutcomeUnknown) as error:
             raise _unavailable(str(error)) from error
-        unmatched = count_unmatched(
+        unmatched = find_unmatched(
             events,
             is_metered=lambda event_name: bool(view.meters_reading(organization_id, event_name)),
             is_customer=lambda customer_id: view.has_customer(organization_id, customer_id),
         )
-        return _encoder.encode({"accepted": len(events), "unmatched": unmatched, "receipt": receipt})
+        return _encoder.encode(
+            {"accepted": len(events), "unmatched": unmatched.events, "receipt": receipt, **_named_unmatched(unmatched)}
+        )
 
     async def _void(self, organization_id: str, body: bytes) -> bytes:
         try:
@@ -193,6 +195,12 @@ def _idempotency_key(header: bytes | None) -> str | None:
         message = f"must have 1 to {TEXT_LENGTH_MAX} printable ASCII characters"
         raise _invalid([EventError(None, "Idempotency-Key", "idempotency_key_invalid", message)])
     return key
+
+
+def _named_unmatched(unmatched: Unmatched) -> dict[str, Sequence[str]]:
+    """Names that a producer may have misspelled; no field when there are none."""
+    named = {"unmatched_event_names": unmatched.event_names, "unmatched_customers": unmatched.customer_ids}
+    return {field: names for field, names in named.items() if names}
 
 
 def _invalid(errors: Sequence[EventError]) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ingest_gateway.decode import EventError, Events
 from schemas.event import TIMESTAMP_AHEAD_US_MAX
@@ -38,13 +39,34 @@ def _timestamp_errors(timestamps: Sequence[int], latest: int) -> list[EventError
     return errors
 
 
-def count_unmatched(events: Events, *, is_metered: Callable[[str], bool], is_customer: Callable[[str], bool]) -> int:
-    """How many events no meter reads or no customer stands behind, as configured now. They are stored all the same."""
+NAMES_LISTED_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Events that no meter reads or whose customer is unknown, as configured now. They are stored all the same.
+
+    event_names, customer_ids: of these events, the first NAMES_LISTED_MAX of each.
+    """
+
+    events: int = 0
+    event_names: Sequence[str] = ()
+    customer_ids: Sequence[str] = ()
+
+
+_ALL_MATCHED = Unmatched()
+
+
+def find_unmatched(
+    events: Events, *, is_metered: Callable[[str], bool], is_customer: Callable[[str], bool]
+) -> Unmatched:
+    """What of the batch would not be billed as things are."""
     unmetered = {name for name in set(events.event_name) if not is_metered(name)}
-    strangers = {customer for customer in set(events.customer_id) if not is_customer(customer)}
-    if not unmetered and not strangers:
-        return 0
-    return sum(
-        name in unmetered or customer in strangers
+    unknown = {customer for customer in set(events.customer_id) if not is_customer(customer)}
+    if not unmetered and not unknown:
+        return _ALL_MATCHED
+    count = sum(
+        name in unmetered or customer in unknown
         for name, customer in zip(events.event_name, events.customer_id, strict=True)
     )
+    return Unmatched(count, sorted(unmetered)[:NAMES_LISTED_MAX], sorted(unknown)[:NAMES_LISTED_MAX])

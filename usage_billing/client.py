@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -16,8 +15,9 @@ import stamina
 
 from schemas.event import EVENTS_PER_BATCH_MAX
 
-_RETRY_SECONDS_MAX = 60.0
+RETRY_SECONDS_MAX = 60.0
 _TIMEOUT_SECONDS = 15.0
+_CONNECT_SECONDS = 5.0
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -32,31 +32,52 @@ class EventsRefused(Exception):
         self.problem = problem
 
 
+class NoAnswer(Exception):
+    """The gateway did not answer, or kept answering that it can't, for a minute. Part of a batch may be accepted."""
+
+
 class _Again(Exception):
     """Worth repeating: 429, 503, or no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the gateway answered. ranges: (partition, first_offset, last_offset, events)."""
+    """What the gateway answered. ranges: (partition, first_offset, last_offset, events).
+
+    unmatched: events that no meter reads or whose customer is unknown; some of these names and customers are listed.
+    """
 
     accepted: int
     unmatched: int
     ranges: tuple[tuple[int, int, int, int], ...]
+    unmatched_event_names: tuple[str, ...] = ()
+    unmatched_customers: tuple[str, ...] = ()
 
 
 class UsageClient:
     """A producer's connection. Every batch gets an Idempotency-Key, so that a repeated one counts once.
 
     address: of the gateway, such as http://127.0.0.1:8080. Thread-safe. Close it after use, or use it in `with`.
+    on_wait: called with the reason each time that a request is to be sent again.
     """
 
-    def __init__(self, address: str, key: str, *, connections: int = 4) -> None:
+    def __init__(
+        self,
+        address: str,
+        key: str,
+        *,
+        connections: int = 4,
+        on_wait: Callable[[str], None] = lambda reason: None,
+        retry_seconds_max: float = RETRY_SECONDS_MAX,
+    ) -> None:
         self._connections = connections
+        self._address = address
+        self._on_wait = on_wait
+        self._retry_seconds_max = retry_seconds_max
         self._http = httpx.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-            timeout=_TIMEOUT_SECONDS,
+            timeout=httpx.Timeout(_TIMEOUT_SECONDS, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
@@ -66,10 +87,10 @@ class UsageClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def send(self, events: list[Mapping[str, Any]], idempotency_key: str | None = None) -> Receipt:
+    def send(self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Receipt:
         """Post one batch of 1 to 1,000 events; repeated for up to a minute while the gateway is away or busy.
 
-        Values may be int, Decimal or str. Raises EventsRefused, or httpx.HTTPError when the time is over.
+        Values may be int, Decimal or str. Raises EventsRefused, or NoAnswer when the time is over.
         """
         return self._post(_encoder.encode({"events": events}), idempotency_key or uuid.uuid4().hex)
 
@@ -100,20 +121,43 @@ class UsageClient:
         ranges = tuple(
             (part["partition"], part["first_offset"], part["last_offset"], part["events"]) for part in fields["receipt"]
         )
-        return Receipt(fields["accepted"], fields["unmatched"], ranges)
+        return Receipt(
+            fields["accepted"],
+            fields["unmatched"],
+            ranges,
+            tuple(fields.get("unmatched_event_names", ())),
+            tuple(fields.get("unmatched_customers", ())),
+        )
 
     def _repeat(self, path: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-        """The answer to a request that counts once however often it is sent."""
+        """The answer to a request that counts once however often it is sent. Raises EventsRefused, NoAnswer."""
         retried = (_Again, httpx.TransportError)
-        for attempt in stamina.retry_context(on=retried, attempts=None, timeout=_RETRY_SECONDS_MAX, wait_max=2.0):
-            with attempt:
-                answer = self._http.post(path, content=body, headers=dict(headers))
-                if answer.status_code in (429, 502, 503, 504):
-                    raise _Again(f"{answer.status_code} {answer.text[:500]}")
-                if answer.status_code != 202:
-                    raise EventsRefused(answer.status_code, _problem_of(answer))
-                return answer.json()
+        attempts = stamina.retry_context(on=retried, attempts=None, timeout=self._retry_seconds_max, wait_max=2.0)
+        try:
+            for attempt in attempts:
+                with attempt:
+                    return self._once(path, body, headers)
+        except retried as reason:
+            raise NoAnswer(f"no answer at {self._address}: {_said(reason)}") from reason
         raise AssertionError("stamina raises or returns")
+
+    def _once(self, path: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            answer = self._http.post(path, content=body, headers=dict(headers))
+        except httpx.TransportError as reason:
+            self._on_wait(_said(reason))
+            raise
+        if answer.status_code in (429, 502, 503, 504):
+            reason = f"{answer.status_code} {_problem_of(answer).get('detail') or ''}".strip()
+            self._on_wait(reason)
+            raise _Again(reason)
+        if answer.status_code != 202:
+            raise EventsRefused(answer.status_code, _problem_of(answer))
+        return answer.json()
+
+
+def _said(reason: Exception) -> str:
+    return str(reason) or type(reason).__name__
 
 
 def _problem_of(answer: httpx.Response) -> Mapping[str, Any]:
@@ -127,10 +171,3 @@ def _batches(events: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, 
     source = iter(events)
     while batch := list(itertools.islice(source, EVENTS_PER_BATCH_MAX)):
         yield batch
-
-
-def exact_value(value: object) -> int | Decimal | str | None:
-    """A value of any table as what the gateway takes, without rounding: floats by their shortest spelling."""
-    if value is None or isinstance(value, int | Decimal | str):
-        return value
-    return repr(value) if isinstance(value, float) else str(value)

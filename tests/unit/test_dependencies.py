@@ -38,7 +38,7 @@ def _imports(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _undeclared(folder: str, declared: set[str]) -> set[str]:
-    own = {*PACKAGES, "tests", *sys.stdlib_module_names}
+    own = {*PACKAGES, "tests", "usage_billing_client", *sys.stdlib_module_names}
     distributions = packages_distributions()
     return {
         f"{path.relative_to(ROOT)} imports {module}"

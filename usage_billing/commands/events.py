@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 from cyclopts import App, Parameter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runtime.signals import stop_on_signals
 from runtime.topics import describe_topic, log_bounds
@@ -25,11 +22,11 @@ from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import UnreadableBatch, UsageBatch, decimal_of, decode
 from schemas.usage_void import UsageVoids, is_void
 from schemas.usage_void import decode as decode_voids
-from usage_billing.client import EventsRefused, UsageClient, exact_value
+from usage_billing.client import EventsRefused, NoAnswer, UsageClient
 from usage_billing.console import DONE, errors, fail, settings_for, wrong_usage
-from usage_billing.postgres_time import from_postgres
 
 app = App(name="events", help="Usage events: look at them as they come, send some, void one, import a file.")
+app.command("usage_billing.commands.events_import:import_", name="import")
 
 Key = Annotated[
     str | None, Parameter(help="API key with the scope ingest; also USAGE_API_KEY, else USAGE_ADMIN_KEY.", name="--key")
@@ -141,7 +138,7 @@ def _event_rows(batch: UsageBatch, partition: int, offset: int) -> Iterator[dict
         }
 
 
-# -- send and import ---------------------------------------------------------------------------------------------------
+# -- send and void -----------------------------------------------------------------------------------------------------
 
 
 @app.command
@@ -165,9 +162,9 @@ def send(
         **({} if event_id is None else {"event_id": event_id}),
     }
     try:
-        with _client(settings, key, address) as client:
+        with client_for(settings, key, address) as client:
             receipt = client.send([event])
-    except EventsRefused as error:
+    except (EventsRefused, NoAnswer) as error:
         fail(str(error))
     print(msgspec.json.encode(receipt).decode())
     return DONE
@@ -188,83 +185,20 @@ def void(
     """Void an event, so that it does not count, and print where its tombstone lies."""
     settings = settings_for("events-void")
     try:
-        with _client(settings, key, address) as client:
+        with client_for(settings, key, address) as client:
             partition, offset = client.void(customer, event_name, event_id, reason)
-    except EventsRefused as error:
+    except (EventsRefused, NoAnswer) as error:
         fail(str(error))
     print(msgspec.json.encode({"partition": partition, "offset": offset}).decode())
     return DONE
 
 
-@app.command(name="import")
-def import_(path: Path, *, key: Key = None, address: Address = None) -> int:
-    """Import a .csv, .jsonl or .parquet file with an event's fields as columns.
-
-    A column that is no field of an event becomes a property. Importing the same file again counts nothing twice.
-    """
-    settings = settings_for("events-import")
-    if not path.is_file():
-        wrong_usage(f"there is no file {path}")
-    try:
-        events, total = read_events(path)
-        sent = 0
-        bar = Progress(TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with _client(settings, key, address) as client, bar:
-            task = bar.add_task("importing", total=total)
-            for receipt in client.send_all(events, _digest(path)):
-                sent += receipt.accepted
-                bar.update(task, completed=sent)
-    except (EventsRefused, ValueError) as error:
-        fail(f"{path}: {error}")
-    print(f"{sent} events accepted")
-    return DONE
-
-
-_FIELDS = ("customer_id", "event_name", "timestamp", "value", "event_id")
-
-
-def read_events(path: Path) -> tuple[Iterable[Mapping[str, Any]], int]:
-    """The events of a table file, and how many. Raises ValueError for what can't be read as one."""
-    import polars
-
-    match path.suffix.lower():
-        case ".csv":
-            frame = polars.read_csv(path, infer_schema=False)  # text, so that every value stays as it is spelled
-        case ".jsonl" | ".ndjson":
-            with path.open("rb") as lines:
-                events = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines if line.strip()]
-            return map(_event, events), len(events)
-        case ".parquet":
-            frame = polars.read_parquet(path)
-        case suffix:
-            raise ValueError(f"{suffix or 'no suffix'}: .csv, .jsonl or .parquet is expected")
-    missing = [name for name in ("customer_id", "event_name", "timestamp") if name not in frame.columns]
-    if missing:
-        raise ValueError(f"columns are missing: {', '.join(missing)}")
-    return map(_event, frame.iter_rows(named=True)), frame.height
-
-
-def _event(row: Mapping[str, Any]) -> dict[str, Any]:
-    event = {name: row[name] for name in _FIELDS if row.get(name) not in (None, "")}
-    if "value" in event:
-        event["value"] = exact_value(event["value"])
-    if "timestamp" in event:
-        at = event["timestamp"]
-        event["timestamp"] = from_postgres(at) if isinstance(at, str) else at.isoformat()
-    properties = dict(row.get("properties") or {})
-    others = {k: v for k, v in row.items() if k not in (*_FIELDS, "properties") and v is not None}
-    properties |= {name: str(value) for name, value in others.items()}
-    return {**event, "properties": properties} if properties else event
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"import-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
-
-
-def _client(settings: Settings, key: str | None, address: str | None) -> UsageClient:
+def client_for(
+    settings: Settings, key: str | None, address: str | None, *, on_wait: Callable[[str], None] = lambda reason: None
+) -> UsageClient:
+    """A client with the key that was given, of the environment, or of the operator. Ends with 2 without any."""
     admin = settings.admin_key.get_secret_value() if settings.admin_key else None
     secret = key or os.environ.get("USAGE_API_KEY") or admin
     if not secret:
         wrong_usage("no key: give --key or set USAGE_API_KEY; `usage-billing keys create --scope ingest` makes one")
-    return UsageClient(address or f"http://{settings.http_host}:{settings.http_port}", secret)
+    return UsageClient(address or f"http://{settings.http_host}:{settings.http_port}", secret, on_wait=on_wait)

@@ -1,25 +1,11 @@
-"""Timestamps as Postgres exports them, taken by the importer."""
+"""Timestamps as Postgres exports them."""
 
 import pytest
 
 from schemas.period import parse_rfc3339
-from usage_billing.commands.events import read_events
 from usage_billing.postgres_time import from_postgres
 
 us = parse_rfc3339
-
-
-def test_the_importer_takes_the_timestamps_of_a_postgres_export(tmp_path) -> None:
-    file = tmp_path / "postgres.csv"
-    file.write_text(
-        "customer_id,event_name,timestamp,value\n"
-        "cus_1,api_request,2026-03-30 12:00:00+00,1\n"
-        "cus_1,api_request,2026-03-30 12:00:00.123+02,1\n"
-    )
-    events, _ = read_events(file)
-    assert [us(event["timestamp"]) for event in events] == [
-        us("2026-03-30T12:00:00Z"), us("2026-03-30T10:00:00.123Z"),
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
