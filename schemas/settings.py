@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr
@@ -13,10 +13,23 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 KAFKA_PREFIX = "USAGE_KAFKA_"
 ENV_FILE = ".env"
+CLICKHOUSE_USER = "usage"
+"""Of the local ClickHouse."""
+CLICKHOUSE_PASSWORD_FILE = "password"
+"""In the local ClickHouse's directory; its whole text is the password."""
 
 
 def _stripe(name: str) -> AliasChoices:
     return AliasChoices(name)
+
+
+def _local_clickhouse_dsn(known: dict[str, Any]) -> str:
+    """The password is the one that the local ClickHouse has made; without the file there is none yet."""
+    try:
+        password = ":" + (known["local_dir"] / "clickhouse" / CLICKHOUSE_PASSWORD_FILE).read_text().strip()
+    except OSError:
+        password = ""
+    return f"http://{CLICKHOUSE_USER}{password}@127.0.0.1:{known['local_clickhouse_port']}/usage"
 
 
 class Settings(BaseSettings):
@@ -31,7 +44,8 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    # The local stack's ports come first: the addresses below follow them unless they are given.
+    # The local stack comes first: the addresses below follow it unless they are given.
+    local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")
     local_kafka_port: Annotated[int, Field(ge=1, le=65535, description="local stack: Kafka")] = 9092
     local_kafka_controller_port: Annotated[
         int, Field(ge=1, le=65535, description="local stack: Kafka's controller")
@@ -39,6 +53,9 @@ class Settings(BaseSettings):
     local_clickhouse_port: Annotated[
         int, Field(ge=1, le=65535, description="local stack: ClickHouse's HTTP interface")
     ] = 8123
+    local_clickhouse_native_port: Annotated[
+        int, Field(ge=1, le=65535, description="local stack: ClickHouse's native interface, for clickhouse-client")
+    ] = 9000
     local_stripe_port: Annotated[int, Field(ge=1, le=65535, description="local stack: the Stripe stand-in")] = 12111
 
     http_host: Annotated[str, Field(description="address that `serve`, `gateway` and `dashboard` listen on")] = (
@@ -72,9 +89,10 @@ class Settings(BaseSettings):
     clickhouse_dsn: Annotated[
         str,
         Field(
-            description="ClickHouse's HTTP address, user and database",
+            description="ClickHouse's HTTP address, user, password and database; the local one's password: "
+            "USAGE_LOCAL_DIR/clickhouse/password",
         ),
-    ] = Field(default_factory=lambda known: f"http://default@127.0.0.1:{known['local_clickhouse_port']}/usage")
+    ] = Field(default_factory=_local_clickhouse_dsn)
 
     stripe_api_key: Annotated[
         SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")
@@ -131,7 +149,6 @@ class Settings(BaseSettings):
             "Default: kept in `USAGE_LOCAL_DIR/session-secret`"
         ),
     ] = None
-    local_dir: Annotated[Path, Field(description="data, logs and pids of the local stack")] = Path(".local")
     log_format: Annotated[str, Field(pattern="^(console|json)$", description="console or json")] = "console"
     log_level: Annotated[
         str, Field(pattern="^(debug|info|warning|error)$", description="least level that is logged")

@@ -1,45 +1,65 @@
-"""A directory and a port → ClickHouse's engine (chDB) behind ClickHouse's HTTP interface, as a process.
+"""A directory and ports → ClickHouse's own server, out of chDB's library, as a process.
 
 The server itself is clickhouse_server.py: whoever only starts and stops it need not load the engine.
 """
 
-import argparse
-import http.client
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
 import sys
+import urllib.request
 from pathlib import Path
 
 from deploy.local.process import HOST, ManagedProcess, StartFailed, answers
+from schemas.settings import CLICKHOUSE_PASSWORD_FILE, CLICKHOUSE_USER
+
+
+def service_password(directory: Path) -> str:
+    """The password of the services' user, made at the first call and readable by its owner alone."""
+    file = directory / CLICKHOUSE_PASSWORD_FILE
+    if not file.exists():
+        aside = directory / f"{CLICKHOUSE_PASSWORD_FILE}.{secrets.token_hex(4)}"
+        with os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as out:
+            out.write(secrets.token_urlsafe(24))
+        with contextlib.suppress(FileExistsError):  # another process was first
+            file.hardlink_to(aside)
+        aside.unlink()
+    return file.read_text().strip()
 
 
 class ClickHouseLocal(ManagedProcess):
     """The engine's process: start, stop, kill, start again on the same data."""
 
-    def __init__(self, data_dir: Path, port: int, log_path: Path) -> None:
+    def __init__(self, data_dir: Path, port: int, log_path: Path, native_port: int | None = None) -> None:
         super().__init__("clickhouse", log_path)
         self.data_dir = data_dir.absolute()
         self.port = port
+        self.native_port = native_port
         self.url = f"http://{HOST}:{port}"
+
+    @property
+    def password(self) -> str:
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return service_password(self.data_dir)
 
     def dsn(self, database: str = "default") -> str:
         """Address for clickhouse-connect."""
-        return f"http://default@{HOST}:{self.port}/{database}"
+        return f"http://{CLICKHOUSE_USER}:{self.password}@{HOST}:{self.port}/{database}"
 
     def command(self) -> list[str]:
-        command = [sys.executable, "-m", "deploy.local.clickhouse_http"]
-        return [*command, "--port", str(self.port), "--path", str(self.data_dir)]
+        command = [sys.executable, "-m", "deploy.local.clickhouse_server"]
+        command += ["--path", str(self.data_dir), "--port", str(self.port)]
+        return command + (["--native-port", str(self.native_port)] if self.native_port else [])
 
     def ready(self) -> bool:
-        """Whether it answers a query."""
-        if not answers(self.port):
-            return False
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
+        """Whether it listens: it opens its ports when all tables are loaded."""
         try:
-            connection.request("GET", "/?query=SELECT+1")
-            return connection.getresponse().read() == b"1\n"
-        except (OSError, http.client.HTTPException):
+            with urllib.request.urlopen(f"{self.url}/ping", timeout=2) as answer:
+                return answer.read() == b"Ok.\n"
+        except (OSError, ValueError):
             return False
-        finally:
-            connection.close()
 
     def start(self, timeout_seconds: float = 60.0) -> None:
         """Start and return when it answers; raises StartFailed with the tail of the log."""
@@ -47,20 +67,3 @@ class ClickHouseLocal(ManagedProcess):
             raise StartFailed(f"port {self.port} is taken: another process answers there")
         self.spawn(self.command())
         self.wait_until(self.ready, timeout_seconds)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.local.clickhouse_http",
-        description="ClickHouse's HTTP interface over chDB, on 127.0.0.1.",
-    )
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--path", type=Path, required=True, help="directory of the engine's data")
-    arguments = parser.parse_args()
-    from deploy.local.clickhouse_server import serve
-
-    serve(arguments.path, arguments.port)
-
-
-if __name__ == "__main__":
-    main()

@@ -45,11 +45,12 @@ class StackFailed(RuntimeError):
 class Started:
     """What `up` has to tell.
 
-    addresses: by part. admin_key: the key made by this `up`, None if there was one before (it is shown only once).
-    already: it ran before.
+    addresses: by part. clickhouse_dsn: with the password, which the first `up` makes. admin_key: the key made by this
+    `up`, None if there was one before (it is shown only once). already: it ran before.
     """
 
     addresses: Mapping[str, str]
+    clickhouse_dsn: str
     admin_key: str | None
     already: bool
 
@@ -98,7 +99,7 @@ def up(settings: Settings, say: Say = print) -> Started:
             time.sleep(0.05)
         if files.supervised():
             state = _wait_ready(files, None)
-            return Started(_addresses(state, settings), None, already=True)
+            return Started(_addresses(state, settings), _clickhouse_dsn(settings, base), None, already=True)
         _end_orphans(files, say)
         admin_key, is_new = _admin_key(settings, base)
         try:
@@ -110,7 +111,8 @@ def up(settings: Settings, say: Say = print) -> Started:
         files.write(files.plan, plan)
         supervisor = _start_supervisor(files, base / "logs" / "supervisor.log")
         state = _wait_ready(files, supervisor)
-    return Started(_addresses(state, settings), admin_key if is_new else None, already=False)
+    key = admin_key if is_new else None
+    return Started(_addresses(state, settings), _clickhouse_dsn(settings, base), key, already=False)
 
 
 def down(settings: Settings, say: Say = print) -> bool:
@@ -223,9 +225,11 @@ def _plan(settings: Settings, base: Path, admin_key: str, say: Say) -> Plan:
         infrastructure.append(_kafka(settings, base, say))
         env["USAGE_KAFKA_BOOTSTRAP_SERVERS"] = f"{HOST}:{settings.local_kafka_port}"
     if "clickhouse" not in given:
-        say("clickhouse: chDB, the same engine in process")
-        infrastructure.append(_clickhouse(settings, base))
-        env["USAGE_CLICKHOUSE_DSN"] = f"http://default@{HOST}:{settings.local_clickhouse_port}/usage"
+        native = _native_port(settings, say)
+        say(f"clickhouse: its own server, out of chDB's library{f'; native on {HOST}:{native}' if native else ''}")
+        engine = _clickhouse(settings, base, native)
+        infrastructure.append(Part("clickhouse", engine.command(), {}, engine.url, f"{engine.url}/ping"))
+        env["USAGE_CLICKHOUSE_DSN"] = engine.dsn("usage")
     if "stripe" not in given:
         say("stripe: the local stand-in")
         infrastructure.append(_stripe(settings, base))
@@ -296,9 +300,27 @@ def _apt_install(packages: Sequence[str]) -> None:
             raise StartFailed(f"apt-get {' '.join(arguments)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
 
 
-def _clickhouse(settings: Settings, base: Path) -> Part:
-    engine = ClickHouseLocal(base / "clickhouse", settings.local_clickhouse_port, base / "logs" / "clickhouse.log")
-    return Part("clickhouse", engine.command(), {}, engine.url, f"{engine.url}/?query=SELECT+1")
+def _clickhouse(settings: Settings, base: Path, native_port: int | None) -> ClickHouseLocal:
+    log = base / "logs" / "clickhouse.log"
+    return ClickHouseLocal(base / "clickhouse", settings.local_clickhouse_port, log, native_port)
+
+
+def _clickhouse_dsn(settings: Settings, base: Path) -> str:
+    if _is_given(settings, "clickhouse_dsn"):
+        return settings.clickhouse_dsn
+    return _clickhouse(settings, base, None).dsn("usage")
+
+
+def _native_port(settings: Settings, say: Say) -> int | None:
+    """None: another process has it, and it was not asked for by name: the services do without."""
+    port, name = settings.local_clickhouse_native_port, "local_clickhouse_native_port"
+    if not answers(port):
+        return port
+    where = f"{HOST}:{port}, where another process answers"
+    if _is_given(settings, name):
+        raise StartFailed(f"clickhouse is to listen on {where}: end that one, or change USAGE_{name.upper()}")
+    say(f"clickhouse: no native protocol, which would be on {where} (USAGE_{name.upper()})")
+    return None
 
 
 def _stripe(settings: Settings, base: Path) -> Part:

@@ -17,11 +17,13 @@ from deploy.local import stack as local
 from deploy.local.process import HOST, answers, free_ports, identity
 from schemas.settings import Settings
 from tests.waiting import until
+from warehouse.client import connect
 
 PORTS = (
     "USAGE_LOCAL_KAFKA_PORT",
     "USAGE_LOCAL_KAFKA_CONTROLLER_PORT",
     "USAGE_LOCAL_CLICKHOUSE_PORT",
+    "USAGE_LOCAL_CLICKHOUSE_NATIVE_PORT",
     "USAGE_LOCAL_STRIPE_PORT",
     "USAGE_HTTP_PORT",
     "USAGE_AGGREGATOR_METRICS_PORT",
@@ -76,6 +78,11 @@ class Stack:
         names = [name.removeprefix("USAGE_").lower() for name in self.ports]
         settings = Settings(local_dir=self._directory, **dict(zip(names, self.ports.values(), strict=True)))  # pyright: ignore[reportArgumentType]
         return {part.state for part in local.status(settings)} == {"ready"}
+
+    def clickhouse_dsn(self, database: str) -> str:
+        """With the password that the stack has made."""
+        password = (self._directory / "clickhouse" / "password").read_text()
+        return f"http://usage:{password}@{HOST}:{self.ports['USAGE_LOCAL_CLICKHOUSE_PORT']}/{database}"
 
     def post(self, key: str, **more: object) -> httpx.Response:
         return httpx.post(
@@ -157,7 +164,7 @@ def test_parts_with_a_given_address_are_not_started(stack: Stack, key: str, tmp_
     other = Stack(tmp_path / "other")
     given = {
         "USAGE_KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{stack.ports['USAGE_LOCAL_KAFKA_PORT']}",
-        "USAGE_CLICKHOUSE_DSN": f"http://default@{HOST}:{stack.ports['USAGE_LOCAL_CLICKHOUSE_PORT']}/other",
+        "USAGE_CLICKHOUSE_DSN": stack.clickhouse_dsn("other"),
         "STRIPE_API_BASE": f"http://{HOST}:{stack.ports['USAGE_LOCAL_STRIPE_PORT']}",
         "USAGE_TOPIC_PREFIX": "other.",
         "USAGE_ADMIN_KEY": "ubk_of_the_environment",
@@ -186,9 +193,9 @@ def test_up_works_after_a_crash_of_everything_and_down_leaves_nothing(stack: Sta
     assert {row["state"] for row in stack.status().values()} == {"stopped"}
 
     assert "ubk_" not in stack.up()
-    clickhouse = f"http://{HOST}:{stack.ports['USAGE_LOCAL_CLICKHOUSE_PORT']}/"
-    count = "SELECT count() FROM usage.usage WHERE customer_id = 'cus_kept'"
-    until(lambda: httpx.post(clickhouse, content=count, timeout=15, trust_env=False).text == "1\n", 60)
+    count = "SELECT count() FROM usage WHERE customer_id = 'cus_kept'"
+    with connect(Settings(clickhouse_dsn=stack.clickhouse_dsn("usage"))) as client:
+        until(lambda: client.query(count).result_rows == [(1,)], 60)
     assert stack.post(key).status_code == 202
 
     pids = [pid for pid in stack.pids().values() if pid is not None]

@@ -69,6 +69,7 @@ def run(settings: Settings, *, keep: bool) -> int:
         with watch.part("stack up"):
             up = stack.up(settings, say=lambda line: out.print(f"  {line}", style="dim", markup=False))
             already, started = up.already, True
+            settings = settings.model_copy(update={"clickhouse_dsn": up.clickhouse_dsn})
         with watch.part("data read"):
             flights = data.load()
             usage = flights.expected()
