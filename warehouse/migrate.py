@@ -15,6 +15,7 @@ import structlog
 
 from schemas.settings import Settings
 from warehouse.client import ClickHouseError, Client, connect, database_name, unavailable
+from warehouse.one_server import check_one_server
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +102,7 @@ def migrate(settings: Settings) -> list[str]:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
         except ClickHouseError as error:
             raise unavailable(error) from error
+    check_one_server(settings, database)
     with connect(settings) as client:
         try:
             return apply(client, migrations())
