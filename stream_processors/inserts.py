@@ -34,6 +34,7 @@ DATA_CODES = frozenset(
         190,  # SIZES_OF_ARRAYS_DONT_MATCH
         321,  # VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE: of a decimal, more or fewer bytes than it can have
         349,  # CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+        376,  # CANNOT_PARSE_UUID: what 24.8 says of such a decimal
         407,  # DECIMAL_OVERFLOW
         469,  # VIOLATED_CONSTRAINT
     }

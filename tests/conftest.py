@@ -3,6 +3,7 @@
 Tests share them and keep apart by names: `unique` for topics, groups and organizations, `database` for tables.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
+from tests.matrix.engine import engine_of
+from tests.matrix.versions import version_named
 
 # How long an example takes is the machine's matter, and here it may be another's turn at any time.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,7 +37,10 @@ def _broker(directory: Path) -> KafkaBroker:
 
 
 def _engine(directory: Path) -> ClickHouseLocal:
-    return ClickHouseLocal(directory / "data", free_ports(1)[0], directory / "clickhouse.log")
+    """The pinned version, or the one of tests.matrix that the environment names."""
+    files = directory / "data", free_ports(1)[0], directory / "clickhouse.log"
+    name = os.environ.get("USAGE_TEST_CLICKHOUSE")
+    return engine_of(version_named(name), *files) if name else ClickHouseLocal(*files)
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ from warehouse import migrate as migrating
 from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
 from warehouse.coverage import checkpoint, coverage, recounted_coverage
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
+from warehouse.late import late_windows
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
 from warehouse.one_store import StoreReplaced, leave_mark, one_store
 from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
@@ -128,6 +129,37 @@ def test_totals_equal_a_fold_in_python(
         assert sorted(tuple(row) for row in counted) == sorted(
             (each.event.customer, each.event.name, each.place[0], each.place[2], each.index) for each in folded.counted
         )
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(histories(), windows, st.tuples(st.integers(0, 4), st.integers(0, 4)))
+def test_late_windows_are_those_with_something_at_or_after_the_watermark(
+    client: Client,
+    messages: Sequence[tuple[int, Written]],
+    spans: Sequence[tuple[int, int]],
+    offsets: tuple[int, int],
+) -> None:
+    organization = secrets.token_hex(8)
+    log = log_of(of_organization(messages, organization), PARTITIONS, home)
+    insert(client, log)
+    since, until_now = Watermark(1, dict(enumerate(offsets))), Watermark(3, {0: 0, 1: 0})
+    wanted = [
+        TotalsRequest(organization, customer, name, start, start + length)
+        for customer in CUSTOMERS
+        for name in NAMES
+        for start, length in spans
+    ]
+    late = [item for place, message in log.items() if not since.covers(*place) for item in message.items]
+    expected = {
+        request
+        for request in wanted
+        for item in late
+        if (item.customer, item.name) == (request.customer_id, request.event_name)
+        and (isinstance(item, Void) or request.start_us <= item.at < request.end_us)
+    }
+    assert late_windows(client, wanted, since, until_now) == expected
 
 
 def test_a_duplicate_in_the_window_does_not_stand_in_for_a_first_outside_of_it(client: Client) -> None:
