@@ -192,8 +192,9 @@ def close_cycles(
         key=lambda subscription: subscription.id,
     )
     found = joined(parts)
-    due = [each for each in (in_force(stage.log.state, cycle) for cycle in found.due) if only(each)]
-    report = replace(run.close(due, as_of_us=as_of_us, dry_run=dry_run), in_grace=found.in_grace)
+    begun, in_grace = split_begun(stage.log.state, found.in_grace)
+    due = [each for each in (*(in_force(stage.log.state, cycle) for cycle in found.due), *begun) if only(each)]
+    report = replace(run.close(due, as_of_us=as_of_us, dry_run=dry_run), in_grace=in_grace)
     _tell(report)
     return report
 
@@ -553,6 +554,23 @@ def in_force(ledger: InvoiceLedger, due: DueCycle) -> DueCycle:
     if invoice_id == due.invoice_id:
         return due
     return msgspec.structs.replace(due, invoice_id=invoice_id, revision=revision)
+
+
+def split_begun(ledger: InvoiceLedger, in_grace: Iterable[DueCycle]) -> tuple[list[DueCycle], tuple[DueCycle, ...]]:
+    """Cycles whose invoice is fixed already, as the one in force, and those that are waited for.
+
+    What is fixed waits for no late events any more: someone closed it by hand, and may have approved it since.
+    """
+    begun: list[DueCycle] = []
+    waited_for: list[DueCycle] = []
+    for cycle in in_grace:
+        current = in_force(ledger, cycle)
+        known = ledger.get(current.invoice_id)
+        if known is not None and known.fixed is not None:
+            begun.append(current)
+        else:
+            waited_for.append(cycle)
+    return begun, tuple(waited_for)
 
 
 def is_ours_to_do(invoice: Invoice) -> bool:

@@ -44,11 +44,16 @@ class DeskConflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Possible:
-    """What may be done to an invoice now. credit: up to how much, tax included; None: nothing. refund: it was paid."""
+    """What may be done to an invoice now. credit: up to how much, tax included; None: nothing. refund: it was paid.
+
+    approve: it waits for someone's approval. approved: someone approved it, and it is not charged yet.
+    """
 
     void: bool
     credit: Decimal | None
     refund: bool
+    approve: bool = False
+    approved: bool = False
 
 
 NOTHING_POSSIBLE = Possible(void=False, credit=None, refund=False)

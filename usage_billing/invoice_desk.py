@@ -160,6 +160,8 @@ class LedgerDesk:
             void=void_credit.may_void(invoice),
             credit=from_minor(left, invoice.fixed.currency) if left and invoice.fixed else None,
             refund=invoice.stripe is not None and invoice.stripe.status == "paid",
+            approve=desk.awaits_approval(self._catalog.view, invoice),
+            approved=invoice.approved and invoice.state == "computed",
         )
 
     def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:

@@ -120,8 +120,9 @@ async def invoice_page(
         explained=explained,
         problem=problem,
         done=done,
-        can_retry=services.desk is not None and document["state"] in RETRIED,
-        can_approve=services.desk is not None and document["state"] == "computed",
+        can_retry=services.desk is not None and document["state"] in RETRIED and not possible.approve,
+        can_approve=possible.approve,
+        approved=possible.approved,
         can_void=possible.void,
         can_credit=possible.credit is not None,
     )
@@ -158,6 +159,14 @@ async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -
     return await invoice_page(request, visitor, document, verified=verified, explained=explained)
 
 
+_ASKED = {
+    ("approve", True): "Approved. It will be charged within a minute.",
+    ("approve", False): "This invoice was already approved.",
+    ("retry", True): "It will be tried again within a minute.",
+    ("retry", False): "There is nothing to retry.",
+}
+
+
 @router.post("/invoices/{id}/{what}")
 async def ask_for_invoice(
     request: Request, visitor: Visitor, _: Form, id: str, what: Literal["approve", "retry"]
@@ -171,5 +180,5 @@ async def ask_for_invoice(
         asked = await asyncio.to_thread(desk.ask, id, what, f"dashboard, {visitor.key_id}")
     except DeskUnavailable as error:
         return await invoice_page(request, visitor, document, status=503, problem=str(error))
-    done = "The next close goes on with it." if asked else "It was not waiting for that."
+    done = _ASKED[what, asked]
     return await invoice_page(request, visitor, document, done=done)

@@ -110,6 +110,14 @@ def test_a_simulation(world: BillingWorld, api: TestClient) -> None:
     assert api.post("/simulations", json={**body, "product": unknown}).json()["errors"][0]["field"] == "product"
 
 
+def possible(world: BillingWorld, invoice_id: str) -> tuple[bool, bool]:
+    """Whether the page offers to approve it, and whether it says that someone has."""
+    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    found = desk.possible(invoice_id)
+    desk.close()
+    return found.approve, found.approved
+
+
 def test_approval_and_retry(world: BillingWorld, api: TestClient) -> None:
     assert api.patch("/organization", json={"invoice_approval": "manual"}).status_code == 200
     try:
@@ -119,7 +127,9 @@ def test_approval_and_retry(world: BillingWorld, api: TestClient) -> None:
         invoice_id = projected(world, "wanted", "computed")
         reader = key_of(world, DEFAULT_ORGANIZATION, Scope.READ)
         assert api.post(f"/invoices/{invoice_id}/approve", headers=reader).status_code == 403
+        assert possible(world, invoice_id) == (True, False)
         assert api.post(f"/invoices/{invoice_id}/approve").json() == {"accepted": True}
+        assert possible(world, invoice_id) == (False, True)
         assert api.post(f"/invoices/{invoice_id}/approve").json() == {"accepted": False}
         world.stripe.fault("error", "POST", "/v1/invoices", status=400, message="not now")
         assert not world.close(APRIL).ok

@@ -11,8 +11,10 @@ import pytest
 
 from billing_job import desk, invoices, void_credit
 from billing_job.explain import NoSuchLine
+from billing_job.steps import system_clock
 from schemas.ledger import IDEMPOTENCY_ERROR, InvoiceFixed
 from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.period import SECOND_US
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
 from warehouse.client import connect
 
@@ -231,5 +233,26 @@ def test_nothing_is_charged_before_it_is_approved(world: BillingWorld) -> None:
         assert world.close(APRIL).ok
         (invoice,) = world.invoices("wanted")
         assert (invoice.state, len(world.stripe_invoices("wanted"))) == ("paid", 1)
+    finally:
+        world.catalog.write(organization, version + 1)
+
+
+def test_what_was_closed_by_hand_and_approved_is_charged_by_the_next_round(world: BillingWorld) -> None:
+    """Rounds waited for the history of a new subscription, an hour, though its invoice was fixed and approved."""
+    organization = world.catalog.view.organization(DEFAULT_ORGANIZATION)
+    assert organization is not None
+    version = world.catalog.view.version(type(organization), organization.id, organization.id)
+    world.catalog.write(organization.model_copy(update={"invoice_approval": "manual"}), version)
+    try:
+        world.subscribe("prompt", PER_UNIT, created_at=system_clock() + 3600 * SECOND_US)
+        world.use("prompt", "5", at=MARCH)
+        world.close(APRIL)
+        (invoice,) = world.invoices("prompt")
+        only = {invoice.id}
+        assert invoice.state == "computed"
+        desk.approve(world.settings, [invoice.id], organization_id=None, by="test")
+        report = world.close(APRIL, scheduled=True, only=lambda due: due.invoice_id in only)
+        assert report.ok
+        assert world.invoices("prompt")[0].state == "paid"
     finally:
         world.catalog.write(organization, version + 1)

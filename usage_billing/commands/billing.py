@@ -34,7 +34,7 @@ InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID
 
 def close(
     *,
-    as_of: Annotated[str, Parameter(help="RFC 3339 with offset; cycles that ended by then are closed.")],
+    as_of: Annotated[str, Parameter(help="RFC 3339 with offset, or now; cycles that ended by then are closed.")],
     organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None,
     dry_run: Annotated[bool, Parameter(help="Compute and show, write nothing.", negative="")] = False,
 ) -> int:
@@ -44,7 +44,7 @@ def close(
     """
     settings = settings_for("close")
     try:
-        instant = parse_rfc3339(as_of)
+        instant = system_clock() if as_of == "now" else parse_rfc3339(as_of)
     except InvalidTimestamp as error:
         wrong_usage(f"--as-of: {error}")
     try:
