@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.networks import Networks, networks
+from schemas.settings_rules import STANDIN_API_KEY, STANDIN_WEBHOOK_SECRET, unsafe
 
 KAFKA_PREFIX = "USAGE_KAFKA_"
 ENV_FILE = ".env"
@@ -42,6 +45,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         env_ignore_empty=True,
+        hide_input_in_errors=True,  # a secret among them would be in every traceback
     )
 
     # The local stack comes first: the addresses below follow it unless they are given.
@@ -62,8 +66,23 @@ class Settings(BaseSettings):
         "127.0.0.1"
     )
     http_port: Annotated[int, Field(ge=1, le=65535, description="port of the HTTP API and the dashboard")] = 8080
+    http_metrics_port: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65535,
+            description="health and metrics of `serve`, `gateway` and `dashboard` on `USAGE_METRICS_HOST` too; "
+            "their HTTP port shows /metrics to loopback and the operator's admin keys only",
+        ),
+    ] = None
+    trusted_proxies: Annotated[
+        str,
+        Field(
+            description="reverse proxies whose X-Forwarded-For is believed: addresses or networks, separated by commas"
+        ),
+    ] = ""
     metrics_host: Annotated[
-        str, Field(description="address of /healthz, /readyz and /metrics of the other services")
+        str, Field(description="address of /healthz, /readyz and /metrics on the ports for metrics")
     ] = "127.0.0.1"
     aggregator_metrics_port: Annotated[int, Field(ge=1, le=65535, description="health and metrics of `aggregator`")] = (
         8081
@@ -89,6 +108,7 @@ class Settings(BaseSettings):
     clickhouse_dsn: Annotated[
         str,
         Field(
+            repr=False,  # it may contain a password
             description="ClickHouse's HTTP address, user, password and database; the local one's password: "
             "USAGE_LOCAL_DIR/clickhouse/password",
         ),
@@ -96,7 +116,7 @@ class Settings(BaseSettings):
 
     stripe_api_key: Annotated[
         SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")
-    ] = SecretStr("sk_test_local")
+    ] = SecretStr(STANDIN_API_KEY)
     stripe_api_base: Annotated[
         str,
         Field(
@@ -110,7 +130,7 @@ class Settings(BaseSettings):
             validation_alias=_stripe("STRIPE_WEBHOOK_SECRET"),
             description="Stripe's webhook secret; of several endpoints, with commas between",
         ),
-    ] = SecretStr("whsec_local")
+    ] = SecretStr(STANDIN_WEBHOOK_SECRET)
 
     stripe_calls_per_second: Annotated[
         int | None, Field(ge=1, description="calls to Stripe at most; none: Stripe's own limit, and no limit elsewhere")
@@ -176,6 +196,23 @@ class Settings(BaseSettings):
         int, Field(ge=1000, description="ids known a partition at most, whatever the horizon")
     ] = 10_000_000
     flush_seconds: Annotated[float, Field(gt=0, le=60, description="the aggregator publishes totals this often")] = 1.0
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        networks(text)
+        return text
+
+    @model_validator(mode="after")
+    def _safe(self) -> Settings:
+        if reasons := list(unsafe(self)):
+            raise ValueError("; ".join(reasons))
+        return self
+
+    @property
+    def proxies(self) -> Networks:
+        """Whose X-Forwarded-For is believed."""
+        return networks(self.trusted_proxies)
 
     @cached_property
     def kafka_properties(self) -> dict[str, str]:

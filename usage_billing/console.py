@@ -8,6 +8,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 from rich.console import Console
 
+from runtime.actor import act_as, command_actor
 from runtime.logging import configure_logging
 from schemas.settings import Settings
 
@@ -25,9 +26,11 @@ def settings_for(service: str) -> Settings:
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             name = ".".join(str(part) for part in detail["loc"])
-            errors.print(f"[red]setting {name}: {detail['msg']}")
+            message = detail["msg"].removeprefix("Value error, ")
+            errors.print(f"setting {name}: {message}" if name else message, style="red", markup=False, soft_wrap=True)
         raise SystemExit(WRONG_USAGE) from None
     configure_logging(settings, service)
+    act_as(command_actor(service))
     return settings
 
 

@@ -8,7 +8,7 @@ from pydantic import AliasChoices, SecretStr
 
 from schemas.settings import Settings
 
-_PASSWORD = re.compile(r"(://[^:@/]*):[^@/]*@")
+_PASSWORD = re.compile(r"(://[^:@/\s]*):[^/\s]*@")  # one that holds an @ too
 
 
 def describe_settings(settings: Settings) -> list[tuple[str, str, str, str]]:

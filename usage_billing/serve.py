@@ -21,12 +21,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from billing_job.webhooks import PATH as WEBHOOKS_PATH
 from billing_job.webhooks import StripeWebhooks
 from catalog.store import CatalogStore
+from catalog.view import CatalogView
 from dashboard.app import Dashboard
 from ingest_gateway.app import PATH, VOID_PATH, Gateway
-from runtime.health import Check, readiness
+from runtime.auth import authorize
+from runtime.health import Check, HealthServer, readiness
 from runtime.kafka_watch import TopicWatch
 from runtime.problem import MEDIA_TYPE, Problem
 from runtime.topics import check_partitions
+from schemas.networks import is_loopback
+from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.organization import Scope as KeyScope
 from schemas.settings import Settings
 from usage_billing.bootstrap import bootstrap
 from usage_billing.invoice_desk import LedgerDesk
@@ -43,12 +48,18 @@ class Composition:
     """The ASGI application: events go to the gateway, probes are answered here, the rest is the dashboard's."""
 
     def __init__(
-        self, gateway: Gateway | None, webhooks: App | None, rest: App | None, checks: dict[str, Check]
+        self,
+        gateway: Gateway | None,
+        webhooks: App | None,
+        rest: App | None,
+        checks: dict[str, Check],
+        may_see_metrics: Callable[[Scope], bool],
     ) -> None:
         self._gateway = gateway
         self._webhooks = webhooks
         self._rest = rest
         self._checks = checks
+        self._may_see_metrics = may_see_metrics
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -74,12 +85,31 @@ class Composition:
         elif path == "/readyz":
             status, body = readiness(self._checks)
             await _answer(send, int(status[:3]), msgspec.json.encode(body))
+        elif path == "/metrics" and not self._may_see_metrics(scope):
+            problem = Problem(401, "missing_key", "metrics are for this machine and for the operator's admin keys")
+            await _answer(send, 401, problem.body(), MEDIA_TYPE)
         elif path == "/metrics":
             await _answer(send, 200, generate_latest(), CONTENT_TYPE_LATEST)
         elif self._rest is not None:
             await self._rest(scope, receive, send)
         else:
             await _answer(send, 404, Problem(404, "not_found", f"there is nothing at {path}").body(), MEDIA_TYPE)
+
+
+_PROXY_HEADERS = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
+
+
+def may_see_metrics(scope: Scope, view: CatalogView) -> bool:
+    """Whether a request to the public port may: from this machine without a proxy, or with the operator's admin key."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    peer = (scope.get("client") or ("",))[0]
+    if is_loopback(peer) and not _PROXY_HEADERS & headers.keys():
+        return True
+    try:
+        key = authorize(view, headers.get(b"authorization", b"").decode("latin-1"), KeyScope.ADMIN)
+    except Problem:
+        return False
+    return key.organization_id == DEFAULT_ORGANIZATION
 
 
 async def _lifespan(receive: Any, send: Any) -> None:
@@ -135,7 +165,7 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             hooks = cast(App, webhooks.app)
             checks |= {f"webhooks_{name}": check for name, check in webhooks.checks.items()}
         server = Server(
-            Composition(ingest, hooks, rest, checks),
+            Composition(ingest, hooks, rest, checks, lambda scope: may_see_metrics(scope, catalog.view)),
             address=settings.http_host,
             port=settings.http_port,
             interface=Interfaces.ASGI,
@@ -145,6 +175,8 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             log_level=LogLevels.warning,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
         )
+        if settings.http_metrics_port is not None:
+            parts.enter_context(HealthServer(settings.metrics_host, settings.http_metrics_port, checks))
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 from pydantic import SecretStr
 
+from runtime.private_files import make_private
 from schemas.settings import Settings
 
 FILE_NAME = "session-secret"
@@ -31,7 +32,7 @@ def with_session_secret(settings: Settings) -> Settings:
 def kept_secret(path: Path) -> str:
     """The file's content; a random secret where there is no file yet. Processes that race agree. Raises OSError."""
     if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         written = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         handle = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:

@@ -24,6 +24,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import HOST, StartFailed, answers, identity, tail
 from deploy.local.supervisor import Files, Part, PartState, Plan, Stage, State, Step, probe
+from runtime.private_files import make_private
 from schemas.settings import Settings
 
 Say = Callable[[str], None]
@@ -92,6 +93,7 @@ def up(settings: Settings, say: Say = print) -> Started:
     """
     base = settings.local_dir.absolute()
     files = Files(base / "run")
+    make_private(base)
     files.directory.mkdir(parents=True, exist_ok=True)
     (base / "logs").mkdir(exist_ok=True)
     with _one_at_a_time(files):

@@ -17,7 +17,7 @@ from tests.benchmarks import load
 from tests.benchmarks.figures import Figure
 from tests.services import Service
 
-KEY = "ubk_bench"
+KEY = "ubk_admin_of_the_benchmark"
 NAMES = ("api_request", "storage_gb", "seats")
 
 

@@ -26,7 +26,7 @@ from tests.receiver import Receiver
 from tests.services import Service, environment
 from warehouse.migrate import migrate
 
-ADMIN = "ubk_chaos"
+ADMIN = "ubk_admin_of_the_chaos_run"
 PARTITIONS = 4
 GRACE_SECONDS = 3
 ALERT_THRESHOLDS = (20, 200)

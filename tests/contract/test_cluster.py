@@ -38,7 +38,7 @@ pytestmark = pytest.mark.timeout(580)
 
 NODES = (1, 2, 3)
 PARTITIONS = 3
-ADMIN = "ubk_cluster"
+ADMIN = "ubk_admin_of_the_whole_cluster"
 EVENTS_PER_BATCH = 20
 AWAY_SECONDS = 6.0  # longer than a broker's session, so that another leads; shorter than any client's patience
 

@@ -90,7 +90,7 @@ def test_gateway_sink_and_aggregator_agree_after_the_broker_was_killed(
         clickhouse_dsn=clickhouse.dsn(database),
         topic_prefix=topic_prefix,
         event_partitions=3,
-        admin_key=SecretStr("ubk_container"),
+        admin_key=SecretStr("ubk_admin_of_the_container"),
     )
     create_topics(settings)
     migrate(settings)

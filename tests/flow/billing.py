@@ -87,6 +87,8 @@ class BillingWorld:
             "stripe_timeout_seconds": 10.0,
             "stripe_retry_seconds": 5.0,
         }
+        if "stripe.com" in self.stripe.address:
+            values["stripe_webhook_secret"] = "whsec_of_the_test_mode"
         self.settings = Settings(**{**values, **settings})
         self.env = {
             **environment(self.settings),

@@ -167,7 +167,7 @@ def test_parts_with_a_given_address_are_not_started(stack: Stack, key: str, tmp_
         "USAGE_CLICKHOUSE_DSN": stack.clickhouse_dsn("other"),
         "STRIPE_API_BASE": f"http://{HOST}:{stack.ports['USAGE_LOCAL_STRIPE_PORT']}",
         "USAGE_TOPIC_PREFIX": "other.",
-        "USAGE_ADMIN_KEY": "ubk_of_the_environment",
+        "USAGE_ADMIN_KEY": "ubk_of_the_environment_itself",
     }
     try:
         done = other.run("up", **given)
@@ -177,7 +177,7 @@ def test_parts_with_a_given_address_are_not_started(stack: Stack, key: str, tmp_
         assert {row["name"]: row["state"] for row in rows} == dict.fromkeys(PARTS[:3], "given") | dict.fromkeys(
             PARTS[3:], "ready"
         )
-        assert other.post("ubk_of_the_environment").status_code == 202
+        assert other.post("ubk_of_the_environment_itself").status_code == 202
     finally:
         assert other.run("down", **given).returncode == 0
     assert stack.post(key).status_code == 202

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import stripe
+from pydantic import SecretStr
 
 from billing_job.stripe_api import (
     IdempotencyMisuse,
@@ -254,5 +255,10 @@ def test_what_is_known_after_an_error(raised: stripe.StripeError, kind: type[Str
     ],
 )
 def test_the_rate_limit_is_stripes_own(base: str, key: str, asked: int | None, limit: int | None) -> None:
-    settings = Settings(stripe_api_base=base, stripe_api_key=key, stripe_calls_per_second=asked)  # pyright: ignore
+    settings = Settings(  # pyright: ignore[reportCallIssue]
+        stripe_api_base=base,
+        stripe_api_key=SecretStr(key),
+        stripe_calls_per_second=asked,
+        stripe_webhook_secret=SecretStr("whsec_x"),
+    )
     assert calls_per_second(settings) == limit
