@@ -82,13 +82,15 @@ class UnreadableRecord(ValueError):
 class CatalogRecord:
     """state becomes version expected_version + 1 if the object is at expected_version (0: does not exist) when read.
 
-    written_at: µs, the writer's clock; for people, nothing is decided by it. rules: see RULES.
+    written_at: µs, the writer's clock. by: who asked for it (see runtime.actor); None: the system itself, or a record
+    from before it was kept. Both are for people, nothing is decided by them. rules: see RULES.
     """
 
     state: CatalogObject
     expected_version: int
     written_at: int
     rules: int = RULES
+    by: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -106,6 +108,7 @@ def encode(record: CatalogRecord) -> bytes:
             "kind": record.kind,
             "expected_version": record.expected_version,
             "written_at": record.written_at,
+            "by": record.by,
             "rules": record.rules,
             "state": record.state.model_dump(mode="json"),
         }
@@ -121,6 +124,7 @@ def decode(message: bytes) -> CatalogRecord:
             state=model.model_validate(fields["state"], strict=False),
             expected_version=int(fields["expected_version"]),
             written_at=int(fields["written_at"]),
+            by=None if fields.get("by") is None else str(fields["by"]),
             rules=int(fields.get("rules", 1)),
         )
     except (ValueError, KeyError, TypeError, msgspec.DecodeError) as error:

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
+from runtime.actor import actor
 from runtime.kafka_watch import watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
@@ -113,7 +114,7 @@ class CatalogStore:
         Raises CatalogConflict when the view already knows that it would lose; the future raises CatalogUnavailable when
         the log does not acknowledge (whether it was written is unknown then).
         """
-        record = CatalogRecord(state, expected_version, time.time_ns() // 1000)
+        record = CatalogRecord(state, expected_version, time.time_ns() // 1000, by=actor())
         if refusal := self.view.refusal(record):
             raise CatalogConflict(refusal)
         fate: Future[Refusal | None] = Future()

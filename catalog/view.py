@@ -33,10 +33,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Versioned:
-    """An object in force and its version, from 1."""
+    """An object in force, its version, from 1, and its latest change: when (µs, its writer's clock) and by whom."""
 
     state: CatalogObject
     version: int
+    changed_at: int = 0
+    changed_by: str | None = None
 
 
 # Fields that stay as they were made: past usage would mean something else otherwise.
@@ -87,6 +89,16 @@ class CatalogView:
             for (organization, _), found in list(self._objects[model].items())
             if organization_id is None or organization == organization_id
         ]
+
+    def changes(self, organization_id: str) -> list[Versioned]:
+        """The latest change of every object of an organization, oldest first."""
+        found = [
+            each
+            for objects in self._objects.values()
+            for (organization, _), each in list(objects.items())
+            if organization == organization_id
+        ]
+        return sorted(found, key=lambda each: (each.changed_at, each.state.id))
 
     def key_by_digest(self, sha256: str) -> ApiKey | None:
         """The key in force with that digest; None when unknown or revoked."""
@@ -162,13 +174,13 @@ class CatalogView:
         if isinstance(state, Subscription):
             kept = before.zone_changes if isinstance(before, Subscription) else ()
             state = state.model_copy(update={"zone_changes": kept})
-        self._put(state, record.expected_version + 1)
+        self._put(state, record.expected_version + 1, record.written_at, record.by)
         if isinstance(state, Organization) and isinstance(before, Organization) and before.time_zone != state.time_zone:
             self._change_zone(state, record.written_at)
         return None
 
-    def _put(self, state: CatalogObject, version: int) -> None:
-        self._objects[type(state)][state.organization_id, state.id] = Versioned(state, version)
+    def _put(self, state: CatalogObject, version: int, changed_at: int, changed_by: str | None) -> None:
+        self._objects[type(state)][state.organization_id, state.id] = Versioned(state, version, changed_at, changed_by)
         self._index(state)
 
     def _change_zone(self, organization: Organization, at_us: int) -> None:
@@ -176,8 +188,9 @@ class CatalogView:
         for subscription in self.all(Subscription, organization.id):
             last = subscription.zone_changes[-1][0] if subscription.zone_changes else at_us
             changes = (*subscription.zone_changes, (max(at_us, last), organization.time_zone))
-            version = self.version(Subscription, organization.id, subscription.id)
-            self._put(subscription.model_copy(update={"zone_changes": changes}), version)
+            before = self._objects[Subscription][organization.id, subscription.id]
+            moved = subscription.model_copy(update={"zone_changes": changes})
+            self._put(moved, before.version, before.changed_at, before.changed_by)
 
     def _in_force(self, model: type[CatalogObject], organization_id: str, object_id: str) -> bool:
         found = self._objects[model].get((organization_id, object_id))

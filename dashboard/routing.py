@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from dashboard.auth import authenticate
 from dashboard.problems import problem_responses
 from dashboard.services import services_of
+from runtime.actor import act_as
 from runtime.problem import Problem
 from schemas.decimals import loads_exact
 from schemas.organization import Scope
@@ -30,6 +31,7 @@ class _ApiRoute(APIRoute):
         async def authenticated(request: Request) -> Response:
             view = services_of(request).catalog.view
             principal = authenticate(request, self.scope, view)
+            act_as(principal.key_id)
             exact = _ExactRequest(request.scope, request.receive)
             exact.state.principal = principal
             if self.body_field is not None:

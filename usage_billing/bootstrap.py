@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
+
+import structlog
 
 from catalog.record import CatalogObject, Topology
 from catalog.store import CatalogConflict, CatalogStore
@@ -14,6 +17,8 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS
 
 ADMIN_KEY_ID = "key_admin"
+_ADMIN_KEY_IDS = re.compile(rf"{ADMIN_KEY_ID}(_\d+)?")  # other keys' ids have 24 random characters
+log = structlog.get_logger(__name__)
 
 
 def bootstrap(settings: Settings, catalog: CatalogStore) -> None:
@@ -46,10 +51,26 @@ def _ensure(catalog: CatalogStore, state: CatalogObject) -> None:
 
 
 def _ensure_admin_key(catalog: CatalogStore, secret: str, now: int) -> None:
-    """The key of USAGE_ADMIN_KEY is in force; another one than before takes its place."""
+    """The key of USAGE_ADMIN_KEY is in force, and those that the setting had before are revoked.
+
+    One that was revoked stays so: a process that starts with the setting of yesterday must not bring it back.
+    """
     digest = secret_digest(secret)
-    if catalog.view.key_by_digest(digest) is not None:
+    keys = catalog.view.all(ApiKey, DEFAULT_ORGANIZATION)
+    if any(key.sha256 == digest and key.archived for key in keys):
+        log.warning("admin_key_revoked", remedy="USAGE_ADMIN_KEY names a revoked key: set another one, or none")
         return
+    if catalog.view.key_by_digest(digest) is None:
+        _make_admin_key(catalog, digest, secret[-4:], now)
+    for key in keys:
+        if _ADMIN_KEY_IDS.fullmatch(key.id) and key.sha256 != digest and not key.archived:
+            revoked = key.model_copy(update={"archived": True})
+            with contextlib.suppress(CatalogConflict):  # another process revokes it too
+                catalog.write(revoked, catalog.view.version(ApiKey, key.organization_id, key.id))
+            log.info("admin_key_rotated", revoked=key.id)
+
+
+def _make_admin_key(catalog: CatalogStore, digest: str, hint: str, now: int) -> None:
     taken = {key.id for key in catalog.view.all(ApiKey, DEFAULT_ORGANIZATION)}
     key_id = next(
         name for n in itertools.count() if (name := f"{ADMIN_KEY_ID}_{n}" if n else ADMIN_KEY_ID) not in taken
@@ -59,10 +80,10 @@ def _ensure_admin_key(catalog: CatalogStore, secret: str, now: int) -> None:
         ApiKey(
             id=key_id,
             organization_id=DEFAULT_ORGANIZATION,
-            name="admin key of the environment",
+            name="Admin key (USAGE_ADMIN_KEY)",
             scopes=(Scope.ADMIN,),
             sha256=digest,
-            hint=secret[-4:],
+            hint=hint,
             created_at=now,
         ),
     )

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from dashboard.control import (
     alert_rules,
     api_keys,
+    changes,
     customers,
     invoices,
     meters,
@@ -37,5 +38,6 @@ def routers() -> list[APIRouter]:
             api_keys,
             organization,
             invoices,
+            changes,
         )
     ]

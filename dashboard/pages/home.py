@@ -15,7 +15,7 @@ from dashboard.conservation import Conservations
 from dashboard.overview import usage_table
 from dashboard.pages.alert_list import SHOWN, alert_list
 from dashboard.pages.rendering import render
-from dashboard.pages.session import Session, Visitor, organization_of
+from dashboard.pages.session import COOKIE, Session, Visitor, organization_of, sessions_of
 from dashboard.read.stream import changes
 from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import accepted_since, invoice_summary
@@ -131,5 +131,7 @@ async def live_alerts(request: Request, visitor: Visitor, all: bool = False) -> 
 @router.get("/live/stream", response_class=EventSourceResponse)
 async def live_stream(request: Request, visitor: Visitor) -> AsyncIterator[ServerSentEvent]:
     """The same events as /api/v1/stream, for the visitor's pages."""
-    async for event in changes(services_of(request), visitor.organization_id):
+    sessions, cookie = sessions_of(request), request.cookies.get(COOKIE)
+    is_signed_in = lambda: sessions.read(cookie) is not None  # noqa: E731
+    async for event in changes(services_of(request), visitor.organization_id, is_signed_in):
         yield event

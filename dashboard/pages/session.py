@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import secrets
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -19,6 +18,7 @@ from pyrate_limiter import Duration, Rate, RateItem, StateBucket, TokenBucket
 from catalog.view import CatalogView
 from dashboard.routing import read_body
 from dashboard.services import services_of
+from runtime.actor import act_as
 from runtime.problem import Problem
 from schemas.organization import KEY_PREFIX, ApiKey, Organization, Scope
 from schemas.settings import Settings
@@ -27,7 +27,7 @@ COOKIE = "usage_session"
 SESSION_SECONDS = 12 * 3600
 FORM_FIELDS_MAX = 2000
 CSRF_FIELD = "csrf_token"
-_ATTEMPTS = Rate(10, Duration.MINUTE)
+_FAILURES = Rate(10, Duration.MINUTE)
 _ADDRESSES_MAX = 10_000
 
 
@@ -114,31 +114,36 @@ _SHA256: dict[str, Any] = {"digest_method": hashlib.sha256, "key_derivation": "h
 
 
 class SignInLimit:
-    """At most so many failures in a row a minute from one address; who is quiet longest is forgotten first."""
+    """At most so many failures a minute from one address; a success neither counts nor makes up for any.
+
+    Who is quiet longest is forgotten first.
+    """
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, StateBucket] = OrderedDict()
 
     def allows(self, address: str) -> bool:
-        bucket = self._buckets.pop(address, None) or StateBucket([_ATTEMPTS], TokenBucket())
+        bucket = self._buckets.get(address)
+        return bucket is None or cast(int, bucket.count()) < _FAILURES.limit
+
+    def failed(self, address: str) -> None:
+        """Count a failure."""
+        bucket = self._buckets.pop(address, None) or StateBucket([_FAILURES], TokenBucket())
         self._buckets[address] = bucket
         if len(self._buckets) > _ADDRESSES_MAX:
             self._buckets.popitem(last=False)
-        return bool(bucket.put(RateItem(address, time.monotonic_ns() // 1_000_000)))
-
-    def forget(self, address: str) -> None:
-        """It has signed in: what it tried before does not count."""
-        self._buckets.pop(address, None)
+        bucket.put(RateItem(address, cast(int, bucket.now())))
 
 
 def sessions_of(request: Request) -> Sessions:
     return cast(Sessions, request.app.state.sessions)
 
 
-def _signed_in(request: Request) -> Session:
+async def _signed_in(request: Request) -> Session:  # async: in a thread it could not say who acts
     session = sessions_of(request).read(request.cookies.get(COOKIE))
     if session is None:
         raise SignInNeeded
+    act_as(f"dashboard, {session.key_id}")
     return session
 
 

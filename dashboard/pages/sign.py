@@ -24,6 +24,7 @@ from dashboard.pages.session import (
 )
 from dashboard.services import services_of
 from runtime.problem import Problem
+from schemas.networks import client_address
 from schemas.organization import Scope, secret_digest
 
 router = APIRouter(include_in_schema=False)
@@ -90,16 +91,19 @@ async def sign_in(request: Request) -> Response:
         return _page(request, target, kept, error, status)
 
     limit: SignInLimit = request.app.state.sign_in_limit
-    address = request.client.host if request.client else "unknown"
+    peer = request.client.host if request.client else "unknown"
+    forwarded_for = request.headers.getlist("x-forwarded-for")
+    address = client_address(peer, forwarded_for, services_of(request).settings.proxies)
     if not limit.allows(address):
         return again(429, "limited", "Too many attempts. Wait a minute and try again.")
     secret = form.get("key", "").strip()[:_KEY_LENGTH_MAX]
     key = services_of(request).catalog.view.key_by_digest(secret_digest(secret))
     if key is None:
+        limit.failed(address)
         return again(401, "unknown_key", "We don't recognize that key. It may have been revoked.")
     if not key.allows(Scope.ADMIN):
+        limit.failed(address)
         return again(403, "missing_scope", "That key can't sign in. Use one with the admin scope.")
-    limit.forget(address)
     SIGN_INS.labels("ok").inc()
     session, cookie = sessions_of(request).start(key)
     response = _sent_on(request, session, target, kept) if kept else RedirectResponse(target, 303)

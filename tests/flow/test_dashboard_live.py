@@ -185,16 +185,6 @@ def test_signing_in_needs_an_admin_key(running: Running, key: str, status: int) 
     assert "Set-Cookie" not in answer.headers
 
 
-def test_attempts_to_sign_in_are_limited(kafka: KafkaBroker, running: Running) -> None:
-    transport = httpx.ASGITransport(Dashboard(running.settings, running.store).app, client=("10.0.0.9", 1))
-
-    async def run() -> list[int]:
-        async with httpx.AsyncClient(transport=transport, base_url="http://usage") as client:
-            return [(await client.post("/sign-in", data={"key": "wrong"})).status_code for _ in range(12)]
-
-    assert asyncio.run(run()) == [401] * 10 + [429] * 2
-
-
 def test_a_form_needs_its_own_sessions_token(running: Running) -> None:
     fields = {"name": "Forged", "event_name": "e", "unit": "u", "aggregation": "count"}
     with signed_in(running) as client, signed_in(running) as other:
