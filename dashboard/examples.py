@@ -250,6 +250,19 @@ EXAMPLES: Mapping[str, Any] = {
     },
     "SimulationRequest": {"customer_id": "cus_1", "product": _PRODUCT, "from": _MARCH["start"], "to": _MARCH["end"]},
     "VerificationOut": {"ok": True, "hash": _INVOICE["hash"], "differences": []},
+    "Page_ChangeOut_": {
+        "data": [
+            {
+                "kind": "meter",
+                "object_id": "mtr_2k5d0c3v9xw8q7e6r1t4y0u2",
+                "version": 2,
+                "archived": False,
+                "at": "2026-03-30T12:00:00Z",
+                "by": "dashboard, key_9m8n7b6v5c4x3z2a1s0d9f8g",
+            }
+        ],
+        "next_cursor": None,
+    },
     "AskedOut": {"accepted": True},
     "InvoiceVoidRequest": {"reason": "wrong address", "reissue": True},
     "InvoiceVoidedOut": {
