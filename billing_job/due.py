@@ -97,6 +97,19 @@ def joined(parts: Iterable[DueCycles]) -> DueCycles:
     )
 
 
+def owed_at(subscription: Subscription, at_us: int, is_invoiced: Callable[[str], bool]) -> DueCycle | None:
+    """`cycle_at`, but after the end first the last cycle, which the end cut short, until that is invoiced.
+
+    is_invoiced: by the id of an invoice.
+    """
+    ends_at = subscription.ends_at
+    if ends_at is not None and subscription.charged_from < ends_at <= at_us:
+        last = _due(subscription, subscription.calendar.containing(ends_at - 1), grace_us=0, wait_for_imports=False)
+        if not is_invoiced(last.invoice_id):
+            return last
+    return cycle_at(subscription, at_us)
+
+
 def cycle_at(subscription: Subscription, at_us: int) -> DueCycle | None:
     """The cycle that runs then, billed as if it ended as planned; after the end the time of the final invoice.
 

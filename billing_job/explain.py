@@ -11,7 +11,7 @@ from typing import Any
 from billing_job.counts import Counts, Need, need_of
 from billing_job.late import counted_before, fixed_invoice_of
 from runtime.csv_text import csv_rows, safe_cell
-from schemas.currency import from_minor
+from schemas.currency import amount_text, from_minor
 from schemas.decimals import decimal_text, plain
 from schemas.invoice_ledger import Invoice, InvoiceLedger
 from schemas.ledger import Correction, InvoiceFixed, Line
@@ -62,19 +62,20 @@ def explained_line(fixed: InvoiceFixed, number: int) -> list[str]:
         told.append(
             f"  {meter.aggregation} of {meter.event_name} from {begins} to {ends}, each event once: {line.quantity}"
         )
-        told += [f"  {text}" for text in _priced(line)]
+        told += [f"  {text}" for text in _priced(line, fixed.currency)]
     elif line.corrects is not None:
         told += [f"  {text}" for text in _corrected(correction_of_line(fixed, line), fixed.currency)]
     return told
 
 
-def _priced(line: Line) -> list[str]:
+def _priced(line: Line, currency: str) -> list[str]:
     told: list[str] = []
     if Decimal(line.included):
         told.append(f"{line.quantity} - {line.included} included = {line.priced_quantity} priced")
     for tier in line.tiers:
+        amount = amount_text(Decimal(tier.amount), currency)
         upper = "and more" if tier.up_to_inclusive is None else f"to {tier.up_to_inclusive}"
-        told.append(f"above {tier.from_exclusive} {upper}: {tier.quantity} x {tier.unit_amount} = {tier.amount}")
+        told.append(f"above {tier.from_exclusive} {upper}: {tier.quantity} x {tier.unit_amount} = {amount}")
     if not line.tiers:
         told.append(f"{line.model} of {line.priced_quantity} = {line.amount}")
     return told

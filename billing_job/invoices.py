@@ -14,7 +14,7 @@ from billing_job.close import opened
 from billing_job.compute import recomputed
 from billing_job.content import fixed_now
 from billing_job.counts import Counts, Need, Quantities
-from billing_job.due import cycle_at
+from billing_job.due import owed_at
 from billing_job.explain import (
     NoSuchLine,
     event_text,
@@ -238,14 +238,20 @@ def previewed(
 ) -> list[dict[str, Any]]:
     """The invoice of each subscription's cycle at that time, as it would be fixed with what is stored now.
 
-    With the late usage of earlier cycles that is pending. After a subscription's end: its final invoice, while that is
-    not made. A cycle that was invoiced is shown as it would be invoiced now, by itself.
+    With the late usage of earlier cycles that is pending. After a subscription's end: its last cycle until that is
+    invoiced, then its final invoice, while that is not made. A cycle that was invoiced is shown as it would be invoiced
+    now, by itself.
     """
-    found = [due for each in subscriptions if (due := cycle_at(each, at_us)) is not None]
+
+    def is_invoiced(invoice_id: str) -> bool:
+        known = ledger.get(invoice_id)
+        return known is not None and known.fixed is not None
+
+    found = [due for each in subscriptions if (due := owed_at(each, at_us, is_invoiced)) is not None]
     if not found:
         return []
     watermark = counts.covered()
-    is_fixed = {each.invoice_id for each in found if (known := ledger.get(each.invoice_id)) and known.fixed}
+    is_fixed = {each.invoice_id for each in found if is_invoiced(each.invoice_id)}
     made: list[InvoiceFixed] = []
     for chosen, of_ledger in ((False, ledger), (True, InvoiceLedger())):
         due = [each for each in found if (each.invoice_id in is_fixed) is chosen and not (chosen and each.final)]

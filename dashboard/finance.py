@@ -18,7 +18,7 @@ from dashboard.invoice_desk import InvoiceDesk, LateUsage
 from dashboard.preview import Preview, previews
 from dashboard.usage_queries import trimmed
 from runtime.csv_text import csv_rows, safe_cell
-from schemas.currency import currency_units
+from schemas.currency import amount_text
 from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
@@ -33,15 +33,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 # --- Cells ------------------------------------------------------------------------------------------------------------
-
-
-def amount_text(amount: Decimal | None, currency: str) -> str:
-    """With the decimals of the currency; more where the amount has them."""
-    if amount is None:
-        return ""
-    least = Decimal(1).scaleb(-currency_units(currency).exponent)
-    short = trimmed(amount)
-    return plain(short.quantize(least)) if short == short.quantize(least) else plain(short)
 
 
 def _text(value: Any, currency: str) -> str:
@@ -98,9 +89,18 @@ def lines(client: Client, organization_id: str, period: Cycle) -> Table:
 
 
 def revenue(client: Client, organization_id: str, period: Cycle) -> Table:
-    """Net amounts by meter and month; months that begin in [from, to)."""
+    """Net amounts by meter and the month of issue, void or credit note; months that begin in [from, to)."""
+    return _revenue(client, "finance_revenue", organization_id, period)
+
+
+def revenue_by_period(client: Client, organization_id: str, period: Cycle) -> Table:
+    """Net amounts by meter and the month in which the cycle began, which later documents change."""
+    return _revenue(client, "finance_revenue_by_period", organization_id, period)
+
+
+def _revenue(client: Client, view: str, organization_id: str, period: Cycle) -> Table:
     condition = f"{_BEGINS} >= {{start:Int64}} AND {_BEGINS} < {{end:Int64}}"
-    return _view(client, "finance_revenue", _REVENUE, organization_id, condition, "month, currency, meter", period)
+    return _view(client, view, _REVENUE, organization_id, condition, "month, currency, meter", period)
 
 
 def open_items(client: Client, organization_id: str, period: Cycle) -> Table:
@@ -144,6 +144,7 @@ def _view(
 REPORTS: dict[str, Callable[[Client, str, Cycle], Table]] = {
     "lines": lines,
     "revenue": revenue,
+    "revenue-by-period": revenue_by_period,
     "open-items": open_items,
 }
 

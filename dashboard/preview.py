@@ -10,15 +10,16 @@ from typing import Any, cast
 from msgspec import structs
 
 from catalog.view import CatalogView
-from dashboard.subscriptions import cycle_at
 from dashboard.usage_queries import quantity
 from pricing.invoice_lines import InvoiceComputation, price_lines
 from pricing.proration import prorated_share
+from pricing.tier_charge import TierCharge
+from schemas.currency import amount_text
 from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import Cycle
 from schemas.product import Product
-from schemas.subscription import Subscription
+from schemas.subscription import FOR_EVER, Subscription
 from schemas.watermark import Watermark
 from warehouse.client import Client
 from warehouse.totals import TotalsRequest, exact_totals
@@ -36,11 +37,12 @@ class Preview:
 
 
 def open_cycles(view: CatalogView, organization_id: str, customer_id: str, at: int) -> list[tuple[Subscription, Cycle]]:
-    """Each of the customer's subscriptions that is active then, with the cycle it is in."""
+    """Each of the customer's subscriptions that charges then, with the cycle it is in, be it cut short by its end."""
     return [
         (subscription, cycle)
         for subscription in view.subscriptions_of(organization_id, customer_id)
-        if (cycle := cycle_at(subscription, at))
+        if subscription.charged_from <= at
+        and (cycle := subscription.calendar.containing(at)).start_us < (subscription.ends_at or FOR_EVER)
     ]
 
 
@@ -99,7 +101,7 @@ def preview_document(preview: Preview, watermark: Watermark | None) -> dict[str,
     """A preview in the shape of an invoice; its state is `preview`, and it has no id."""
     lines: list[dict[str, Any]] = []
     for line in preview.computed.lines:
-        fields = structs.asdict(line) | {"tiers": [structs.asdict(tier) for tier in line.tiers]}
+        fields = structs.asdict(line) | {"tiers": [_tier(tier, line.currency) for tier in line.tiers]}
         del fields["currency"]
         lines.append(_plain(fields))
     return {
@@ -114,6 +116,10 @@ def preview_document(preview: Preview, watermark: Watermark | None) -> dict[str,
         "state": "preview",
         "watermark": watermark.as_json() if watermark else None,
     }
+
+
+def _tier(tier: TierCharge, currency: str) -> dict[str, Any]:
+    return structs.asdict(tier) | {"amount": amount_text(tier.amount, currency)}
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from schemas.decimals import EXACT
+from schemas.decimals import EXACT, decimal_text
 
 _POWER = {1: 0, 10: 1, 100: 2}
 
@@ -118,6 +118,14 @@ def to_minor(amount: Decimal, currency: str) -> int:
     if minor.denominator != 1:
         raise NotMinorUnits(f"{amount} {currency} is no whole number of minor units")
     return minor.numerator
+
+
+def amount_text(amount: Decimal, currency: str) -> str:
+    """Major units with the currency's decimals, or more where the amount has them: 21 eur → 21.00, 0.005 → 0.005."""
+    text = decimal_text(amount)
+    decimals = len(text.partition(".")[2])
+    missing = currency_units(currency).exponent - decimals
+    return text if missing <= 0 else f"{text}{'' if decimals else '.'}{'0' * missing}"
 
 
 def from_minor(amount_minor: int, currency: str) -> Decimal:

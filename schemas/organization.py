@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.stripe_ids import StripeAccountId, TaxRateId
@@ -79,6 +79,13 @@ class OrganizationSpec(OrganizationFields):
 
     tax_rates: tuple[TaxRateId, ...] = ()
     stripe_account_id: StripeAccountId | None = None
+
+    @model_validator(mode="after")
+    def _rates_are_given(self) -> OrganizationSpec:
+        # Without one, Stripe would be asked for no tax at all.
+        if self.tax_mode == "rates" and not self.tax_rates:
+            raise PydanticCustomError("tax_rates_missing", "tax_mode rates needs at least one tax rate in tax_rates")
+        return self
 
 
 class Organization(OrganizationFields):

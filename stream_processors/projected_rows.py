@@ -140,7 +140,8 @@ def invoice_rows(invoice: Invoice, version: int) -> Iterator[TableRow]:
                 "status": each.status,
                 "reason": each.reason or "",
                 "number": each.number or "",
-                "month": _month(fixed),
+                "month": _month(fixed.cycle_start, fixed),
+                "booked_month": _month(each.created_at, fixed),
                 "created_at": instant(each.created_at),
                 "version": version,
             },
@@ -175,6 +176,8 @@ def _invoice_row(invoice: Invoice) -> Row:
         "reissued": invoice.reissued,
         "product_id": _product(invoice.fixed, "id"),
         "issued_at": _instant(invoice.issued_at),
+        "booked_month": _booked(invoice.issued_at, invoice.fixed),
+        "void_month": _booked(_voided_at(invoice), invoice.fixed),
         "due_at": _instant(seen.due_date if seen else None),
         "paid_at": _instant(settled_at),
         "unpaid_reason": owed.reason if owed else "",
@@ -212,7 +215,7 @@ def _line_rows(invoice: Invoice, fixed: InvoiceFixed) -> Iterator[Row]:
             "product_id": _product(fixed, "id"),
             "product_name": _product(fixed, "name"),
             "meter_name": names.get(line.meter_id, line.meter_id) if line.meter_id else line.model,
-            "month": _month(fixed),
+            "month": _month(fixed.cycle_start, fixed),
             "tax": None if taxes is None else from_minor(taxes[number], fixed.currency),
         }
 
@@ -221,9 +224,23 @@ def _product(fixed: InvoiceFixed | None, name: str) -> str:
     return fixed.product.get(name, "") if fixed else ""
 
 
-def _month(fixed: InvoiceFixed) -> date:
-    """First day of the month in which the cycle began, where the subscription is."""
-    return instant(fixed.cycle_start).astimezone(ZoneInfo(fixed.time_zone)).date().replace(day=1)
+def _voided_at(invoice: Invoice) -> int | None:
+    """By us, or as Stripe's state was seen; µs."""
+    if invoice.state != "void":
+        return None
+    by_us = invoice.attempt("void")
+    if by_us is not None:
+        return by_us.begun_at
+    return invoice.stripe.seen_at if invoice.stripe else None
+
+
+def _booked(at_us: int | None, fixed: InvoiceFixed | None) -> date | None:
+    return None if at_us is None or fixed is None else _month(at_us, fixed)
+
+
+def _month(at_us: int, fixed: InvoiceFixed) -> date:
+    """First day of the month of an instant (µs), where the subscription is."""
+    return instant(at_us).astimezone(ZoneInfo(fixed.time_zone)).date().replace(day=1)
 
 
 def alert_row(alert: Alert, offset: int) -> TableRow:

@@ -68,14 +68,15 @@ async def get_accrual(
 async def get_report(
     request: Request,
     caller: Caller,
-    report: Literal["lines", "revenue", "open-items"],
+    report: Literal["lines", "revenue", "revenue-by-period", "open-items"],
     from_: From = None,
     to: To = None,
     format: Format = "json",
 ) -> Any:
     """Lines of issued invoices, net revenue by meter and month, or what is still to be paid.
 
-    from, to: when an invoice was issued; of revenue, the months.
+    Revenue is by the month of issue, void or credit note, so a month that is over stays as it is; `revenue-by-period`
+    is by the month in which the billing period began. from, to: when an invoice was issued; of revenue, the months.
     """
     services = services_of(request)
     wanted = period(from_, to, all_time(now_us()))

@@ -19,8 +19,8 @@ from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, orders
 from dashboard.writes import found
 from runtime.problem import Problem
+from schemas.currency import amount_text
 from schemas.customer import Customer
-from schemas.decimals import plain
 from schemas.period import parse_rfc3339
 
 router = api_router(ReadRoute, "Invoices")
@@ -151,7 +151,7 @@ async def list_orders(
     data = [
         OrderOut(
             **{name: getattr(row, name) for name in OrderOut.model_fields if name != "amount_paid"},
-            amount_paid=plain(row.amount_paid),
+            amount_paid=amount_text(row.amount_paid, row.currency),
         )
         for row in page
     ]

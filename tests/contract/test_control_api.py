@@ -435,6 +435,8 @@ REFUSALS: list[tuple[str, str, Any, int, str | None, str]] = [
     ("POST", "/products", {**PRODUCT, "prices": [{**PRICE, "unit_amount": "-1"}]}, 422, "prices.0.unit_amount", "decimal_negative"),
     ("POST", "/products", {**PRODUCT, "prices": [{**PRICE, "unit_amount": "1e400"}]}, 422, "prices.0.unit_amount", "decimal_range"),
     ("POST", "/products", {**PRODUCT, "prices": [{**PRICE, "unit_amount": True}]}, 422, "prices.0.unit_amount", "decimal_type"),
+    ("PATCH", "/organization", {"tax_mode": "rates"}, 422, None, "tax_rates_missing"),
+    ("PATCH", "/organization", {"tax_mode": "rates", "tax_rates": []}, 422, None, "tax_rates_missing"),
     ("POST", "/products", {**PRODUCT, "prices": [PRICE, PRICE]}, 422, None, "meter_twice"),
     ("POST", "/products", {**PRODUCT, "prices": [tiers("10")]}, 422, "prices.0.tiers", "tiers_closed"),
     ("POST", "/products", {**PRODUCT, "prices": [tiers("10", "10", None)]}, 422, "prices.0.tiers", "tiers_order"),

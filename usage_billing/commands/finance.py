@@ -48,10 +48,15 @@ def lines(
 
 @app.command
 def revenue(
-    *, from_: From = None, to: To = None, organization: OrganizationId = DEFAULT_ORGANIZATION, format_: Format = "csv"
+    *,
+    from_: From = None,
+    to: To = None,
+    by_period: Annotated[bool, Parameter(help="By the month in which the billing period began.", negative="")] = False,
+    organization: OrganizationId = DEFAULT_ORGANIZATION,
+    format_: Format = "csv",
 ) -> int:
-    """Print the net revenue by meter and month; credit notes are subtracted."""
-    return _report("revenue", organization, from_, to, format_)
+    """Print the net revenue by meter and month of issue; voids and credit notes are subtracted in their own month."""
+    return _report("revenue-by-period" if by_period else "revenue", organization, from_, to, format_)
 
 
 @app.command

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from billing_job.due import AsOfInFuture, cycle_at, due_cycles
+from billing_job.due import AsOfInFuture, cycle_at, due_cycles, owed_at
 from schemas.ledger import invoice_id
 from schemas.period import parse_rfc3339
 from schemas.subscription import ProductChange, Subscription
@@ -122,6 +122,20 @@ def test_cycles_before_billed_from_are_not_due() -> None:
     ended_before = billed.model_copy(update={"ends_at": us("2026-02-10T00:00:00Z")})
     assert due_cycles([ended_before], as_of_us=NOW, **asked).due == ()
     assert cycle_at(ended_before, us("2026-02-11T00:00:00Z")) is None
+
+
+def test_after_a_cancellation_its_last_cycle_is_owed_until_it_is_invoiced() -> None:
+    ended = subscription(ends_at=us("2026-02-10T00:00:00Z"))
+    at, invoiced = us("2026-02-10T00:00:01Z"), set[str]()
+    owed = owed_at(ended, at, invoiced.__contains__)
+    assert owed is not None
+    assert (owed.cycle.start, owed.active_until, owed.final) == ("2026-02-01T00:00:00Z", ended.ends_at, False)
+    invoiced.add(owed.invoice_id)
+    final = owed_at(ended, at, invoiced.__contains__)
+    assert final is not None
+    assert final.final
+    never = subscription(ends_at=us("2026-01-01T00:00:00Z"))
+    assert owed_at(never, at, invoiced.__contains__) is None
 
 
 def test_a_cycle_is_priced_by_the_product_in_force_at_its_start() -> None:

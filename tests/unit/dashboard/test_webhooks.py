@@ -153,7 +153,7 @@ def test_the_payload_is_the_alert_as_the_api_has_it() -> None:
     assert payload["timestamp"] == "1970-01-01T00:00:05Z"
     assert payload["data"] == {
         "id": "alrt_1", "rule_id": "rule_1", "customer_id": "cus_<b>", "meter_id": "mtr_1", "kind": "amount",
-        "threshold": "80", "quantity": "90.00", "currency": "eur", "cycle_start": "1970-01-01T00:00:00Z",
+        "threshold": "80", "quantity": "90.00", "currency": "eur", "not_sent": None, "cycle_start": "1970-01-01T00:00:00Z",
         "cycle_end": "1970-01-01T01:00:00Z", "fired_at": "1970-01-01T00:00:05Z",
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from schemas.currency import (
     CURRENCIES,
     NotMinorUnits,
     UnknownCurrency,
+    amount_text,
     currency_units,
     from_minor,
     round_to_minor,
@@ -66,6 +67,17 @@ def test_what_is_no_minor_unit_is_not_rounded_in_silence():
         to_minor(Decimal("0.001"), "eur")
     with pytest.raises(NotMinorUnits):
         to_minor(Decimal("0.5"), "jpy")
+
+
+@pytest.mark.parametrize(
+    ("amount", "code", "text"),
+    [
+        ("21.000000000000", "eur", "21.00"), ("21", "eur", "21.00"), ("0.5", "eur", "0.50"), ("0.005", "eur", "0.005"),
+        ("21.000", "jpy", "21"), ("1.5", "kwd", "1.500"), ("0E-12", "eur", "0.00"), ("-3.1", "eur", "-3.10"),
+    ],
+)  # fmt: skip
+def test_an_amount_has_the_decimals_of_its_currency(amount, code, text):
+    assert amount_text(Decimal(amount), code) == text
 
 
 def test_unknown_currency():
