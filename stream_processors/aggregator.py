@@ -255,7 +255,10 @@ class Aggregator:
             # The group's committed offset is far behind: no need to read what is in the state.
             await self._go_back(state, last + 1)
             return
-        state.moments.made_at = self._made_after(state.log_time)
+        rules = self._view.all(AlertRule)
+        state.moments.watched = bool(rules)
+        # Later than the log has come to: none but after a stop.
+        state.moments.made_at = sorted(rule.created_at for rule in rules if rule.created_at >= state.log_time)
         while run := list(_run_from(state.next_offset, by_offset)):
             messages = [(offset, _decoded(event.message)) for offset, event in run]
             applied = state.apply(messages)
@@ -368,10 +371,6 @@ class Aggregator:
     def _note(state: PartitionState, due: Sequence[Alert]) -> None:
         for alert in due:
             state.note_fired(alert.id, Fired(alert.rule_id, alert.customer_id, alert.cycle_start, alert.fired_at))
-
-    def _made_after(self, log_time: int) -> list[int]:
-        """When rules were made that are later than the log has come to, ascending: none but after a stop."""
-        return sorted(rule.created_at for rule in self._view.all(AlertRule) if rule.created_at >= log_time)
 
     # -- flushing --------------------------------------------------------------------------------------------------
 

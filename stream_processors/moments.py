@@ -28,12 +28,17 @@ class Seen:
 
 
 class Moments:
-    """log_time: µs, after the last message. made_at: when rules were made, ascending µs: of those that may be later."""
+    """log_time: µs, after the last message. made_at: when rules were made, ascending µs: of those that may be later.
+
+    watched: whether there is any rule; without one nothing is kept.
+    """
 
     def __init__(self, grace_us: GraceUs) -> None:
         self._grace_us = grace_us
         self.log_time = 0
         self.made_at: Sequence[int] = ()
+        self.watched = True
+        self._graces: dict[str, int] = {}
         self._offsets: list[int] = []  # of messages that moved the clock
         self._times: list[int] = []
         self._kept: list[Seen] = []
@@ -42,20 +47,25 @@ class Moments:
 
     def over_at(self, total: Total) -> int:
         """µs from when on usage is late for the total's cycle."""
-        return total.cycle.end_us + self._grace_us(total.series.organization_id)
+        organization_id = total.series.organization_id
+        grace_us = self._graces.get(organization_id)  # asked for once a look: there may be 100,000 totals
+        if grace_us is None:
+            grace_us = self._graces[organization_id] = self._grace_us(organization_id)
+        return total.cycle.end_us + grace_us
 
     def before(self, offset: int, received_at: int, changed: Sequence[Total]) -> None:
         """The message at that offset is the next to be added; changed: totals, in the order in which they did."""
         before, after = self.log_time, max(self.log_time, received_at)
         if before == after and self._offsets:
             return
-        for total in changed[self._scanned :]:
-            over_at = self.over_at(total)
-            if over_at >= before:
-                self._soonest = min(self._soonest, over_at)
-        self._scanned = len(changed)
-        if after > self._soonest or self._is_made(before, after):
-            self._keep(before, after, changed)
+        if self.watched:
+            for total in changed[self._scanned :]:
+                over_at = self.over_at(total)
+                if before <= over_at < self._soonest:
+                    self._soonest = over_at
+            self._scanned = len(changed)
+            if after > self._soonest or self._is_made(before, after):
+                self._keep(before, after, changed)
         self.log_time = after
         self._offsets.append(offset)
         self._times.append(after)
@@ -93,4 +103,5 @@ class Moments:
         self._offsets.clear()
         self._times.clear()
         self._kept.clear()
+        self._graces.clear()
         self._scanned, self._soonest = 0, _NEVER
