@@ -24,6 +24,7 @@ _FORMER_CHECKSUMS = {
     "0001_usage": "ff2ea3334ae86fda1201d54d30e6f74840a3e99224e77753e191872f9538c6a9",
     "0002_projections": "883b1debd4389b6d6b6bd2f0a8beac92d17ba13ae6e463495d862df5d7592c11",
     "0007_accepted": "57852a85dfad52f058dc214d60f68f745cff7cf8c66b0d39a6824755040f77d4",
+    "0011_wide_amounts": "6b234ef8f0586e7aeebe4fe6533b37173f113d6a0bee918cfc462513f8cb15fe",
 }
 
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")

@@ -113,7 +113,7 @@ CREATE TABLE IF NOT EXISTS projection_failures
     table_name LowCardinality(String) COMMENT 'that does not take the row; empty: no row could be made of the record',
     organization_id String COMMENT 'empty: not known',
     reason String,
-    record String CODEC(ZSTD(1)) COMMENT 'as it is in the log',
+    record String COMMENT 'as it is in the log' CODEC(ZSTD(1)),
     found_at DateTime64(6, 'UTC')
 )
 ENGINE = ReplacingMergeTree(found_at)

@@ -36,8 +36,8 @@ class Engine:
         self._connection: Any = Connection(path)
         self._lock = threading.Lock()
         version = self._query("SELECT version()").decode()
-        # 26.3 and older never come back from it.
-        self._waits_for_drops = tuple(map(int, version.split(".")[:2])) > (26, 3)
+        # 26.5 and older never come back from it.
+        self._waits_for_drops = tuple(map(int, version.split(".")[:2])) > (26, 5)
 
     def answer(self, parameters: dict[str, str], body: bytes) -> bytes:
         """Raises RuntimeError with the engine's message."""

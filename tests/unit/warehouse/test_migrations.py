@@ -30,3 +30,11 @@ def test_events_are_partitioned_by_nothing_but_their_partition() -> None:
 def test_statements_end_at_semicolons_at_the_end_of_a_line() -> None:
     made = Migration(1, "0001_x", "-- a; b\nSELECT ';', 1;\n\nSELECT 2 ; \n")
     assert made.statements == ("-- a; b\nSELECT ';', 1", "SELECT 2")
+
+
+@pytest.mark.parametrize("migration", migrations(), ids=lambda migration: migration.name)
+def test_every_statement_is_read_by_versions_before_26_8(migration: Migration) -> None:
+    """They take a column's comment before its codec only, and constants only in a constraint's IN."""
+    for line in migration.text.splitlines():
+        assert not re.search(r"CODEC\(.*COMMENT '", line), line
+        assert not re.search(r"\bIN \((?!SELECT)[^)]*\w\(", line), line
