@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTEST_ARGS ?=
 VERSIONS ?=
+FUZZ_ARGS ?=
 
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_LINK_MODE ?= copy
@@ -28,6 +29,7 @@ help:
 	@echo 'make test-clickhouse the SQL on every ClickHouse version that is claimed (VERSIONS=…)'
 	@echo 'make check           format, lint, types, import contracts'
 	@echo 'make bench           benchmarks; chaos: fault injection; docs: the documentation as pages'
+	@echo 'make fuzz            1,000,000 broken requests to every route (FUZZ_ARGS=--inputs N --seed N)'
 	@echo 'make clean           ends the stack and removes its data'
 
 demo: $(VENV)/.installed-demo
@@ -60,6 +62,9 @@ bench: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.chaos
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 docs: $(UV)
 	$(UV) tool run --from mkdocs-material mkdocs build --strict

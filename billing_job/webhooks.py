@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import stripe
@@ -20,6 +20,7 @@ from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.steps import Billing
 from billing_job.stripe_api import StripeApi, StripeFailure
 from billing_job.stripe_news import apply_event
+from runtime.body import STRANGERS_MAX, ClientGone, Deadlines, Receive, headers_of, read_body
 from runtime.health import Check
 from runtime.problem import MEDIA_TYPE, Problem
 from schemas.settings import Settings
@@ -68,6 +69,7 @@ class StripeWebhooks:
         self._secrets = [each.strip() for each in settings.stripe_webhook_secret.get_secret_value().split(",")]
         quick = {"stripe_retry_seconds": min(settings.stripe_retry_seconds, RETRY_SECONDS)}
         self._billing = Billing(LedgerLog(settings), StripeApi(settings.model_copy(update=quick)))
+        self._strangers = Deadlines(STRANGERS_MAX)
         self.app = Starlette(routes=[Route(PATH, self._answer, methods=["POST"])])
         self.checks: dict[str, Check] = {"ledger": self._billing.log.check}
 
@@ -92,6 +94,12 @@ class StripeWebhooks:
         except WebhookRefused as refused:
             outcome = "refused"
             return _problem(Problem(400, "webhook_refused", str(refused)))
+        except ClientGone:
+            outcome = "gone"
+            return Response(status_code=400)
+        except Problem as problem:  # of the body
+            outcome = "refused"
+            return _problem(problem)
         except (StripeFailure, LedgerUnavailable) as error:
             # Anything but 2xx makes Stripe send it again.
             log.warning("stripe_webhook_failed", error=str(error))
@@ -100,12 +108,9 @@ class StripeWebhooks:
             metrics.WEBHOOKS.labels(outcome).inc()
 
     async def _take(self, request: Request) -> str:
-        payload = bytearray()
-        async for part in request.stream():
-            payload += part
-            if len(payload) > BODY_BYTES_MAX:
-                raise WebhookRefused(f"larger than {BODY_BYTES_MAX} bytes")
-        event = verified_event(bytes(payload), request.headers.get("Stripe-Signature"), self._secrets)
+        headers = headers_of(cast(dict[str, Any], request.scope))
+        payload = await read_body(cast(Receive, request.receive), headers, BODY_BYTES_MAX, self._strangers)
+        event = verified_event(payload, request.headers.get("Stripe-Signature"), self._secrets)
         return await run_in_threadpool(apply_event, self._billing, event)
 
 

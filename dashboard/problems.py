@@ -14,10 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalog.store import CatalogConflict, CatalogUnavailable
 from catalog.view import Refusal
+from runtime.body import ClientGone
 from runtime.problem import MEDIA_TYPE, Problem
 from warehouse.client import WarehouseUnavailable
 
@@ -195,6 +197,8 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, noting)
+        except (ClientGone, ClientDisconnect):
+            return
         except Exception as error:
             if started or scope["type"] != "http":
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -12,9 +12,14 @@ from dashboard.auth import authenticate
 from dashboard.problems import problem_responses
 from dashboard.services import services_of
 from runtime.actor import act_as
+from runtime.body import Deadlines, Receive, headers_of
+from runtime.body import read_body as body_of
 from runtime.problem import Problem
 from schemas.decimals import loads_exact
 from schemas.organization import Scope
+
+BODY_BYTES_MAX = 1024 * 1024
+_BODIES = Deadlines()
 
 
 class _ExactRequest(Request):
@@ -36,7 +41,7 @@ class _ApiRoute(APIRoute):
             exact.state.principal = principal
             if self.body_field is not None:
                 _require_json(exact)
-                await read_body(exact)
+                await read_body(exact, BODY_BYTES_MAX)
             return await handle(exact)
 
         return authenticated
@@ -50,20 +55,14 @@ def _require_json(request: Request) -> None:
             raise Problem(415, "unsupported_media_type", "send the body as application/json")
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, which the request keeps. Raises Problem 413 as soon as it is larger than the setting allows."""
-    bytes_max = services_of(request).settings.body_bytes_max
-    too_large = Problem(413, "body_too_large", f"at most {bytes_max} bytes are taken")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > bytes_max:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bytes_max:
-            raise too_large
-    request._body = bytes(body)  # pyright: ignore[reportPrivateUsage]  # where Request.body() looks first
-    return request._body  # pyright: ignore[reportPrivateUsage]
+async def read_body(request: Request, bytes_max: int, deadlines: Deadlines = _BODIES) -> bytes:
+    """The body, which the request keeps. Raises Problem 400, 408, 413 or 415, ClientGone."""
+    bytes_max = min(bytes_max, services_of(request).settings.body_bytes_max)
+    body = await body_of(
+        cast(Receive, request.receive), headers_of(cast(dict[str, Any], request.scope)), bytes_max, deadlines
+    )
+    request._body = body  # pyright: ignore[reportPrivateUsage]  # where Request.body() looks first
+    return body
 
 
 class AdminRoute(_ApiRoute):

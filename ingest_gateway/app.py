@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 
 from catalog.store import CatalogStore
 from ingest_gateway import metrics
-from ingest_gateway.body import Receive, check_content_type, headers_of, read_body
 from ingest_gateway.check import Unmatched, check_batch, find_unmatched
 from ingest_gateway.coalesce import split
-from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_events, decode_void
+from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_naming_errors, decode_valid, decode_void
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
 from runtime.auth import authorize
+from runtime.body import (
+    STRANGERS_MAX,
+    ClientGone,
+    Deadlines,
+    Incoming,
+    Receive,
+    Send,
+    check_content_type,
+    headers_of,
+    read_body,
+)
 from runtime.health import Check
 from runtime.problem import MEDIA_TYPE, Problem
 from schemas.event import TEXT_LENGTH_MAX, client_identity
@@ -33,8 +44,9 @@ PATHS = (PATH, VOID_PATH)
 RETRY_AFTER_SECONDS = "1"
 _DRAIN_SECONDS = 10.0
 _PLACED_MAX = 200_000
+_VOID_BYTES_MAX = 64 * 1024
+_CLIENT_GONE = 499  # as nginx counts them; no answer has this status
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 _encoder = msgspec.json.Encoder()
 
 
@@ -64,6 +76,9 @@ class Gateway:
         self._catalog = catalog
         self._partitions = settings.event_partitions
         self._placed: dict[str, _Placed] = {}
+        self._strangers = Deadlines(STRANGERS_MAX)
+        # One thread: batches that are wrong wait for one another, and take no more than their share of the processor.
+        self._naming = ThreadPoolExecutor(1, "naming-errors")
         self._producer: EventProducer | None = None
         self._pipeline: Pipeline | None = None
 
@@ -75,6 +90,7 @@ class Gateway:
         if self._pipeline is not None and self._producer is not None:
             await self._pipeline.drain(_DRAIN_SECONDS)
             await asyncio.to_thread(self._producer.close, _DRAIN_SECONDS)
+        self._naming.shutdown(wait=False)
 
     @property
     def checks(self) -> Mapping[str, Check]:
@@ -95,10 +111,15 @@ class Gateway:
         return self._placed[organization_id].__getitem__
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        incoming = Incoming(receive)
         try:
-            answer, status = await self._accept(scope, receive), 202
+            answer, status = await self._accept(scope, incoming), 202
             headers = [(b"content-type", b"application/json")]
+        except ClientGone:
+            metrics.REQUESTS.labels(_CLIENT_GONE).inc()
+            return
         except Problem as problem:
+            await incoming.discard(headers_of(scope), self._strangers)
             answer, status = problem.body(), problem.status
             headers = [(b"content-type", MEDIA_TYPE.encode())]
             headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
@@ -118,14 +139,14 @@ class Gateway:
         key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), wanted)
         check_content_type(headers)
         if path == VOID_PATH:
-            return await self._void(
-                key.organization_id, await read_body(receive, headers, self._settings.body_bytes_max)
-            )
+            return await self._void(key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))
         idempotency_key = _idempotency_key(headers.get(b"idempotency-key"))
         body = await read_body(receive, headers, self._settings.body_bytes_max)
         organization_id, view = key.organization_id, self._view
         try:
-            events = decode_events(body)
+            events = decode_valid(body)
+            if events is None:
+                events = await asyncio.get_running_loop().run_in_executor(self._naming, decode_naming_errors, body)
         except NotJson as error:
             raise Problem(400, "invalid_json", str(error)) from error
         except InvalidBatch as error:

@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.event import (
@@ -36,6 +36,10 @@ from schemas.usage_void import VoidRequest
 T = TypeVar("T")
 
 ERRORS_MAX = 1000
+_EVENT_BYTES_MAX = 128 * 1024
+"""No lawful event is longer, unless by white space: all its texts of the greatest length, each letter escaped."""
+_FAULTY_BYTES_MAX = 1024 * 1024
+_UNKNOWN_FIELDS_NAMED_MAX = 20
 _VALUES_CACHED_MAX = 100_000
 
 Label = Annotated[str, Meta(min_length=1, max_length=TEXT_LENGTH_MAX)]
@@ -106,6 +110,9 @@ class EventError:
     message: str
 
 
+_NO_EVENTS = EventError(None, "events", "events_missing", 'the body must be {"events": […]}')
+
+
 class NotJson(ValueError):
     """The body is no JSON text."""
 
@@ -124,6 +131,25 @@ _SCANNED_BYTES_MAX = 4096
 _SEVEN_DECIMALS = re.compile(rb"\.[0-9]{7}")
 _BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
 _event_model = TypeAdapter(UsageEvent)
+
+
+class _Envelope(msgspec.Struct):
+    events: Raw | UnsetType = UNSET
+
+
+class _StrictEnvelope(_Envelope, forbid_unknown_fields=True):
+    """msgspec stops at the first field that is unknown."""
+
+
+# What is behind the last field is skipped, and never becomes an object.
+_Items = msgspec.defstruct(
+    "_Items", [(f"item_{n}", Raw | UnsetType, UNSET) for n in range(EVENTS_PER_BATCH_MAX + 1)], array_like=True
+)
+_UNKNOWN_FIELD = re.compile(r"unknown field `(.*)`", re.DOTALL)
+_raw_decoder = msgspec.json.Decoder(Raw)
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_strict_envelope_decoder = msgspec.json.Decoder(_StrictEnvelope)
+_items_decoder = msgspec.json.Decoder(_Items)
 _values: dict[bytes, bytes | None] = {b"null": None}  # spelled value → Avro's bytes; usage repeats its values
 
 
@@ -148,10 +174,16 @@ def decode_events(body: bytes) -> Events:
 
     Checks what an event must be by itself. Limits of time and what meters need are the caller's (check_batch).
     """
+    valid = decode_valid(body)
+    return decode_naming_errors(body) if valid is None else valid
+
+
+def decode_valid(body: bytes) -> Events | None:
+    """The batch, when the fast reader can take it; else decode_naming_errors has the word, away from the event loop."""
     try:
         return _decode_fast(body)
     except (ValueError, RecursionError, _Unfit):  # msgspec's errors are ValueErrors
-        return _decode_naming_errors(body)
+        return None
 
 
 def _decode_fast(body: bytes) -> Events:
@@ -214,33 +246,27 @@ def _read_value(spelled: bytes) -> bytes:
     return value
 
 
-def _decode_naming_errors(body: bytes) -> Events:
-    try:
-        batch: Any = json.loads(
-            body.decode("utf-8"), parse_float=SpelledNumber, parse_int=SpelledNumber, parse_constant=SpelledNumber
-        )
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise NotJson(f"the body is not JSON: {reason}") from error
-    if not isinstance(batch, dict) or "events" not in batch:
-        raise InvalidBatch([EventError(None, "events", "events_missing", 'the body must be {"events": […]}')])
-    unknown = [str(name) for name in batch if name != "events"]  # pyright: ignore[reportUnknownVariableType]
-    if unknown:
-        raise InvalidBatch([EventError(None, unknown[0], "unknown_field", "the body has no such field")])
-    posted: Any = batch["events"]
-    if not isinstance(posted, list):
-        raise InvalidBatch([EventError(None, "events", "events_type", "events must be an array")])
-    count = len(posted)  # pyright: ignore[reportUnknownArgumentType]
-    if not 1 <= count <= EVENTS_PER_BATCH_MAX:
-        message = f"a batch has 1 to {EVENTS_PER_BATCH_MAX} events, this one {count}"
-        raise InvalidBatch([EventError(None, "events", "events_count", message)])
+def decode_naming_errors(body: bytes) -> Events:
+    """decode_events by the model, which names errors. It takes a while, and stops naming at the limits below.
+
+    Whatever the body is: a call into C, which no other thread can interrupt, parses at most an event's worth of JSON.
+    """
+    posted = _raw_events(body)
     errors: list[EventError] = []
     events: list[UsageEvent] = []
-    for index, event in enumerate(posted):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    faulty_bytes = 0
+    for index, raw in enumerate(posted):
+        if len(errors) >= ERRORS_MAX or faulty_bytes > _FAULTY_BYTES_MAX:
+            break
+        if len(raw) > _EVENT_BYTES_MAX:
+            message = f"an event has at most {_EVENT_BYTES_MAX} bytes of JSON"
+            errors.append(EventError(index, None, "event_too_long", message))
+            continue
         try:
-            events.append(_event_model.validate_python(event))
+            events.append(_event_model.validate_python(_few_fields(_loads(raw))))
         except ValidationError as error:
             errors += _errors_of(index, error)
+            faulty_bytes += len(raw)
     if errors:
         raise InvalidBatch(errors)
     return Events(
@@ -251,6 +277,87 @@ def _decode_naming_errors(body: bytes) -> Events:
         [event.event_id for event in events],
         [None if event.properties is None else dict(event.properties) for event in events],
     )
+
+
+def _raw_events(body: bytes) -> Sequence[bytes]:
+    """The JSON of each event, as it is spelled. Raises NotJson or InvalidBatch."""
+    readable, names = body, None
+    try:
+        try:
+            _raw_decoder.decode(body)
+        except ValueError:
+            # Words that only Python's JSON has, and halves of surrogate pairs: their errors are named in their event.
+            # What stands for them is as long, so that every event is found where it lies.
+            readable = _UNREADABLE.sub(lambda found: _STAND_INS[len(found[0])], body)
+            _raw_decoder.decode(readable)
+            names = list(_loads(body)) if len(body) <= _EVENT_BYTES_MAX else None
+    except NotJson:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise NotJson(f"the body is not JSON: {reason}") from None
+    _require_only_events(readable, names)
+    events = _items(_envelope_decoder.decode(readable).events)
+    if not 1 <= len(events) <= EVENTS_PER_BATCH_MAX:
+        found = str(len(events)) if len(events) <= EVENTS_PER_BATCH_MAX else "more"
+        message = f"a batch has 1 to {EVENTS_PER_BATCH_MAX} events, this one {found}"
+        raise InvalidBatch([EventError(None, "events", "events_count", message)])
+    spelled: list[bytes] = []
+    at = readable.index(b"[")
+    for event in events:
+        at = readable.index(event, at)
+        spelled.append(body[at : at + len(event)])
+        at += len(event)
+    return spelled
+
+
+_UNREADABLE = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_STAND_INS = {3: b"0.5", 6: rb"\ufffd", 8: b"1.000000"}
+
+
+def _require_only_events(body: bytes, names: Sequence[str] | None) -> None:
+    """names: of the body's fields, where they are known. Raises InvalidBatch."""
+    try:
+        if _envelope_decoder.decode(body).events is UNSET:
+            raise InvalidBatch([_NO_EVENTS])
+        _strict_envelope_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        named = _UNKNOWN_FIELD.search(str(error))
+        if named is None:
+            raise InvalidBatch([_NO_EVENTS]) from None
+        unknown = next((name for name in names or () if name != "events"), named[1])
+        raise InvalidBatch([EventError(None, unknown, "unknown_field", "the body has no such field")]) from None
+
+
+def _items(raw: Raw | UnsetType) -> list[bytes]:
+    """The JSON of a list's first items, one more than a batch may have. Raises InvalidBatch."""
+    try:
+        items = msgspec.structs.astuple(_items_decoder.decode(cast(Raw, raw)))
+    except msgspec.ValidationError:
+        raise InvalidBatch([EventError(None, "events", "events_type", "events must be an array")]) from None
+    return [bytes(item) for item in items if item is not UNSET]
+
+
+def _loads(raw: bytes) -> Any:
+    """Raises NotJson."""
+    try:
+        return json.loads(
+            raw.decode("utf-8"), parse_float=SpelledNumber, parse_int=SpelledNumber, parse_constant=SpelledNumber
+        )
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise NotJson(f"the body is not JSON: {reason}") from error
+
+
+def _few_fields(event: Any) -> Any:
+    """The event without most of its unknown fields, each of which would be an error of its own."""
+    if not isinstance(event, dict):
+        return event
+    unknown = [name for name in event if name not in UsageEvent.model_fields]  # pyright: ignore[reportUnknownVariableType]
+    if len(unknown) <= _UNKNOWN_FIELDS_NAMED_MAX:  # pyright: ignore[reportUnknownArgumentType]
+        return event  # pyright: ignore[reportUnknownVariableType]
+    dropped = set(unknown[_UNKNOWN_FIELDS_NAMED_MAX:])  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return {name: event[name] for name in event if name not in dropped}  # pyright: ignore[reportUnknownVariableType]
 
 
 # pydantic's own error types → code and message in our words; the model's custom errors have theirs already

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -27,7 +28,39 @@ def failing(checks: Mapping[str, Check]) -> dict[str, str]:
     return reasons
 
 
+_SILENT_SECONDS_MAX = 5.0
+_CONNECTIONS_MAX = 64
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection: one that says nothing keeps no probe waiting."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._free = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away or said nothing in time is no error of ours."""
+
+
 class _QuietHandler(WSGIRequestHandler):
+    timeout = _SILENT_SECONDS_MAX
+
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes and probes would fill the log."""
 
@@ -38,7 +71,7 @@ class HealthServer:
     def __init__(self, host: str, port: int, checks: Mapping[str, Check]) -> None:
         self._checks = checks
         self._metrics = make_wsgi_app()
-        self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
+        self._server: WSGIServer = make_server(host, port, self._answer, _Server, _QuietHandler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     def __enter__(self) -> HealthServer:

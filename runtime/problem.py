@@ -32,4 +32,18 @@ class Problem(Exception):
         }
         if self.errors:
             fields["errors"] = list(self.errors)
-        return msgspec.json.encode(fields)
+        try:
+            return msgspec.json.encode(fields)
+        except UnicodeEncodeError:
+            return msgspec.json.encode(_encodable(fields))
+
+
+def _encodable(value: Any) -> Any:
+    """The same, with halves of surrogate pairs spelled out: what a client named may have them, and UTF-8 has not."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_encodable(name): _encodable(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return [_encodable(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
+    return value

@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from schemas.period import InvalidTimestamp, parse_rfc3339
@@ -149,10 +149,17 @@ def _text(length_min: int, length_max: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _few(properties: object) -> object:
+    # Counted first: pydantic would name what is wrong with each of a hundred thousand.
+    if isinstance(properties, dict) and len(properties) > PROPERTIES_MAX:  # pyright: ignore[reportUnknownArgumentType]
+        raise PydanticCustomError("too_long", "too many")
+    return properties  # pyright: ignore[reportUnknownVariableType]
+
+
 Label = Annotated[str, _text(1, TEXT_LENGTH_MAX)]
 PropertyKey = Annotated[str, _text(1, PROPERTY_KEY_LENGTH_MAX)]
 PropertyValue = Annotated[str, _text(0, PROPERTY_VALUE_LENGTH_MAX)]
-Properties = Annotated[dict[PropertyKey, PropertyValue], Field(max_length=PROPERTIES_MAX)]
+Properties = Annotated[dict[PropertyKey, PropertyValue], BeforeValidator(_few)]
 
 
 class UsageEvent(BaseModel):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -17,6 +18,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import ClientDisconnect
 
 from billing_job.webhooks import PATH as WEBHOOKS_PATH
 from billing_job.webhooks import StripeWebhooks
@@ -25,6 +27,7 @@ from catalog.view import CatalogView
 from dashboard.app import Dashboard
 from ingest_gateway.app import PATH, VOID_PATH, Gateway
 from runtime.auth import authorize
+from runtime.body import App, BodiesFirst, ClientGone
 from runtime.health import Check, HealthServer, readiness
 from runtime.kafka_watch import TopicWatch
 from runtime.problem import MEDIA_TYPE, Problem
@@ -40,8 +43,9 @@ from usage_billing.session_secret import with_session_secret
 log = structlog.get_logger(__name__)
 
 Scope = dict[str, Any]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
 _STOP_SECONDS = 15.0
+_CONNECTIONS_MAX = 16_384
+"""Granian accepts no more, idle ones included: those who say nothing must not use them up."""
 
 
 class Composition:
@@ -56,8 +60,8 @@ class Composition:
         may_see_metrics: Callable[[Scope], bool],
     ) -> None:
         self._gateway = gateway
-        self._webhooks = webhooks
-        self._rest = rest
+        self._webhooks = webhooks and BodiesFirst(webhooks)
+        self._rest = rest and BodiesFirst(rest)
         self._checks = checks
         self._may_see_metrics = may_see_metrics
 
@@ -68,6 +72,8 @@ class Composition:
             return
         try:
             await self._route(scope, receive, send)
+        except (ClientGone, ClientDisconnect):
+            pass
         except Exception:
             log.exception("request_failed", method=scope["method"], path=scope["path"])
             problem = Problem(500, "internal_error", "an error on our side; it has been logged")
@@ -126,6 +132,14 @@ async def _answer(send: Any, status: int, body: bytes, content_type: str = "appl
     await send({"type": "http.response.body", "body": body})
 
 
+def _connections_max() -> int:
+    """As many as there are file descriptors for, half of them left to everything else; it raises the soft limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 4 * _CONNECTIONS_MAX if hard == resource.RLIM_INFINITY else min(hard, 4 * _CONNECTIONS_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return min(_CONNECTIONS_MAX, limit // 2)
+
+
 def run(settings: Settings, *, gateway: bool = True, dashboard: bool = True) -> int:
     """Serve until SIGTERM or SIGINT; then let requests end, drain, and stop. The exit code."""
     check_partitions(settings)
@@ -171,7 +185,7 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             interface=Interfaces.ASGI,
             websockets=False,
             backlog=1024,
-            backpressure=4096,
+            backpressure=_connections_max(),
             log_level=LogLevels.warning,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
         )

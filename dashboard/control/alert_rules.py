@@ -79,7 +79,7 @@ async def list_alert_rules(
     archived: Archived = False,
 ) -> Page[AlertRuleOut]:
     alert_rules = matching(request, AlertRule, caller, archived, meter_id=meter_id, customer_id=customer_id)
-    return shown_page(store_of(request), alert_rules, limit, cursor, _show)
+    return shown_page(request, caller, alert_rules, AlertRule, limit, cursor, _show)
 
 
 @router.get("/alert-rules/{id}", responses=problem_responses(404))

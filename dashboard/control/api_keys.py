@@ -67,7 +67,7 @@ async def create_api_key(
 async def list_api_keys(
     request: Request, caller: Caller, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None, archived: Archived = False
 ) -> Page[ApiKeyOut]:
-    return shown_page(store_of(request), matching(request, ApiKey, caller, archived), limit, cursor, _show)
+    return shown_page(request, caller, matching(request, ApiKey, caller, archived), ApiKey, limit, cursor, _show)
 
 
 @router.get("/api-keys/{id}", responses=problem_responses(404))

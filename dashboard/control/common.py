@@ -58,21 +58,25 @@ class Identified(Protocol):
 Item = TypeVar("Item", bound=Identified)
 
 
-def page_of(states: Sequence[Item], limit: int, cursor: str | None) -> tuple[list[Item], str | None]:
-    """A page of states, newest first, and the cursor of the next one. states: in the order of their creation.
+def page_of(
+    states: Sequence[Item], limit: int, cursor: str | None, known: Sequence[Identified], *, forgets: bool = False
+) -> tuple[list[Item], str | None]:
+    """A page of states, newest first, and the cursor of the next one. Both sequences: in the order of their creation.
 
+    known: all that the list ever had, so that a cursor survives when the object that it names leaves the list. forgets:
+    the oldest of them are dropped, and with it the cursor's object is all that would follow.
     Raises Problem 422 for a cursor that no page gave.
     """
     newest_first = list(reversed(states))
-    start = 0
     if cursor is not None:
         last = _decoded(cursor)
-        at = next((i for i, state in enumerate(newest_first) if state.id == last), None)
-        if at is None:
+        at = next((i for i, each in enumerate(known) if each.id == last), None)
+        if at is None and not (forgets and last):
             raise field_problem("cursor", "invalid_cursor", "this cursor was given by no page of this list")
-        start = at + 1
-    page = newest_first[start : start + limit]
-    more = start + limit < len(newest_first)
+        older = {each.id for each in known[:at]} if at is not None else set[str]()
+        newest_first = [state for state in newest_first if state.id in older]
+    page = newest_first[:limit]
+    more = limit < len(newest_first)
     return page, base64.urlsafe_b64encode(page[-1].id.encode()).decode() if more else None
 
 
@@ -84,10 +88,17 @@ def _decoded(cursor: str) -> str | None:
 
 
 def shown_page(
-    store: CatalogStore, states: Sequence[T], limit: int, cursor: str | None, show: Callable[[T, int], Out]
+    request: Request,
+    caller: Principal,
+    states: Sequence[T],
+    model: type[T],
+    limit: int,
+    cursor: str | None,
+    show: Callable[[T, int], Out],
 ) -> Page[Out]:
-    page, following = page_of(states, limit, cursor)
-    shown = [show(state, store.view.version(type(state), state.organization_id, state.id)) for state in page]
+    view = store_of(request).view
+    page, following = page_of(states, limit, cursor, view.all(model, caller.organization_id))
+    shown = [show(state, view.version(type(state), state.organization_id, state.id)) for state in page]
     return Page(data=shown, next_cursor=following)
 
 

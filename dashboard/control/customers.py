@@ -55,7 +55,7 @@ async def list_customers(
     archived: Archived = False,
 ) -> Page[CustomerOut]:
     customers = matching(request, Customer, caller, archived, email=email)
-    return shown_page(store_of(request), customers, limit, cursor, _show)
+    return shown_page(request, caller, customers, Customer, limit, cursor, _show)
 
 
 @router.get("/customers/{id:path}", responses=problem_responses(404))

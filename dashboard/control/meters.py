@@ -55,7 +55,7 @@ async def list_meters(
     archived: Archived = False,
 ) -> Page[MeterOut]:
     meters = matching(request, Meter, caller, archived, event_name=event_name)
-    return shown_page(store_of(request), meters, limit, cursor, _show)
+    return shown_page(request, caller, meters, Meter, limit, cursor, _show)
 
 
 @router.get("/meters/{id}", responses=problem_responses(404))

@@ -53,7 +53,7 @@ async def list_products(
     archived: Archived = False,
 ) -> Page[ProductOut]:
     products = matching(request, Product, caller, archived)
-    return shown_page(store_of(request), products, limit, cursor, _show)
+    return shown_page(request, caller, products, Product, limit, cursor, _show)
 
 
 @router.get("/products/{id}", responses=problem_responses(404))

@@ -89,7 +89,9 @@ async def list_subscriptions(
         if (product_id is None or product_id in subscription.product_ids)
         and (status is None or lifecycle.status_at(subscription, now) == status)
     ]
-    return shown_page(store_of(request), subscriptions, limit, cursor, lambda s, version: shown(s, version, now))
+    return shown_page(
+        request, caller, subscriptions, Subscription, limit, cursor, lambda s, version: shown(s, version, now)
+    )
 
 
 @router.get("/subscriptions/{id}", responses=problem_responses(404))

@@ -55,12 +55,13 @@ async def list_webhook_deliveries(
 ) -> Page[WebhookDeliveryOut]:
     """Newest first; the newest two thousand are kept."""
     wanted = {"endpoint_id": endpoint_id, "alert_id": alert_id, "state": state}
+    known = services_of(request).live.view.deliveries(caller.organization_id)[::-1]
     matching = [
         delivery
-        for delivery in services_of(request).live.view.deliveries(caller.organization_id)
+        for delivery in known
         if all(value is None or getattr(delivery, name) == value for name, value in wanted.items())
     ]
-    page, following = page_of(matching[::-1], limit, cursor)
+    page, following = page_of(matching, limit, cursor, known, forgets=True)
     return Page(data=[_show(delivery) for delivery in page], next_cursor=following)
 
 

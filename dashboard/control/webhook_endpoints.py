@@ -84,7 +84,9 @@ async def create_webhook_endpoint(
 async def list_webhook_endpoints(
     request: Request, caller: Caller, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None, archived: Archived = False
 ) -> Page[WebhookEndpointOut]:
-    return shown_page(store_of(request), matching(request, WebhookEndpoint, caller, archived), limit, cursor, _show)
+    return shown_page(
+        request, caller, matching(request, WebhookEndpoint, caller, archived), WebhookEndpoint, limit, cursor, _show
+    )
 
 
 @router.get("/webhook-endpoints/{id}", responses=problem_responses(404))

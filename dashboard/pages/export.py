@@ -12,7 +12,7 @@ from dashboard.pages.rendering import render
 from dashboard.pages.session import Visitor, organization_of
 from dashboard.pages.usage import local_period, newest_period
 from dashboard.read.invoices import invoice_place
-from dashboard.read.usage import csv_response, exported
+from dashboard.read.usage import BYTE_ORDER_MARK, csv_response, exported
 from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents
 from runtime.csv_text import csv_rows, safe_cell
@@ -24,6 +24,11 @@ _INVOICE_COLUMNS = (
     "id", "customer_id", "subscription_id", "cycle_start", "cycle_end", "state", "currency", "total", "tax",
     "amount_due", "amount_paid", "number", "stripe_invoice_id", "hash",
 )  # fmt: skip
+
+
+def _download(chunks: Iterator[str], name: str) -> Response:
+    """A file that is opened by a double click."""
+    return csv_response(itertools.chain((BYTE_ORDER_MARK,), chunks), name)
 
 
 @router.get("/export")
@@ -44,7 +49,7 @@ async def export_finance(
     period = local_period(from_date, to_date, organization_of(request, visitor).time_zone, all_time(now_us()))
     await services.warehouse.run(lambda client: client.command("SELECT 1"))
     table = await services.warehouse.run(REPORTS[report], organization, period)
-    return csv_response(csv_chunks(table), f"{report}.csv")
+    return _download(csv_chunks(table), f"{report}.csv")
 
 
 @router.get("/export/usage.csv")
@@ -61,7 +66,7 @@ async def export_usage(
     period = local_period(from_date, to_date, zone, newest_period(services, organization, zone))
     await services.warehouse.run(lambda client: client.command("SELECT 1"))
     wanted = EventFilter(period, customer_id or None, event_name or None)
-    return csv_response(exported(services, organization, wanted), "usage.csv")
+    return _download(exported(services, organization, wanted), "usage.csv")
 
 
 def _invoices(services: Services, organization_id: str, wanted: InvoiceFilter) -> Iterator[str]:
@@ -94,4 +99,4 @@ async def export_invoices(request: Request, visitor: Visitor, customer_id: str =
     services = services_of(request)
     await services.warehouse.run(lambda client: client.command("SELECT 1"))
     wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
-    return csv_response(_invoices(services, visitor.organization_id, wanted), "invoices.csv")
+    return _download(_invoices(services, visitor.organization_id, wanted), "invoices.csv")

@@ -17,6 +17,7 @@ Errors = Mapping[str, str]
 
 NO_ERRORS: Errors = {}
 _LIST_MAX = 200
+_DEPTH_MAX = 8
 REQUEST_FIELD = "request"
 """Field with the form's own Idempotency-Key, made with the form: what is sent twice makes one object."""
 _WORDS = {
@@ -40,14 +41,22 @@ def new_request_key() -> str:
 
 
 def nested(fields: Mapping[str, str]) -> dict[str, Any]:
-    """{"prices.0.model": "volume"} → {"prices": [{"model": "volume"}]}. Numbers in a name are places in a list."""
+    """{"prices.0.model": "volume"} → {"prices": [{"model": "volume"}]}. Numbers in a name are places in a list.
+
+    Fields that no page has are left out: those inside of a field that has a text, and deeper ones than any form's.
+    """
     tree: dict[str, Any] = {}
     for name, text in fields.items():
         *parents, last = name.split(".")
-        at = tree
+        if len(parents) > _DEPTH_MAX:
+            continue
+        at: Any = tree
         for part in parents:
             at = at.setdefault(part, {})
-        at[last] = text
+            if not isinstance(at, dict):
+                break
+        else:
+            at[last] = text
     return {name: _listed(value) for name, value in tree.items()}
 
 

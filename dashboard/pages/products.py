@@ -128,7 +128,12 @@ def example(price: dict[str, Any], currency: str, quantity: str, meters: Mapping
     except (ValidationError, InvalidOperation):
         return None
     meter = meters.get(getattr(parsed, "meter_id", ""))
-    if not isinstance(parsed, UsagePrice) or meter is None or not 0 <= units < Decimal(10) ** 18:
+    if (
+        not isinstance(parsed, UsagePrice)
+        or meter is None
+        or not units.is_finite()
+        or not 0 <= units < Decimal(10) ** 18
+    ):
         return None
     if currency not in CURRENCIES:
         return None

@@ -19,6 +19,7 @@ from catalog.view import CatalogView
 from dashboard.routing import read_body
 from dashboard.services import services_of
 from runtime.actor import act_as
+from runtime.body import Deadlines
 from runtime.problem import Problem
 from schemas.organization import KEY_PREFIX, ApiKey, Organization, Scope
 from schemas.settings import Settings
@@ -26,6 +27,8 @@ from schemas.settings import Settings
 COOKIE = "usage_session"
 SESSION_SECONDS = 12 * 3600
 FORM_FIELDS_MAX = 2000
+FORM_BYTES_MAX = 512 * 1024
+_FORMS = Deadlines()
 CSRF_FIELD = "csrf_token"
 _FAILURES = Rate(10, Duration.MINUTE)
 _ADDRESSES_MAX = 10_000
@@ -151,13 +154,13 @@ Visitor = Annotated[Session, Depends(_signed_in)]
 """A page's parameter: who looks. Without a session the visitor is sent to sign in."""
 
 
-async def form_of(request: Request) -> dict[str, str]:
-    """The fields of a posted form; of a field that comes twice the last. Raises Problem 400 or 415."""
+async def form_of(request: Request, bytes_max: int = FORM_BYTES_MAX, deadlines: Deadlines = _FORMS) -> dict[str, str]:
+    """The fields of a posted form; of a field that comes twice the last. Raises Problem 400, 408, 413 or 415."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
         raise Problem(415, "unsupported_media_type", "a form is expected")
     try:
-        text = (await read_body(request)).decode()
+        text = (await read_body(request, bytes_max, deadlines)).decode()
         fields = parse_qs(text, keep_blank_values=True, max_num_fields=FORM_FIELDS_MAX)
     except ValueError:
         raise Problem(400, "invalid_body", "the form can't be read") from None

@@ -23,12 +23,16 @@ from dashboard.pages.session import (
     set_cookie,
 )
 from dashboard.services import services_of
+from runtime.body import STRANGERS_MAX, Deadlines
 from runtime.problem import Problem
 from schemas.networks import client_address
 from schemas.organization import Scope, secret_digest
 
 router = APIRouter(include_in_schema=False)
 _KEY_LENGTH_MAX = 512
+_KEPT_BYTES_MAX = 64 * 1024
+_FORM_BYTES_MAX = 4 * _KEPT_BYTES_MAX  # a kept form within a form: up to three letters each
+_STRANGERS = Deadlines(STRANGERS_MAX)
 
 
 def local_address(text: str) -> str:
@@ -73,7 +77,7 @@ async def _posted_form(request: Request) -> str:
     if request.headers.get("sec-fetch-site") != "same-origin":
         return ""
     try:
-        form = await form_of(request)
+        form = await form_of(request, _KEPT_BYTES_MAX, _STRANGERS)
     except Problem:
         return ""
     is_ours = sessions_of(request).organization_of_form(form.get(CSRF_FIELD, "")) is not None
@@ -83,7 +87,7 @@ async def _posted_form(request: Request) -> str:
 @router.post("/sign-in")
 async def sign_in(request: Request) -> Response:
     require_same_site(request)
-    form = await form_of(request)
+    form = await form_of(request, _FORM_BYTES_MAX, _STRANGERS)
     target, kept = local_address(form.get("next", "/")), form.get("kept", "")
 
     def again(status: int, outcome: str, error: str) -> Response:

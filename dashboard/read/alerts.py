@@ -26,10 +26,11 @@ async def list_alerts(
 ) -> Page[AlertOut]:
     """A rule fires once for each customer and cycle."""
     wanted = {"customer_id": customer_id, "meter_id": meter_id, "rule_id": rule_id}
+    known = services_of(request).live.view.alerts(caller.organization_id)[::-1]
     matching = [
         alert
-        for alert in services_of(request).live.view.alerts(caller.organization_id)
+        for alert in known
         if all(value is None or getattr(alert, name) == value for name, value in wanted.items())
     ]
-    page, following = page_of(matching[::-1], limit, cursor)
+    page, following = page_of(matching, limit, cursor, known, forgets=True)
     return Page(data=[alert_out(alert) for alert in page], next_cursor=following)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Query
 
@@ -39,13 +38,26 @@ def encoded_place(*place: int | str) -> str:
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
-def decoded_place(cursor: str, *kinds: Callable[[Any], Any]) -> tuple[Any, ...]:
-    """What was encoded, each of its kind (`int`, `str`). Raises Problem 422."""
+def decoded_place(cursor: str, *kinds: type[int] | type[str]) -> tuple[Any, ...]:
+    """What was encoded, each of its kind. Raises Problem 422."""
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return tuple(kind(value) for kind, value in zip(kinds, values, strict=True))
-    except (ValueError, TypeError):
+        if not isinstance(values, list):
+            raise wrong_cursor()
+        return tuple(_of_kind(kind, value) for kind, value in zip(kinds, cast(list[Any], values), strict=True))
+    except (ValueError, RecursionError):
         raise wrong_cursor() from None
+
+
+def _of_kind(kind: type[int] | type[str], value: Any) -> int | str:
+    """Raises ValueError for what no page can have encoded: ClickHouse's numbers and texts have their bounds."""
+    if type(value) is not kind:
+        raise ValueError("another kind")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("out of ClickHouse's bounds")
+    if isinstance(value, str):
+        value.encode()  # half of a surrogate pair
+    return value
 
 
 def wrong_cursor() -> Problem:

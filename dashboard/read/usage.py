@@ -249,6 +249,10 @@ def exported(services: Services, organization_id: str, wanted: EventFilter) -> I
         yield csv_rows(_event_cells(event) for event in block)
 
 
+BYTE_ORDER_MARK = "\ufeff"
+"""Spreadsheets take a file for UTF-8 only when it begins with it; programs don't expect it."""
+
+
 def csv_response(chunks: Iterator[str], name: str) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
     return StreamingResponse(chunks, media_type="text/csv; charset=utf-8", headers=headers)

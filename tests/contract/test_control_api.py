@@ -100,6 +100,33 @@ async def free_product(api: httpx.AsyncClient) -> dict[str, Any]:
     return await made(api, "/products", {"name": "Fee", "currency": "eur", "prices": [fee], "benefits": ["support"]})
 
 
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cursor_survives_the_object_that_it_names(api: httpx.AsyncClient) -> None:
+    """In each list whose objects can leave it: nothing skipped, nothing twice."""
+    bodies: dict[str, Any] = {
+        "customers": {"name": "c"},
+        "meters": METER,
+        "products": {"name": "p", "currency": "eur", "prices": [{"model": "flat_fee", "amount": "1"}]},
+        "alert-rules": {"meter_id": (await made(api, "/meters", METER))["id"], "kind": "quantity", "threshold": "1"},
+        "api-keys": {"name": "k", "scopes": ["read"]},
+        "webhook-endpoints": {"url": "https://example.com/hook"},
+    }
+    for path, body in bodies.items():
+        ids = [(await made(api, f"/{path}", body))["id"] for _ in range(5)]
+        first = (await api.get(f"/{path}", params={"limit": 2})).json()
+        assert [each["id"] for each in first["data"]] == ids[:2:-1], path
+        for each in first["data"]:
+            assert (await api.delete(f"/{path}/{each['id']}")).status_code in (200, 204), path
+        second = await api.get(f"/{path}", params={"limit": 2, "cursor": first["next_cursor"]})
+        assert [each["id"] for each in second.json()["data"]] == ids[2:0:-1], path
+        theirs = await api.get(
+            f"/{path}", params={"cursor": first["next_cursor"]}, headers={"Authorization": f"Bearer {OTHER_KEY}"}
+        )
+        assert theirs.status_code == 422, path
+
+
 # -- one object's life -------------------------------------------------------------------------------------------------
 
 

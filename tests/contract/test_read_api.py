@@ -428,6 +428,9 @@ REFUSALS: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("/usage/live",       {"from": "x"},                                       "from",        "timestamp_invalid"),
     ("/invoices",         {"state": "happy"},                                  "state",       "literal_error"),
     ("/invoices",         {"cycle": "March"},                                  "cycle",       "timestamp_invalid"),
+    ("/usage/events",     {"cursor": "WzFlOTk5LDEsMSwxLDFd"},                  "cursor",      "invalid_cursor"),
+    ("/usage/events",     {"cursor": "WzFlMzAsMSwxLDEsMV0="},                  "cursor",      "invalid_cursor"),
+    ("/orders",           {"cursor": "WzEsIlx1ZDgwMCJd"},                      "cursor",      "invalid_cursor"),
     ("/invoices",         {"cursor": "W10="},                                  "cursor",      "invalid_cursor"),
     ("/invoices/preview", {},                                                  "customer_id", "missing"),
 ]  # fmt: skip

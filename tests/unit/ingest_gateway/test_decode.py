@@ -222,7 +222,7 @@ def test_both_readers_and_the_query_parser_read_one_instant(texts: list[str], es
     if escaped:
         batch = re.sub(rb"\.(?=[0-9])", rb"\\u002e", batch)
     try:
-        slow = decode._decode_naming_errors(batch).timestamp
+        slow = decode.decode_naming_errors(batch).timestamp
     except InvalidBatch as refused:
         slow = None
         wrong = [error.index for error in refused.errors]
@@ -269,7 +269,7 @@ def test_the_last_instant_of_a_month_stays_in_it(spelled: str, microseconds: int
     """.NET and Azure write seven digits, Go nine: what is finer than a microsecond is cut."""
     batch = body({**GOOD, "timestamp": spelled}, GOOD)
     assert decode_events(batch).timestamp == [microseconds, MARCH_30]
-    assert decode._decode_naming_errors(batch).timestamp == [microseconds, MARCH_30]
+    assert decode.decode_naming_errors(batch).timestamp == [microseconds, MARCH_30]
 
 
 @given(st.lists(st.one_of(EVENTS, SCALARS), max_size=3))
@@ -280,7 +280,7 @@ def test_both_readers_agree(events: list[object]) -> None:
     except (msgspec.MsgspecError, UnicodeDecodeError, decode._Unfit):  # pyright: ignore[reportPrivateUsage]
         fast = None
     try:
-        slow = decode._decode_naming_errors(batch)  # pyright: ignore[reportPrivateUsage]
+        slow = decode.decode_naming_errors(batch)  # pyright: ignore[reportPrivateUsage]
     except (InvalidBatch, NotJson):
         slow = None
     assert fast == slow
