@@ -19,7 +19,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-clickhouse up down check bench chaos docs clean
+.PHONY: help demo test test-unit test-clickhouse up down check bench chaos fuzz docs clean
 
 help:
 	@echo 'make demo [KEEP=1]   the main job on real data, on a fresh machine too; KEEP=1 leaves the stack running'
