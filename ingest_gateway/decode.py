@@ -18,6 +18,7 @@ import numpy as np
 from msgspec import UNSET, Meta, Raw, UnsetType
 from pydantic import TypeAdapter, ValidationError
 
+from schemas.decimals import names_hook
 from schemas.event import (
     EVENTS_PER_BATCH_MAX,
     PROPERTIES_MAX,
@@ -160,7 +161,7 @@ class _Unfit(Exception):
 def decode_void(body: bytes) -> VoidRequest:
     """The tombstone in a request's decoded body. Raises NotJson or InvalidBatch, whose errors have no index."""
     try:
-        posted: Any = json.loads(body.decode("utf-8"))
+        posted: Any = json.loads(body.decode("utf-8"), object_pairs_hook=names_hook(body))
     except (ValueError, RecursionError) as error:
         raise NotJson(f"the body is not JSON: {error}") from error
     try:
@@ -342,7 +343,11 @@ def _loads(raw: bytes) -> Any:
     """Raises NotJson."""
     try:
         return json.loads(
-            raw.decode("utf-8"), parse_float=SpelledNumber, parse_int=SpelledNumber, parse_constant=SpelledNumber
+            raw.decode("utf-8"),
+            parse_float=SpelledNumber,
+            parse_int=SpelledNumber,
+            parse_constant=SpelledNumber,
+            object_pairs_hook=names_hook(raw),
         )
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -71,7 +71,17 @@ def decimal_text(number: Decimal) -> str:
 
 def loads_exact(body: bytes | str) -> Any:
     """Parse JSON with numbers with decimals as Decimal. Raises ValueError for NaN, Infinity and what is not JSON."""
-    return json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
+    return json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=names_hook(body))
+
+
+def names_hook(body: bytes | str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]] | None:
+    """For json.loads: spells out halves of surrogate pairs in names of fields, so that errors can name the field."""
+    escape = b"\\u" if isinstance(body, bytes) else "\\u"
+    return _spelled_names if escape in body else None  # pyright: ignore[reportOperatorIssue]
+
+
+def _spelled_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name.encode(errors="backslashreplace").decode(): value for name, value in pairs}
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -257,6 +257,36 @@ EVENTS = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize(
+    ("batch", "index", "field"),
+    [
+        (b'{"events":[{}],"\\ud800":1}', None, "\\ud800"),
+        (b'{"events":[{"\\udc00x":1}]}', 0, "\\udc00x"),
+        (b'{"events":[{"properties":{"\\ud800":1}}]}', 0, "properties.\\ud800"),
+    ],
+)
+def test_half_of_a_surrogate_pair_in_a_name_is_named(batch: bytes, index: int | None, field: str) -> None:
+    assert (index, field) in [error[:2] for error in errors(batch)]
+
+
+MEGABYTES_4 = 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"),
+    [
+        (b'{"events":[' + b"1," * (MEGABYTES_4 // 2) + b"1]}", "events_count"),
+        (b'{"events":[{"value":[' + b"1," * (MEGABYTES_4 // 2) + b"1]}]}", "event_too_long"),
+        (b'{"events":[{' + b",".join(b'"%d":1' % n for n in range(9000)) + b"}]}", "unknown_field"),
+    ],
+    ids=["numbers", "one event", "fields"],
+)
+def test_a_large_batch_that_is_wrong_is_named_up_to_the_limits(batch: bytes, code: str) -> None:
+    found = errors(batch)
+    assert len(found) < 30
+    assert code in {error[2] for error in found}
+
+
+@pytest.mark.parametrize(
     ("spelled", "microseconds"),
     [
         ("2026-03-31T23:59:59.9999999Z",      1_775_001_599_999_999),
