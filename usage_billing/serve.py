@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 import structlog
 import uvloop
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -183,6 +183,7 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             address=settings.http_host,
             port=settings.http_port,
             interface=Interfaces.ASGI,
+            http=HTTPModes.http1,  # to tell HTTP/2 apart, granian would wait for a first byte without a time-out
             websockets=False,
             backlog=1024,
             backpressure=_connections_max(),
