@@ -284,6 +284,7 @@ def _raw_events(body: bytes) -> Sequence[bytes]:
     """The JSON of each event, as it is spelled. Raises NotJson or InvalidBatch."""
     readable, names = body, None
     try:
+        body.decode("utf-8")  # msgspec passes over the texts that it skips
         try:
             _raw_decoder.decode(body)
         except ValueError:

@@ -44,6 +44,8 @@ EVENTS_SHOWN = 50
 WAIT_SECONDS = 0.06
 """A page comes with its figures when they are counted by then; else they come to it when they are."""
 _START_OF_DAY = Time()
+_FIRST_YEAR, _LAST_YEAR = 1969, 2100
+"""Events begin with 1970. A chart of all months that a calendar has would take seconds."""
 
 
 def local_period(from_: str, to: str, zone: str, default: Cycle) -> Cycle:
@@ -53,7 +55,9 @@ def local_period(from_: str, to: str, zone: str, default: Cycle) -> Cycle:
         try:
             date = Date.parse_iso(text).add(days=days)
         except ValueError:
-            raise field_problem(name, "date_invalid", f"{name}: a date like 2026-03-31 is expected") from None
+            date = None
+        if date is None or not _FIRST_YEAR <= date.year <= _LAST_YEAR:
+            raise field_problem(name, "date_invalid", f"{name}: a date like 2026-03-31 is expected")
         return _midnight(date, zone)
 
     start = midnight("from", from_, 0) if from_ else default.start_us

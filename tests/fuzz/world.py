@@ -20,6 +20,7 @@ from dashboard.app import Dashboard
 from dashboard.pages.session import COOKIE, Sessions
 from ingest_gateway.app import Gateway
 from runtime.body import App
+from runtime.logging import configure_logging
 from runtime.topics import create_topics
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey
 from schemas.settings import Settings
@@ -53,6 +54,7 @@ class FuzzWorld:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        configure_logging(settings, "fuzz")
         create_topics(settings)
         migrate(settings)
         self.catalog = BoundedCatalog(settings)

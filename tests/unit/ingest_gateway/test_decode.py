@@ -174,6 +174,8 @@ def test_batch_refused(batch: bytes, code: str) -> None:
         b"{",
         b"\xff\xfe",
         body(GOOD) + b"x",
+        b'{"events":[],"\xed":1}',
+        b'{"events":["\xed"]}',
         b"[" * 100_000,
         b'{"events":' + b"[" * 100_000,
         spelled("[" * 100_000),
