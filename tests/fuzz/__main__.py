@@ -13,7 +13,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from tests.fuzz.run import failing
-from tests.fuzz.test_fuzz import fuzzed, settings_of
+from tests.fuzz.suite import fuzzed, settings_of
 
 
 def main() -> int:
