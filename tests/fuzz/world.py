@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, cast
 
-from fastapi import Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
@@ -91,12 +90,8 @@ class FuzzWorld:
     def _sign_in(self, sessions: Sessions) -> None:
         key = self.catalog.view.get(ApiKey, DEFAULT_ORGANIZATION, ADMIN_KEY_ID)
         assert key is not None
-        response = Response()
-        sessions.begin(key, response, secure=False)
-        self.cookie = response.headers["set-cookie"].split(";")[0]
-        session = sessions.read(self.cookie.removeprefix(f"{COOKIE}="))
-        assert session is not None
-        self.csrf_token = session.csrf_token
+        session, cookie = sessions.start(key)
+        self.cookie, self.csrf_token = f"{COOKIE}={cookie}", session.csrf_token
 
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of every route; parameters in braces."""

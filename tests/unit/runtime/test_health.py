@@ -14,6 +14,7 @@ def test_probes_are_answered_while_connections_are_silent() -> None:
     with HealthServer(HOST, port, {}), ExitStack() as silent:
         for _ in range(8):
             client = silent.enter_context(socket.create_connection((HOST, port), timeout=5))
-        client.sendall(b"GET /healthz HT")  # and one says half
+            client.sendall(b"GET /healthz HT")
+        silent.enter_context(socket.create_connection((HOST, port), timeout=5))
         for path in ("/healthz", "/readyz", "/metrics"):
             assert httpx.get(f"http://{HOST}:{port}{path}", timeout=5, trust_env=False).status_code == 200
