@@ -77,7 +77,7 @@ class FuzzWorld:
         pages.start()
         parts.push_async_callback(pages.stop)
         self._routes = pages.app.routes
-        self.app = Composition(gateway, cast(App, webhooks.app), cast(App, pages.app), {})
+        self.app = Composition(gateway, cast(App, webhooks.app), cast(App, pages.app), {}, lambda _: True)
         self.openapi: dict[str, Any] = pages.app.openapi()
         self._sign_in(pages.app.state.sessions)
         return self
