@@ -685,8 +685,8 @@ def test_another_api_version_is_refused(standin: StripeStandin) -> None:
 
 
 def test_the_same_key_replays(client: StripeClient, standin: StripeStandin) -> None:
-    once = client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-replay"})
-    again = client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-replay"})
+    once = client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-replay"})
+    again = client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-replay"})
     assert again.id == once.id
     assert again.last_response is not None
     assert again.last_response.headers["Idempotent-Replayed"] == "true"
@@ -697,9 +697,9 @@ def test_the_same_key_replays(client: StripeClient, standin: StripeStandin) -> N
 
 
 def test_a_key_is_for_one_request(client: StripeClient) -> None:
-    client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-one"})
+    client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-one"})
     with pytest.raises(stripe.IdempotencyError) as refused:
-        client.v1.customers.create({"email": "y"}, {"idempotency_key": "k-one"})
+        client.v1.customers.create({"email": "y@example.com"}, {"idempotency_key": "k-one"})
     assert refused.value.http_status == 400
     with pytest.raises(stripe.IdempotencyError, match="same endpoint"):
         client.v1.tax_rates.create(
@@ -723,9 +723,9 @@ def test_errors_of_an_endpoint_replay_and_validation_errors_do_not(
 
 
 def test_keys_are_forgotten_after_a_day(client: StripeClient, standin: StripeStandin) -> None:
-    once = client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-day"})
+    once = client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-day"})
     standin.advance(DAY + 1)
-    assert client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-day"}).id != once.id
+    assert client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-day"}).id != once.id
 
 
 def test_a_key_in_flight_is_refused(client: StripeClient, standin: StripeStandin, account: str) -> None:
@@ -734,16 +734,16 @@ def test_a_key_in_flight_is_refused(client: StripeClient, standin: StripeStandin
 
     def first() -> None:
         other = connect(standin, account)
-        results.append(other.v1.customers.create({"email": "x"}, {"idempotency_key": "k-flight"}).id)
+        results.append(other.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-flight"}).id)
 
     thread = threading.Thread(target=first)
     thread.start()
     until(lambda: len(standin.requests("POST", "/v1/customers")) == 1)
     with pytest.raises(stripe.StripeError) as refused:
-        client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-flight"})
+        client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-flight"})
     assert refused.value.http_status == 409
     thread.join()
-    assert client.v1.customers.create({"email": "x"}, {"idempotency_key": "k-flight"}).id == results[0]
+    assert client.v1.customers.create({"email": "x@example.com"}, {"idempotency_key": "k-flight"}).id == results[0]
 
 
 # Faults
@@ -775,7 +775,7 @@ def test_faults(
     def post() -> int | None:
         with httpx.Client(base_url=standin.address, headers=headers) as fresh:
             try:
-                answer = fresh.post("/v1/customers", data={"email": "x"}, headers={"Idempotency-Key": "k"})
+                answer = fresh.post("/v1/customers", data={"email": "x@example.com"}, headers={"Idempotency-Key": "k"})
             except httpx.TransportError:
                 return None
             return answer.status_code
@@ -839,14 +839,14 @@ def test_state_survives_a_kill(tmp_path: Path) -> None:
         owner = customer(client)
         paid = client.v1.invoices.pay(finalized(client, owner, 1000).id)
         waiting = finalized(client, customer(client), 2000)
-        once = client.v1.customers.create({"email": "k"}, {"idempotency_key": "k"})
+        once = client.v1.customers.create({"email": "k@example.com"}, {"idempotency_key": "k"})
         standin.settings(search_lag_seconds=5)
         now = standin.advance(100)
         events = [e.id for e in client.v1.events.list({"limit": 100}).data]
         standin.kill()
         standin.start()
         assert client.v1.invoices.retrieve(paid.id).to_dict() == paid.to_dict()
-        assert client.v1.customers.create({"email": "k"}, {"idempotency_key": "k"}).id == once.id
+        assert client.v1.customers.create({"email": "k@example.com"}, {"idempotency_key": "k"}).id == once.id
         assert [e.id for e in client.v1.events.list({"limit": 100}).data] == events
         assert standin.control("GET", "settings")["search_lag_seconds"] == 5
         assert now <= standin.control("GET", "clock")["now"] <= now + 30

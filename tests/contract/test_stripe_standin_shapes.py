@@ -125,7 +125,8 @@ def scenario(both: Both) -> None:
     both.call("endpoints", "GET", "/v1/webhook_endpoints")
 
     other = both.call("failing", "POST", "/v1/customers", {"payment_method": "pm_card_chargeCustomerFail",
-                      "invoice_settings[default_payment_method]": "pm_card_chargeCustomerFail"})  # fmt: skip
+                      "invoice_settings[default_payment_method]": "pm_card_chargeCustomerFail",
+                      "email": "other@example.com"})  # fmt: skip
     for name, ending in (("void", "void"), ("uncollectible", "mark_uncollectible")):
         draft = both.call(f"{name} draft", "POST", "/v1/invoices", {"customer": other["id"], "currency": "eur"})
         unpaid = {"customer": other["id"], "invoice": draft["id"], "amount": "500"}

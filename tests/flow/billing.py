@@ -160,7 +160,7 @@ class BillingWorld:
             }
         )
         self.catalog.write(product, 0)
-        values = {"name": customer, "payment_method": "pm_card_visa", **of_customer}
+        values = {"name": customer, "email": "customer@example.com", "payment_method": "pm_card_visa", **of_customer}
         self.catalog.write(
             Customer.model_validate(
                 {"id": customer, "organization_id": DEFAULT_ORGANIZATION, "created_at": 0, **values}

@@ -21,6 +21,7 @@ import msgspec
 from aiohttp import web
 
 from deploy.local.stripe_standin import (
+    accounts,
     control,
     credit_notes,
     customers,
@@ -49,7 +50,8 @@ _SECRET_KEY = re.compile(r"(sk|rk)_test_\w+")
 _ACCOUNT = re.compile(r"acct_\w+")
 
 ROUTER = Router(
-    customers.ROUTES
+    accounts.ROUTES
+    + customers.ROUTES
     + payment_methods.ROUTES
     + invoices.ROUTES
     + invoice_items.ROUTES
@@ -89,7 +91,7 @@ class Request:
         if self.method != "POST":
             return self.query
         try:
-            return self.body.decode()
+            return "&".join(filter(None, (self.query, self.body.decode())))
         except UnicodeDecodeError as error:
             raise InvalidParameter("Invalid request body: it is not UTF-8") from error
 

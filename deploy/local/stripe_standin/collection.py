@@ -25,6 +25,7 @@ DRAFT_SECONDS = 3600
 NO_METHOD = (
     "There is no `default_payment_method` set on this Customer or Invoice. Please set one prior to attempting payment."
 )
+PROCESSING = "This invoice has a payment that is processing: wait for what becomes of it."
 REQUIRES_ACTION = (
     "This payment requires additional user action before it can be completed successfully. Payment can be completed "
     "using the `PaymentIntent` associated with the invoice."
@@ -131,10 +132,24 @@ def attempt(
             return error
     else:
         intent = _intent(scope, invoice)
+        if intent.status == "processing":
+            return None if automatic else refused(PROCESSING, code="payment_intent_unexpected_state")
+        error = payments.unusable(method, invoice.amount_remaining, invoice.currency)
+        if error is not None:
+            if automatic:
+                _failed(scope, invoice, counted=_counted(invoice, automatic), automatic=True)
+            return error
         if payments.confirm(scope, intent, method, invoice.amount_remaining, authenticated=authenticated):
             _counted(invoice, automatic)
             invoice.amount_paid += intent.amount_received
             paid(scope, invoice)
+            return None
+        if intent.status == "processing":
+            _counted(invoice, automatic)
+            invoice.next_payment_attempt = None
+            answers = cards.CARDS[method.card].answers
+            invoice.debit_answered_at = scope.now + scope.settings.debit_seconds if answers else None
+            scope.put(invoice)
             return None
         error = _refusal(scope, intent, method)
     counted = _counted(invoice, automatic)
@@ -204,6 +219,9 @@ def _kept(error: ApiError) -> ApiError:
 
 def void(scope: Scope, invoice: Invoice) -> None:
     """Take an invoice back; credit that it had used returns to the customer."""
+    intent = None if invoice.payment_intent is None else scope.find(PaymentIntent, invoice.payment_intent)
+    if intent is not None and intent.status == "processing":
+        raise refused("Invoices with `processing` payments cannot be voided.")
     invoice.status = "void"
     invoice.voided_at = scope.now
     invoice.auto_advance = False
@@ -242,10 +260,23 @@ def step(scope: Scope, invoice: Invoice) -> None:
     elif invoice.status == "open" and _reached(invoice.next_payment_attempt, now):
         invoice.next_payment_attempt = None
         attempt(scope, invoice, automatic=True)
+    elif _reached(invoice.debit_answered_at, now):
+        _debit_answered(scope, invoice)
     elif invoice.status == "open" and _reached(invoice.due_date, now) and not invoice.overdue_told:
         invoice.overdue_told = True
         scope.put(invoice)
         scope.emit("invoice.overdue", render(scope, invoice))
+
+
+def _debit_answered(scope: Scope, invoice: Invoice) -> None:
+    """Not verified: that Stripe plans no further attempt after a debit that failed."""
+    invoice.debit_answered_at = None
+    intent = scope.get(PaymentIntent, invoice.payment_intent or "")
+    if payments.debit_answered(scope, intent):
+        invoice.amount_paid += intent.amount_received
+        paid(scope, invoice)
+    else:
+        _failed(scope, invoice, counted=False, automatic=False)
 
 
 def _reached(at: int | None, now: int) -> bool:

@@ -5,6 +5,7 @@ Source: Stripe API reference, "Customers", "Customer tax IDs", "Discounts", "Cus
 
 from __future__ import annotations
 
+import re
 import secrets
 from decimal import Decimal
 from typing import Any
@@ -20,6 +21,8 @@ from deploy.local.stripe_standin.state import Json, Scope, new_id
 
 ADDRESS = ("city", "country", "line1", "line2", "postal_code", "state")
 PLAIN = ("email", "name", "phone", "description", "preferred_locales", "tax_exempt", "next_invoice_sequence")
+# Not verified: exactly which addresses Stripe takes; these can belong to nobody.
+_EMAIL = re.compile(r"[^@\s.]+(\.[^@\s.]+)*@[^@\s.]+(\.[^@\s.]+)*")
 EU_VAT_COUNTRIES = 2  # the first letters of an EU VAT id are its country
 
 
@@ -70,7 +73,15 @@ def living(scope: Scope, id_: str, param: str, *, status: int = 404) -> Customer
     return customer
 
 
+def balances(scope: Scope, customer: Customer) -> Json:
+    """What `expand[]=invoice_credit_balance` puts into a customer."""
+    del scope
+    return {**customer.other_balances, customer.currency or DEFAULT_CURRENCY: customer.balance}
+
+
 def _apply(scope: Scope, customer: Customer, params: Json) -> None:
+    if params.get("email") is not None and not _EMAIL.fullmatch(params["email"]):
+        raise refused(f"Invalid email address: {params['email']}", code="email_invalid", param="email")
     for name in PLAIN:
         if name in params:
             empty: Any = [] if name == "preferred_locales" else "none" if name == "tax_exempt" else None
@@ -357,15 +368,19 @@ def move_balance(
     amount: minor units, negative is a credit. currency: None when the customer has none yet and the change names
     none either; the record then says the account's default.
     """
-    customer.balance += amount
     customer.currency = customer.currency or currency
+    if currency in (None, customer.currency):
+        customer.balance += amount
+    else:
+        others = customer.other_balances
+        customer.other_balances = {**others, currency: others.get(currency, 0) + amount}
     transaction = BalanceTransaction(
         id=new_id("cbtxn_"),
         created=scope.now,
         customer=customer.id,
         amount=amount,
         currency=currency or customer.currency or DEFAULT_CURRENCY,
-        ending_balance=customer.balance,
+        ending_balance=customer.balance_in(currency or customer.currency or DEFAULT_CURRENCY),
         type=type_,
         invoice=invoice,
         credit_note=credit_note,
@@ -380,10 +395,7 @@ def move_balance(
 def create_transaction(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     customer = living(scope, path[0], "customer")
     currency: str = params["currency"].lower()
-    if customer.currency is not None and customer.currency != currency:
-        raise refused(
-            f"The currency of the balance transaction must be the customer's, {customer.currency}", param="currency"
-        )
+    before = customer.balance
     transaction = move_balance(
         scope,
         customer,
@@ -393,7 +405,7 @@ def create_transaction(scope: Scope, path: tuple[str, ...], params: Json) -> Jso
         description=params.get("description"),
         metadata=merged({}, params.get("metadata")),
     )
-    scope.emit("customer.updated", render(scope, customer), {"balance": customer.balance - transaction.amount})
+    scope.emit("customer.updated", render(scope, customer), {"balance": before})
     return render_transaction(scope, transaction)
 
 

@@ -41,6 +41,7 @@ _RENDERERS: Mapping[type[Record], Callable[[Scope, Any], Json]] = {
 }
 _ON_DEMAND: Mapping[tuple[str, str], Callable[[Scope, str], Json]] = {
     ("invoice", "payments"): lambda scope, id_: payments.of_invoice(scope, scope.shown(Invoice, id_)),
+    ("customer", "invoice_credit_balance"): lambda scope, id_: customers.balances(scope, scope.shown(Customer, id_)),
     ("customer", "tax_ids"): lambda scope, id_: customers.tax_ids(scope, scope.shown(Customer, id_)),
 }
 

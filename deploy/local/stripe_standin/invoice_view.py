@@ -57,7 +57,7 @@ def recompute(scope: Scope, invoice: Invoice) -> None:
     invoice.taxes = summed.taxes
     invoice.total = summed.total
     invoice.total_excluding_tax = summed.total_excluding_tax
-    invoice.starting_balance = customer.balance if customer.currency in (None, invoice.currency) else 0
+    invoice.starting_balance = customer.balance_in(invoice.currency)
     invoice.amount_due = settle(invoice.total, invoice.starting_balance, minimum_charge(invoice.currency)).amount_due
     if invoice.automatic_tax:
         located = customer.address is not None and customer.address.get("country") is not None
@@ -255,6 +255,6 @@ def render(scope: Scope, invoice: Invoice) -> Json:
 
 def customer_balance(invoice: Invoice, customer: Customer) -> int:
     """A draft shows the customer's balance of now, an invoice that of its finalization."""
-    if invoice.finalized_at is None and customer.currency in (None, invoice.currency):
-        return customer.balance
+    if invoice.finalized_at is None:
+        return customer.balance_in(invoice.currency)
     return invoice.starting_balance

@@ -112,6 +112,11 @@ def create(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
         discount=customer.discount,
     )
     _apply(scope, invoice, params)
+    if invoice.collection_method == "send_invoice" and customer.email is None:
+        raise refused(
+            "Missing email. In order to create invoices that are sent to the customer, the customer must have a valid "
+            "email."
+        )
     if params.get("pending_invoice_items_behavior") == "include":
         pending = [
             i.id

@@ -1,4 +1,4 @@
-"""The least that Stripe charges in a currency, in minor units.
+"""The least and the most that Stripe charges in a currency, in minor units.
 
 Source: Stripe, "Supported currencies", "Minimum and maximum charge amounts" (by settlement currency; the stand-in
 takes the invoice's currency for it). A currency outside the table has no minimum of its own there: the one of the
@@ -38,3 +38,20 @@ MINIMUM_CHARGE: dict[str, int] = {
 def minimum_charge(currency: str) -> int:
     """The smallest amount that can be charged."""
     return MINIMUM_CHARGE.get(currency, 1)
+
+
+_DIGITS = {"idr": 12, "cop": 10, "inr": 9}
+_CARD_DIGITS, _AMEX_DIGITS, _OTHER_DIGITS = 12, 9, 8
+
+
+def maximum_charge(currency: str, type_: str, brand: str) -> int:
+    """The greatest amount that can be charged: the number of digits limits it.
+
+    Source: Stripe, "Supported currencies", "Maximum charge amounts": cards 12 digits, American Express 9; any other
+    payment method 12 for IDR, 10 for COP, 9 for INR, else 8.
+    """
+    if type_ == "card":
+        digits = _AMEX_DIGITS if brand == "amex" else _CARD_DIGITS
+    else:
+        digits = _DIGITS.get(currency, _OTHER_DIGITS)
+    return 10**digits - 1

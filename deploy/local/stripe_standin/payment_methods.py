@@ -55,20 +55,43 @@ def render(scope: Scope, method: PaymentMethod) -> Json:
             "phone": method.billing_details.get("phone"),
             "tax_id": method.billing_details.get("tax_id"),
         },
-        "card": card_details(method.card, method.created)
-        | {
-            "display_brand": card.brand,
-            "generated_from": None,
-            "networks": {"available": [card.brand], "preferred": None},
-            "three_d_secure_usage": {"supported": True},
-        },
+        card.type: debit_details(card) if card.is_debit else _card(method),
         "created": method.created,
         "customer": method.customer,
         "customer_account": None,
         "livemode": False,
         "metadata": method.metadata,
-        "type": "card",
+        "type": card.type,
     }
+
+
+def _card(method: PaymentMethod) -> Json:
+    brand = cards.CARDS[method.card].brand
+    return card_details(method.card, method.created) | {
+        "display_brand": brand,
+        "generated_from": None,
+        "networks": {"available": [brand], "preferred": None},
+        "three_d_secure_usage": {"supported": True},
+    }
+
+
+def debit_details(card: cards.Card) -> Json:
+    """What a payment method and a charge both say of a bank account."""
+    known: Json = {"fingerprint": f"standin{card.last4}", "last4": card.last4}
+    match card.type:
+        case "sepa_debit":
+            return known | {"bank_code": "37040044", "branch_code": "", "country": "DE"}
+        case "us_bank_account":
+            return known | {
+                "account_holder_type": "individual",
+                "account_type": "checking",
+                "bank_name": "STRIPE TEST BANK",
+                "routing_number": "110000000",
+            }
+        case "bacs_debit":
+            return known | {"sort_code": "108800"}
+        case _:
+            return known | {"bsb_number": "000000"}
 
 
 def declined(decline: cards.Decline, **fields: object) -> ApiError:
@@ -83,7 +106,7 @@ def usable(scope: Scope, id_: str, customer: Customer, param: str) -> PaymentMet
     """
     method = scope.find(PaymentMethod, id_)
     if method is None:
-        name = cards.named(id_) if id_.startswith("pm_card_") else None
+        name = cards.named(id_) if id_.startswith("pm_") else None
         if name is None:
             raise refused(f"No such PaymentMethod: '{id_}'", code="resource_missing", param=param, status=404)
         method = PaymentMethod(id=new_id("pm_1"), created=scope.now, card=name)
@@ -189,10 +212,9 @@ def listing(scope: Scope, customer: Customer | None, params: Json, url: str) -> 
         if customer is not None
         else [m for m in scope.all(PaymentMethod) if m.customer is not None]
     )
-    wanted = params.get("type") in (None, "card")
-    return page(
-        newest(owned) if wanted else [], params, url, lambda m: render(scope, m), "PaymentMethod", matching(params)
-    )
+    type_ = params.get("type")
+    wanted = [each for each in owned if type_ in (None, cards.CARDS[each.card].type)]
+    return page(newest(wanted), params, url, lambda m: render(scope, m), "PaymentMethod", matching(params))
 
 
 def list_all(scope: Scope, path: tuple[str, ...], params: Json) -> Json:

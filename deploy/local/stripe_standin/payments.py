@@ -7,10 +7,11 @@ make payment intents here; they are read, never created, by clients.
 from __future__ import annotations
 
 from deploy.local.stripe_standin import cards
-from deploy.local.stripe_standin.errors import InvalidParameter, refused
+from deploy.local.stripe_standin.errors import ApiError, InvalidParameter, refused
+from deploy.local.stripe_standin.money import maximum_charge
 from deploy.local.stripe_standin.paging import in_range, listed, matching, newest, page
 from deploy.local.stripe_standin.params import merged
-from deploy.local.stripe_standin.payment_methods import ADDRESS_NONE, card_details
+from deploy.local.stripe_standin.payment_methods import ADDRESS_NONE, card_details, debit_details
 from deploy.local.stripe_standin.payment_methods import render as render_method
 from deploy.local.stripe_standin.records import (
     Charge,
@@ -76,14 +77,15 @@ def render_intent(scope: Scope, intent: PaymentIntent) -> Json:
 
 
 def render_charge(scope: Scope, charge: Charge) -> Json:
+    taken = charge.succeeded or charge.pending
     approved = {
         "advice_code": None,
         "network_advice_code": None,
         "network_decline_code": None,
-        "network_status": "approved_by_network" if charge.succeeded else "declined_by_network",
+        "network_status": "approved_by_network" if taken else "declined_by_network",
         "reason": charge.decline_code,
-        "seller_message": "Payment complete." if charge.succeeded else "The bank did not return any further details.",
-        "type": "authorized" if charge.succeeded else "issuer_declined",
+        "seller_message": "Payment complete." if taken else "The bank did not return any further details.",
+        "type": "authorized" if taken else "issuer_declined",
     }
     method = scope.peek(PaymentMethod, charge.payment_method)
     billing = {} if method is None else method.billing_details
@@ -122,7 +124,7 @@ def render_charge(scope: Scope, charge: Charge) -> Json:
         "paid": charge.succeeded,
         "payment_intent": charge.payment_intent,
         "payment_method": charge.payment_method,
-        "payment_method_details": {"card": _charged_card(charge), "type": "card"},
+        "payment_method_details": _charged_with(charge),
         "receipt_email": None,
         "receipt_number": None,
         "receipt_url": f"https://pay.stripe.com/receipts/test_{charge.id}" if charge.succeeded else None,
@@ -132,10 +134,17 @@ def render_charge(scope: Scope, charge: Charge) -> Json:
         "source_transfer": None,
         "statement_descriptor": None,
         "statement_descriptor_suffix": None,
-        "status": "succeeded" if charge.succeeded else "failed",
+        "status": "pending" if charge.pending else "succeeded" if charge.succeeded else "failed",
         "transfer_data": None,
         "transfer_group": None,
     }
+
+
+def _charged_with(charge: Charge) -> Json:
+    card = cards.CARDS[charge.card]
+    if card.is_debit:
+        return {card.type: debit_details(card) | {"mandate": None}, "type": card.type}
+    return {"card": _charged_card(charge), "type": "card"}
 
 
 def _charged_card(charge: Charge) -> Json:
@@ -200,7 +209,7 @@ def render_refund(scope: Scope, refund: Refund) -> Json:
 
 
 def render_dispute(scope: Scope, dispute: Dispute) -> Json:
-    brand = cards.CARDS[scope.shown(Charge, dispute.charge).card].brand
+    brand = cards.CARDS[scope.shown(Charge, dispute.charge).card].brand or "visa"
     return {
         "id": dispute.id,
         "object": "dispute",
@@ -264,10 +273,21 @@ def open_intent(scope: Scope, invoice: Invoice) -> PaymentIntent:
     return intent
 
 
+def unusable(method: PaymentMethod, amount: int, currency: str) -> ApiError | None:
+    """Why that much can't be charged to it at all. Not verified: the texts."""
+    card = cards.CARDS[method.card]
+    if card.is_debit and currency != cards.DEBIT_CURRENCIES[card.type]:
+        return refused(f"The currency provided ({currency}) is invalid for a payment method of type {card.type}.")
+    most = maximum_charge(currency, card.type, card.brand)
+    if amount > most:
+        return refused(f"Amount must be no more than {most}, in the currency's smallest unit", code="amount_too_large")
+    return None
+
+
 def confirm(scope: Scope, intent: PaymentIntent, method: PaymentMethod, amount: int, *, authenticated: bool) -> bool:
     """Charge a card. Returns whether the money was taken; the intent says why not, or that an action is required.
 
-    authenticated: the customer has just passed 3D Secure.
+    authenticated: the customer has just passed 3D Secure. A bank debit is under way afterwards (`processing`).
     """
     card = cards.CARDS[method.card]
     intent.amount = amount
@@ -289,10 +309,32 @@ def confirm(scope: Scope, intent: PaymentIntent, method: PaymentMethod, amount: 
         card=method.card,
         amount=amount,
         currency=intent.currency,
-        succeeded=decline is None,
+        succeeded=decline is None and not card.is_debit,
+        pending=card.is_debit,
         description=intent.description,
     )
     intent.latest_charge = charge.id
+    if card.is_debit:
+        intent.status = "processing"
+        scope.put(charge)
+        scope.put(intent)
+        scope.emit("charge.pending", render_charge(scope, charge))
+        scope.emit("payment_intent.processing", render_intent(scope, intent))
+        return False
+    return _answered(scope, intent, charge, method)
+
+
+def debit_answered(scope: Scope, intent: PaymentIntent) -> bool:
+    """The bank says what became of the debit under way. Returns whether the money was taken."""
+    charge = scope.get(Charge, intent.latest_charge or "")
+    charge.pending = False
+    charge.succeeded = cards.CARDS[charge.card].charge is None
+    return _answered(scope, intent, charge, scope.get(PaymentMethod, charge.payment_method))
+
+
+def _answered(scope: Scope, intent: PaymentIntent, charge: Charge, method: PaymentMethod) -> bool:
+    card = cards.CARDS[charge.card]
+    decline = card.charge
     if decline is not None:
         charge.failure_code = decline.code
         charge.decline_code = decline.decline_code

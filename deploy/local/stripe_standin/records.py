@@ -50,6 +50,8 @@ class Customer(Record, kw_only=True):
     """Negative: a credit that invoices use up. Positive: owed, added to the next invoice."""
     currency: str | None = None
     """That of the first invoice or item; the balance is in it."""
+    other_balances: dict[str, int] = {}
+    """Currency → balance, of any other currency: a credit in one pays no invoice in another."""
     default_payment_method: str | None = None
     invoice_footer: str | None = None
     invoice_custom_fields: list[dict[str, Any]] | None = None
@@ -63,6 +65,10 @@ class Customer(Record, kw_only=True):
     """Attached, oldest first."""
     discount: Discount | None = None
     """Invoices inherit it, unless they are told not to."""
+
+    def balance_in(self, currency: str) -> int:
+        """Source: Stripe, "Multi-currency customers"."""
+        return self.balance if self.currency in (None, currency) else self.other_balances.get(currency, 0)
 
 
 class TaxId(Record, kw_only=True):
@@ -219,6 +225,8 @@ class Invoice(Record, kw_only=True):
     marked_uncollectible_at: int | None = None
     paid_out_of_band: bool = False
     payment_intent: str | None = None
+    debit_answered_at: int | None = None
+    """When the bank says what became of the debit under way."""
     last_finalization_error: dict[str, Any] | None = None
     discount: Discount | None = None
     customer_snapshot: dict[str, Any] | None = None
@@ -242,6 +250,8 @@ class Invoice(Record, kw_only=True):
             times.append(self.automatically_finalizes_at)
         if self.status == "open":
             times += [self.next_payment_attempt, None if self.overdue_told else self.due_date]
+        if self.status in ("open", "uncollectible"):
+            times.append(self.debit_answered_at)
         return min((t for t in times if t is not None), default=None)
 
 
@@ -302,6 +312,7 @@ class Charge(Record, kw_only=True):
     amount: int
     currency: str
     succeeded: bool
+    pending: bool = False
     failure_code: str | None = None
     decline_code: str | None = None
     failure_message: str | None = None

@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """Waits before each automatic retry (Stripe: "custom retry schedule", at most three)."""
     after_retries: str = "open"
     """What becomes of an invoice whose retries are exhausted: open or uncollectible."""
+    debit_seconds: int = 3 * 86400
+    """After a bank debit, until the bank says whether it was honoured."""
     automatic_tax_percent: str = "0"
     search_lag_seconds: int = 60
     rate_limit_per_second: int = 0
