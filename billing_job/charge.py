@@ -25,13 +25,22 @@ from billing_job.steps import (
     take,
 )
 from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused, StripeReplayed
-from billing_job.stripe_objects import LINE, invoice_key, invoice_params, item_params, metadata_of, of_invoice
+from billing_job.stripe_objects import (
+    LINE,
+    invoice_key,
+    invoice_params,
+    item_params,
+    metadata_of,
+    of_invoice,
+    seen_invoice,
+)
 from schemas.currency import from_minor
 from schemas.decimals import plain
 from schemas.invoice_ledger import Invoice, StepKey
 from schemas.ledger import (
     ACTION_REQUIRED,
     NO_PAYMENT_METHOD,
+    PAYMENT_PROCESSING,
     HoldCode,
     InvoiceFixed,
     InvoiceStep,
@@ -93,6 +102,8 @@ def observe(billing: Billing, invoice: Invoice, seen: Json) -> Invoice:
     failure: Json | None = seen.get("last_finalization_error") if seen["status"] == "draft" else None
     reason = f"not finalized: {failure.get('message')}" if failure else None
     record = billing.record(invoice.fixed, "observe", "done", seen=seen, reason=reason)
+    if record.stripe is not None and record.stripe.status == "open" and record.stripe.payment_error:
+        record = msgspec.structs.replace(record, reason=record.stripe.payment_error)
     if record.stripe is not None and is_news(record.stripe, invoice.stripe):
         billing.log.append(record)
     return record_order_if_paid(billing, invoice.id)
@@ -205,6 +216,8 @@ def _draft(
     if in_use != found["id"]:
         discard(billing, fixed, found)
         return billing.api.invoice(in_use, account), False
+    if found["status"] == "open":  # out of a listing, which does not show how its payment stands
+        found = billing.api.invoice(in_use, account)
     return found, made_here
 
 
@@ -334,13 +347,23 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
 
     def find() -> Outcome | None:
         seen = billing.api.invoice(stripe_invoice_id, account)
-        if seen["status"] == "open" and seen["attempted"]:
-            return Outcome(seen, code="payment_failed", reason="the payment failed")
-        return None if seen["status"] == "open" else Outcome(seen)
+        attempt = billing.invoice(fixed.invoice_id).attempt("pay")
+        if seen["status"] != "open":
+            return Outcome(seen)
+        if seen_invoice(seen, billing.clock()).processing:
+            return _processing(seen)
+        # A later attempt is not told from the first by the invoice: the same key asks for it once more.
+        is_first = attempt is None or attempt.number == 1
+        failed = Outcome(seen, code="payment_failed", reason="the payment failed")
+        return failed if seen["attempted"] and is_first else None
 
     def call(key: str, may_have_run: bool) -> Outcome:
         try:
-            return Outcome(billing.api.pay(stripe_invoice_id, account, key, may_have_run=may_have_run))
+            paid = billing.api.pay(stripe_invoice_id, account, key, may_have_run=may_have_run)
+            if paid["status"] != "open":
+                return Outcome(paid)
+            # A bank debit is answered in days. How it stands only the payment says, which this answer leaves out.
+            return _processing(billing.api.invoice(stripe_invoice_id, account))
         except StripeDeclined as declined:
             refusal: StripeFailure = declined
             code = ACTION_REQUIRED if declined.code in _CUSTOMER_MUST_ACT else declined.code
@@ -350,9 +373,17 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
                 raise
             refusal, code = refused, NO_PAYMENT_METHOD
         seen = billing.api.invoice(stripe_invoice_id, account)
-        return Outcome(seen) if seen["status"] == "paid" else Outcome(seen, code, refusal.reason)
+        if seen["status"] == "paid":
+            return Outcome(seen)
+        if seen_invoice(seen, billing.clock()).processing:  # it was refused because one is under way
+            return _processing(seen)
+        return Outcome(seen, code, refusal.reason)
 
     take(billing, fixed, _PAY, find=find, call=call)
+
+
+def _processing(seen: Json) -> Outcome:
+    return Outcome(seen, PAYMENT_PROCESSING, PAYMENT_PROCESSING) if seen["status"] == "open" else Outcome(seen)
 
 
 def void_at_stripe(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, reason: str | None) -> None:

@@ -517,7 +517,8 @@ class _Run:
     def _stripe_customer(self, fixed: InvoiceFixed) -> str:
         customer = self.stage.catalog.view.get(Customer, fixed.organization_id, fixed.customer_id)
         assert customer is not None
-        found = ensure_stripe_customer(self.billing, customer, fixed.seller.stripe_account_id)
+        asked_at = self.billing.invoice(fixed.invoice_id).retry_asked_at
+        found = ensure_stripe_customer(self.billing, customer, fixed.seller.stripe_account_id, asked_at=asked_at)
         assert found.stripe_customer_id is not None
         return found.stripe_customer_id
 

@@ -10,7 +10,7 @@ from billing_job.invoices import UnknownInvoice
 from billing_job.ledger import LedgerLog
 from billing_job.steps import system_clock
 from catalog.view import CatalogView
-from schemas.invoice_ledger import Invoice, InvoiceLedger
+from schemas.invoice_ledger import Invoice, InvoiceLedger, may_pay_again
 from schemas.ledger import InvoiceStep
 from schemas.settings import Settings
 
@@ -34,6 +34,11 @@ def is_held(invoice: Invoice) -> bool:
         return invoice.state == "waiting"
     failed = any(attempt.phase in ("failed", "unknown") for attempt in invoice.steps.values())
     return is_ours_to_do(invoice) and (invoice.state == "mismatch" or failed)
+
+
+def may_retry(invoice: Invoice) -> bool:
+    """Whether to ask for it once more can help: something failed or differed, or an open invoice is not paid. Pure."""
+    return is_held(invoice) or may_pay_again(invoice)
 
 
 def chosen(ledger: InvoiceLedger, ids: Collection[str], organization_id: str | None) -> list[Invoice]:
@@ -98,8 +103,9 @@ def retry(
 def retried(
     stage: Stage, ids: Sequence[str], *, organization_id: str | None, by: str, progress: Progress | None = None
 ) -> CloseReport:
-    """`retry`, with what is open already."""
-    held = [each for each in chosen(stage.log.state, ids, organization_id) if is_held(each)]
+    """`retry`, with what is open already. Payments that failed are tried again where their invoices are named."""
+    wanted_by = may_retry if ids else is_held
+    held = [each for each in chosen(stage.log.state, ids, organization_id) if wanted_by(each)]
     for each in held:
         if each.fixed is not None:
             asked(stage.log, each, "retry", by)

@@ -19,7 +19,7 @@ import structlog
 
 from billing_job import metrics
 from billing_job.stripe_http import PooledClient
-from billing_job.stripe_objects import API_VERSION
+from billing_job.stripe_objects import API_VERSION, PAYMENTS
 from schemas.ledger import IDEMPOTENCY_ERROR
 from schemas.settings import Settings
 from schemas.stripe_ids import is_account_id
@@ -177,7 +177,8 @@ class StripeApi:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def invoice(self, invoice_id: str, account: str | None) -> Json:
-        return self._read("GET", path_of("/v1/invoices/{}", invoice_id), account)
+        """An invoice, and how its payments stand."""
+        return self._read("GET", path_of("/v1/invoices/{}", invoice_id), account, expand=[PAYMENTS])
 
     def invoices_of(self, customer_id: str, account: str | None) -> list[Json]:
         """All invoices of a customer, oldest first. Listed, never searched: the search index lags."""
@@ -243,6 +244,10 @@ class StripeApi:
     def attach_payment_method(self, method_id: str, customer_id: str, account: str | None, key: str) -> Json:
         path = path_of("/v1/payment_methods/{}/attach", method_id)
         return self._write("POST", path, account, key, {"customer": customer_id}, may_have_run=True)
+
+    def detach_payment_method(self, method_id: str, account: str | None, key: str) -> Json:
+        path = path_of("/v1/payment_methods/{}/detach", method_id)
+        return self._write("POST", path, account, key, {}, may_have_run=True)
 
     def create_invoice(self, params: Json, account: str | None, key: str, *, may_have_run: bool) -> Json:
         return self._write("POST", "/v1/invoices", account, key, params, may_have_run=may_have_run)

@@ -29,10 +29,13 @@ _ATTEMPTS_MAX = 3
 _CLOCK_SLACK_SECONDS = 24 * 3600  # between our clock and Stripe's; a listing that begins too early costs a page
 
 
-def ensure_stripe_customer(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState:
+def ensure_stripe_customer(
+    billing: Billing, customer: Customer, account: str | None, *, asked_at: int = 0
+) -> StripeCustomerState:
     """The customer at Stripe in force, made if there is none, with the catalog's payment method attached.
 
     A payment method that is refused is recorded with the reason and stops nothing: the invoice is made and stays open.
+    asked_at: when someone last asked for a payment to be tried again; what was refused before is attached once more.
     Raises StripeFailure, InvoiceStopped, LedgerUnavailable.
     """
     known = _state(billing, customer, account)
@@ -43,9 +46,60 @@ def ensure_stripe_customer(billing: Billing, customer: Customer, account: str | 
         log.warning("stripe_customer_differs", customer=customer.id, in_force=known.stripe_customer_id)
     if customer.stripe_customer_id is None and known.details != details_digest(customer):
         known = _update(billing, customer, account, known)
-    if customer.payment_method is not None and customer.payment_method != known.payment_method:
+    return with_payment_method(billing, customer, account, known, asked_at=asked_at)
+
+
+def with_payment_method(
+    billing: Billing, customer: Customer, account: str | None, known: StripeCustomerState, *, asked_at: int = 0
+) -> StripeCustomerState:
+    """The customer at Stripe with the catalog's payment method as its default; one that was taken away is detached."""
+    refused = known.payment_method is not None and known.default_payment_method is None
+    if customer.payment_method == known.payment_method and not (refused and known.attempt.begun_at < asked_at):
+        return known
+    before = known.default_payment_method
+    if customer.payment_method is not None:
         known = _attach(billing, customer, account, known)
+        if known.default_payment_method is None:  # refused: what there was stays, but the catalog names it no more
+            _detach(billing, customer, account, known, before)
+            return known
+    if before != known.default_payment_method or customer.payment_method is None:
+        _detach(billing, customer, account, known, before)
+    if customer.payment_method is None:
+        billing.log.append(_linked(billing, customer, account, known, payment_method=None, default_payment_method=None))
+        return _in_force(billing, customer, account)
     return known
+
+
+def _detach(
+    billing: Billing, customer: Customer, account: str | None, known: StripeCustomerState, method_id: str | None
+) -> None:
+    """Take a payment method from the customer at Stripe: nobody charges it any more. One that is gone is no error."""
+    if method_id is None:
+        return
+
+    def key(number: int) -> str:
+        call = ("detach", method_id, known.attempt.begun_at, number)
+        return customer_call_key(customer.organization_id, customer.id, *call)
+
+    try:
+        _set(lambda n: billing.api.detach_payment_method(method_id, account, key(n)))
+    except StripeRefused as refused:
+        # It is refused, too, because somebody has detached it at Stripe.
+        if isinstance(refused, IdempotencyMisuse) or refused.status in (401, 403, 429):
+            raise
+        if _owner(billing, method_id, account) == known.stripe_customer_id:
+            raise
+        log.info("payment_method_gone", customer=customer.id, reason=refused.reason)
+
+
+def _owner(billing: Billing, method_id: str, account: str | None) -> str | None:
+    """Id of the customer at Stripe that has the payment method; None: nobody has it."""
+    try:
+        return billing.api.payment_method(method_id, account).get("customer")
+    except StripeRefused as refused:
+        if refused.status != 404:
+            raise
+        return None
 
 
 def _state(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState | None:
@@ -79,6 +133,31 @@ def _record(
         code=failure.code if failure else None,
         reason=failure.reason if failure else None,
         writer=billing.log.writer,
+    )
+
+
+def _linked(
+    billing: Billing,
+    customer: Customer,
+    account: str | None,
+    known: StripeCustomerState,
+    *,
+    payment_method: str | None,
+    default_payment_method: str | None,
+    failure: StripeFailure | None = None,
+) -> StripeCustomer:
+    """A record that leaves the link as it is."""
+    return _record(
+        billing,
+        customer,
+        account,
+        "done",
+        attempt=known.attempt.number,
+        stripe_customer_id=known.stripe_customer_id,
+        payment_method=payment_method,
+        default_payment_method=default_payment_method,
+        details=known.details,
+        failure=failure,
     )
 
 
@@ -224,16 +303,13 @@ def _attach(
         log.warning("payment_method_refused", customer=customer.id, reason=error.reason)
         failure = error
     billing.log.append(
-        _record(
+        _linked(
             billing,
             customer,
             account,
-            "done",
-            attempt=known.attempt.number,
-            stripe_customer_id=known.stripe_customer_id,
+            known,
             payment_method=customer.payment_method,
             default_payment_method=method_id,
-            details=known.details,
             failure=failure,
         )
     )

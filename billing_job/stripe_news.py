@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import msgspec
 import structlog
 
 from billing_job.charge import is_news, observe
@@ -17,7 +18,7 @@ from billing_job.steps import Billing
 from billing_job.stripe_api import Json, StripeRefused
 from billing_job.stripe_objects import seen_adjustment, seen_invoice
 from schemas.invoice_ledger import Invoice, is_newer
-from schemas.ledger import AdjustmentKind, InvoiceAdjusted
+from schemas.ledger import AdjustmentKind, InvoiceAdjusted, StripeInvoice
 
 log = structlog.get_logger(__name__)
 
@@ -92,11 +93,19 @@ def _apply_to_invoice(billing: Billing, hint: Hint) -> Outcome:
     invoice = _invoice_of(billing, hint.id, hint.account)
     if invoice is None:
         return "ignored"  # of nobody, or of a draft that its run is about to record
-    if not is_news(seen_invoice(hint.thing, billing.clock()), invoice.stripe):
+    if not is_news(_hinted(billing, hint, invoice), invoice.stripe):
         return "known"
     after = _read_again(billing, invoice)
     log.info("stripe_news", type=hint.type, invoice=invoice.id, before=invoice.state, after=after.state)
     return "applied"
+
+
+def _hinted(billing: Billing, hint: Hint, invoice: Invoice) -> StripeInvoice:
+    """What the event says of an invoice; of its payments it says nothing, so one that was under way is looked at."""
+    hinted, known = seen_invoice(hint.thing, billing.clock()), invoice.stripe
+    if known is None or known.processing:
+        return hinted
+    return msgspec.structs.replace(hinted, payment_error=known.payment_error)
 
 
 def _invoice_of(billing: Billing, stripe_invoice_id: str, account: str | None) -> Invoice | None:

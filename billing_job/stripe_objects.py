@@ -19,6 +19,9 @@ from schemas.period import SECOND_US, format_rfc3339
 API_VERSION = "2026-10-28.endive"
 """The one version of calls and webhooks: the one that the installed SDK was made for."""
 
+PAYMENTS = "payments.data.payment.payment_intent"
+"""What to expand of an invoice to see how its payment stands: the invoice itself has no word for one under way."""
+
 INVOICE_ID = "usage_invoice_id"
 CUSTOMER_ID = "usage_customer_id"
 ORGANIZATION_ID = "usage_organization_id"
@@ -156,6 +159,7 @@ def seen_invoice(thing: Mapping[str, Any], now_us: int) -> StripeInvoice:
     failure: Mapping[str, Any] | None = thing.get("last_finalization_error")
     finalized = thing["status"] != "draft"
     ending = thing.get("ending_balance")
+    processing, payment_error = _payment(thing)
     return StripeInvoice(
         id=thing["id"],
         status=thing["status"],
@@ -180,7 +184,26 @@ def seen_invoice(thing: Mapping[str, Any], now_us: int) -> StripeInvoice:
         due_date=_us(thing.get("due_date")),
         paid_at=_us(transitions.get("paid_at")),
         finalization_error=failure.get("message") if failure else None,
+        processing=processing,
+        payment_error=payment_error,
     )
+
+
+def _payment(thing: Mapping[str, Any]) -> tuple[bool, str | None]:
+    """(whether a payment is under way, why the last one failed) of an invoice read with PAYMENTS expanded."""
+    payments: Mapping[str, Any] = thing.get("payments") or {}
+    error: str | None = None
+    for payment in payments.get("data") or ():  # newest first
+        intent: object = (payment.get("payment") or {}).get("payment_intent")
+        if not isinstance(intent, dict):
+            continue
+        known = cast("Mapping[str, Any]", intent)
+        if known.get("status") == "processing":
+            return True, None
+        failure: Mapping[str, Any] | None = known.get("last_payment_error")
+        if failure and error is None:
+            error = f"{failure.get('decline_code') or failure.get('code')}: {failure.get('message')}"
+    return False, error
 
 
 def seen_adjustment(thing: Mapping[str, Any], fixed: InvoiceFixed, now_us: int, writer: str) -> InvoiceAdjusted:

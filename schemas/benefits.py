@@ -38,13 +38,15 @@ def unpaid(invoice: Invoice) -> Unpaid | None:
         return None
     if seen.status == "uncollectible":
         return Unpaid("uncollectible", seen.seen_at)
+    if seen.processing:
+        return None
     if fixed.seller.collection_method == "send_invoice":
         return None if seen.due_date is None else Unpaid("overdue", seen.due_date)
-    if seen.next_payment_attempt is not None:
-        return None
     pay = invoice.attempt("pay")
+    if seen.next_payment_attempt is not None or (pay is not None and pay.phase in ("intent", "unknown")):
+        return None
     asked_since = fixed.fixed_at if seen.finalized_at is None else seen.finalized_at
-    if pay is not None and pay.phase == "done" and seen.attempt_count <= 1:
+    if pay is not None and seen.attempt_count <= 1:
         if pay.code == NO_PAYMENT_METHOD:
             return Unpaid("no_payment_method", asked_since)
         if pay.code == ACTION_REQUIRED:

@@ -19,6 +19,7 @@ from schemas.decimals import plain
 from schemas.ledger import (
     FIRST_REVISION,
     IDEMPOTENCY_ERROR,
+    PAYMENT_PROCESSING,
     Correction,
     CreditTarget,
     InvoiceAdjusted,
@@ -398,6 +399,9 @@ class InvoiceLedger:
             key: replace(attempt, code=None) if attempt.phase == "failed" else attempt
             for key, attempt in known.steps.items()
         }
+        pay = known.attempt("pay")
+        if pay is not None and may_pay_again(known):
+            steps["pay", 0] = replace(pay, phase="failed")  # keeps its code: benefits wait for what comes of it
         gate = None if known.gate == "failed" else known.gate
         return self._put(
             replace(known, steps=MappingProxyType(steps), gate=gate, retry_asked_at=record.at, updated_at=record.at)
@@ -430,7 +434,7 @@ class InvoiceLedger:
         # What is held keeps saying why, and so does what failed when it is credited.
         keeps = known.state == "mismatch" or record.step == "credit"
         changed = changed if keeps else replace(changed, reason=record.reason)
-        return self._put(_seen(changed, record.stripe))
+        return self._put(_with_processing(_seen(changed, record.stripe)))
 
     def _discard(self, record: InvoiceStep, known: Invoice) -> bool:
         """A draft is gone. Where it was the one in use, all is to be done again, under new keys."""
@@ -462,7 +466,10 @@ class InvoiceLedger:
         if seen is known:
             return False
         over = seen.state in ("paid", "void")
-        return self._put(replace(seen, reason=record.reason or (None if over else known.reason), updated_at=record.at))
+        before = None if over or known.reason == PAYMENT_PROCESSING else known.reason
+        return self._put(
+            _with_processing(replace(seen, reason=record.reason or before, updated_at=record.at)),
+        )
 
     def _adjust(self, record: InvoiceAdjusted) -> bool:
         known = self.invoices.get(record.invoice_id)
@@ -551,6 +558,30 @@ def _seen(invoice: Invoice, seen: StripeInvoice | None) -> Invoice:
     return replace(changed, state=_state(changed))
 
 
+def _with_processing(invoice: Invoice) -> Invoice:
+    """A debit under way is the reason why an invoice is open."""
+    seen = invoice.stripe
+    if invoice.state != "open" or seen is None or not seen.processing:
+        return invoice
+    return replace(invoice, reason=PAYMENT_PROCESSING)
+
+
+def may_pay_again(invoice: Invoice) -> bool:
+    """Whether another attempt at its payment may be asked for: it is open, and the last attempt brought nothing."""
+    seen, pay = invoice.stripe, invoice.attempt("pay")
+    return (
+        seen is not None
+        and seen.status == "open"
+        and not seen.processing
+        and not invoice.voiding
+        and invoice.state != "mismatch"
+        and invoice.fixed is not None
+        and invoice.fixed.seller.collection_method == "charge_automatically"
+        and pay is not None
+        and pay.phase == "done"
+    )
+
+
 def _place(seen: StripeInvoice) -> tuple[int, int, int]:
     """Which of two facts is the newer: by how far it came, and only among equals by the clock of who read it."""
     return _RANK[seen.status], seen.attempt_count, seen.seen_at
@@ -561,7 +592,8 @@ def _state(invoice: Invoice) -> State:
     seen = invoice.stripe
     if seen is None:
         return invoice.state
-    if seen.status == "open" and seen.attempted and seen.attempt_count > 0:
+    # A bank debit is attempted, and open for days: only one that failed counts.
+    if seen.status == "open" and seen.attempted and seen.attempt_count > 0 and not seen.processing:
         return "payment_failed"
     return seen.status
 

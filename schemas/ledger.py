@@ -69,6 +69,8 @@ _SETTLED: Mapping[AdjustmentKind, frozenset[str]] = MappingProxyType(
 NO_PAYMENT_METHOD = "no_payment_method"
 ACTION_REQUIRED = "action_required"
 """Codes of a `pay` whose failure is for the customer to put right."""
+PAYMENT_PROCESSING = "payment_processing"
+"""Reason of an open invoice whose debit is under way (SEPA, ACH, Bacs, BECS): the bank answers in days."""
 
 
 class UnreadableLedgerRecord(ValueError):
@@ -227,7 +229,8 @@ class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
     applied_balance_minor: settled through the customer's balance instead of a payment (credit used, or a sum too small
     to charge carried forward); negative: a debt collected with this invoice. credited_minor: by credit notes.
     attempt_count: grows with every attempt at payment. next_payment_attempt: None when none is planned. seen_at: when
-    it was read.
+    it was read. processing: a payment is under way and has neither succeeded nor failed. payment_error: why the last
+    payment failed, where the invoice was read together with its payments.
     """
 
     id: str
@@ -251,6 +254,8 @@ class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
     due_date: int | None = None
     paid_at: int | None = None
     finalization_error: str | None = None
+    processing: bool = False
+    payment_error: str | None = None
 
 
 class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_step"):

@@ -148,7 +148,7 @@ class LedgerDesk:
 
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
         invoice = self._invoice(invoice_id)
-        wanted = desk.awaits_approval(self._catalog.view, invoice) if what == "approve" else desk.is_held(invoice)
+        wanted = desk.awaits_approval(self._catalog.view, invoice) if what == "approve" else desk.may_retry(invoice)
         if not wanted or (what == "retry" and invoice.fixed is None):  # what waits is tried every few seconds
             return False
         return self._answered(lambda: desk.asked(self._ledger, invoice, what, by))

@@ -93,6 +93,7 @@ CALLS: dict[str, Callable[[StripeApi], object]] = {
         {"type": "card", "card": {"token": "tok_visa"}}, None, "k"
     ),
     "attach_payment_method": lambda api: api.attach_payment_method("pm_1", "cus_1", None, "k"),
+    "detach_payment_method": lambda api: api.detach_payment_method("pm_1", None, "k"),
     "create_invoice": lambda api: [
         api.create_invoice(invoice_params(fixed(**seller), "cus_1"), None, "k", **ONCE) for seller in SELLERS
     ],
