@@ -183,15 +183,9 @@ def _draft(
     account = fixed.seller.stripe_account_id
     invoice = billing.invoice(fixed.invoice_id)
     if invoice.stripe_invoice_id is not None:
-        try:
-            return billing.api.invoice(invoice.stripe_invoice_id, account), False
-        except StripeRefused as refused:
-            if refused.status != 404:
-                raise
-        # Someone deleted the draft at Stripe. (What was finalized can't be deleted.)
-        gone = billing.record(fixed, "discard", "done", object_id=invoice.stripe_invoice_id, reason="draft was deleted")
-        if not billing.log.append(gone):
-            raise InvoiceStopped(f"Stripe does not know its finalized invoice {invoice.stripe_invoice_id}")
+        seen = _in_use(billing, fixed, invoice.stripe_invoice_id, stripe_customer_id)
+        if seen is not None:
+            return seen, False
     made_here = False
 
     def find() -> Outcome | None:
@@ -203,6 +197,9 @@ def _draft(
         known = None if may_have_run else _adopted(of_invoice(listed(), fixed.invoice_id))
         if known is not None:
             return known
+        now = billing.invoice(fixed.invoice_id).fixed
+        if now is None or now.seller != fixed.seller:  # corrected by another run, a moment before this one's intent
+            raise InvoiceStopped("its settings changed meanwhile; the next run makes it with the new ones")
         made = billing.api.create_invoice(
             invoice_params(fixed, stripe_customer_id), account, key, may_have_run=may_have_run
         )
@@ -219,6 +216,25 @@ def _draft(
     if found["status"] == "open":  # out of a listing, which does not show how its payment stands
         found = billing.api.invoice(in_use, account)
     return found, made_here
+
+
+def _in_use(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, stripe_customer_id: str) -> Json | None:
+    """The Stripe invoice that the ledger names; None: it is discarded, and another one is to be made."""
+    account = fixed.seller.stripe_account_id
+    # What was finalized can't be deleted at Stripe; a draft can, and is not known to another Stripe.
+    why = "draft was deleted"
+    try:
+        seen = billing.api.invoice(stripe_invoice_id, account)
+        if seen["status"] != "draft" or seen["customer"] == stripe_customer_id:
+            return seen
+        why = "draft was of another customer at Stripe"
+        billing.api.delete_invoice(stripe_invoice_id, account)
+    except StripeRefused as refused:
+        if refused.status != 404:
+            raise
+    if not billing.log.append(billing.record(fixed, "discard", "done", object_id=stripe_invoice_id, reason=why)):
+        raise InvoiceStopped(f"Stripe does not know its finalized invoice {stripe_invoice_id}")
+    return None
 
 
 def _adopted(found: list[Json]) -> Outcome | None:

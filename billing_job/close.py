@@ -27,16 +27,25 @@ from billing_job.gate import Difference, explained, quantity_differences
 from billing_job.late import Counted, counted_for
 from billing_job.ledger import LedgerLog
 from billing_job.loops import invoice_by_invoice
+from billing_job.seller import with_current_seller
 from billing_job.share import Share
 from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, note_problem, system_clock
-from billing_job.stripe_api import Json, StripeApi, StripeFailure, StripeUnknown, calls_per_second
-from billing_job.stripe_customers import ensure_stripe_customer
+from billing_job.stripe_api import (
+    Json,
+    StripeApi,
+    StripeDeclined,
+    StripeFailure,
+    StripeRefused,
+    StripeUnknown,
+    calls_per_second,
+)
+from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
 from billing_job.void_credit import NotPossible, void
 from catalog.store import CatalogStore
 from runtime.one_by_one import OneByOne
 from schemas.customer import Customer
 from schemas.invoice_ledger import Invoice, InvoiceLedger, just_fixed
-from schemas.ledger import InvoiceFixed, InvoiceStep, WaitCode
+from schemas.ledger import InvoiceFixed, InvoiceStep, Phase, WaitCode
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
@@ -391,10 +400,12 @@ class _Run:
         if invoice.voiding:
             self._finish_void(invoice, invoice.fixed)
             return []
+        fixed = with_current_seller(self.billing, self.stage.catalog.view, invoice) or invoice.fixed
+        invoice = self.billing.invoice(invoice_id)
         if self.billing.scheduled and self.billing.clock() < invoice_rests_until(invoice):
             self.problems[invoice_id] = f"tried again later: {invoice.reason}"
             return []
-        return [invoice.fixed]
+        return [fixed]
 
     def _awaits_approval(self, fixed: InvoiceFixed) -> bool:
         """Whether its organization lets nothing be charged that nobody has approved. The counts agree already."""
@@ -503,7 +514,14 @@ class _Run:
                         else:
                             if stripe_customer_id is None:
                                 stripe_customer_id = self._stripe_customer(fixed)
-                            settle(self.billing, fixed, stripe_customer_id, listed)
+                            try:
+                                settle(self.billing, fixed, stripe_customer_id, listed)
+                            except StripeRefused as refused:
+                                if not is_gone(refused):
+                                    raise
+                                stripe_customer_id = self._stripe_customer(fixed, gone=refused)
+                                listing.clear()
+                                settle(self.billing, fixed, stripe_customer_id, listed)
                             discard_strays(self.billing, self.billing.invoice(fixed.invoice_id), listed())
                     except InvoiceStopped as stopped:
                         self._problem(fixed, str(stopped))
@@ -514,13 +532,39 @@ class _Run:
                             self.down = f"Stripe does not answer ({failure.reason}); not tried any further in this run"
             progress.step()
 
-    def _stripe_customer(self, fixed: InvoiceFixed) -> str:
+    def _stripe_customer(self, fixed: InvoiceFixed, gone: StripeRefused | None = None) -> str:
+        """Id at Stripe of the invoice's customer. gone: that of the one in force is not known there any more.
+
+        Why there is none is on the invoice. Raises StripeFailure, InvoiceStopped.
+        """
         customer = self.stage.catalog.view.get(Customer, fixed.organization_id, fixed.customer_id)
         assert customer is not None
+        account = fixed.seller.stripe_account_id
         asked_at = self.billing.invoice(fixed.invoice_id).retry_asked_at
-        found = ensure_stripe_customer(self.billing, customer, fixed.seller.stripe_account_id, asked_at=asked_at)
+        try:
+            if gone is not None:
+                if customer.stripe_customer_id is not None:  # given: only who gave it can correct it
+                    raise gone
+                forget_stripe_customer(self.billing, customer, account, gone)
+            found = ensure_stripe_customer(self.billing, customer, account, asked_at=asked_at)
+        except StripeFailure as failure:
+            phase: Phase = "failed" if isinstance(failure, StripeRefused | StripeDeclined) else "unknown"
+            self._without_customer(fixed, phase, failure.code, failure.reason)
+            raise
+        except InvoiceStopped as stopped:
+            self._without_customer(fixed, "unknown", None, str(stopped))
+            raise
         assert found.stripe_customer_id is not None
         return found.stripe_customer_id
+
+    def _without_customer(self, fixed: InvoiceFixed, phase: Phase, code: str | None, reason: str) -> None:
+        """Record why the invoice can't go on; the same news is written again only to let it rest longer."""
+        invoice = self.billing.invoice(fixed.invoice_id)
+        known = invoice.attempt("customer")
+        if invoice.reason == reason and (phase == "unknown" or not self.billing.scheduled):
+            return
+        number = known.number + 1 if known else 1
+        self.billing.log.append(self.billing.record(fixed, "customer", phase, attempt=number, code=code, reason=reason))
 
     def _problem(self, fixed: InvoiceFixed, reason: str) -> None:
         log.warning("invoice_not_finished", invoice=fixed.invoice_id, customer=fixed.customer_id, reason=reason)

@@ -184,7 +184,7 @@ def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, cal
                 outcome = call(invoice_key(fixed.invoice_id, *key, begun.attempt), not begun.fresh)
             except StripeFailure as failure:
                 # What is refused may be so because it is done: finalized or paid by another run.
-                outcome = find() if may_be_done(failure) else None
+                outcome = _found(find) if may_be_done(failure) else None
                 if outcome is None:
                     failed(billing, fixed, key, begun, failure)
                     if isinstance(failure, StripeReplayed):
@@ -193,6 +193,15 @@ def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, cal
         billing.log.append(done(billing, fixed, key, begun.attempt, outcome))
         return outcome.thing
     raise InvoiceStopped(f"{key[0]}: Stripe keeps answering with an error of its own")
+
+
+def _found(find: Find) -> Outcome | None:
+    """What a look finds after a refusal; where that is refused, too, nothing is there."""
+    try:
+        return find()
+    except StripeRefused as refused:
+        log.warning("stripe_look_refused", reason=refused.reason)
+        return None
 
 
 def may_be_done(failure: StripeFailure) -> bool:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
@@ -38,10 +39,19 @@ _TEST_CALLS_PER_SECOND = 25
 
 
 class StripeFailure(Exception):
-    """A call failed. status: HTTP's, None without an answer. code: Stripe's, or ours."""
+    """A call failed. status: HTTP's, None without an answer. code: Stripe's, or ours. param: the parameter at fault."""
 
-    def __init__(self, message: str, *, status: int | None, code: str | None, request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None,
+        code: str | None,
+        request_id: str | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message)
+        self.param = param
         self.status = status
         self.code = code
         self.request_id = request_id
@@ -96,7 +106,8 @@ def classified(error: stripe.StripeError) -> StripeFailure:
         kind = StripeReplayed
     else:  # no answer, a conflict, a server's error, or an answer that can't be read
         kind = StripeUnknown
-    return kind(error.user_message or str(error), status=status, code=code, request_id=error.request_id)
+    param = getattr(error, "param", None)
+    return kind(error.user_message or str(error), status=status, code=code, request_id=error.request_id, param=param)
 
 
 def path_of(pattern: str, *ids: str) -> str:
@@ -116,8 +127,12 @@ def calls_per_second(settings: Settings) -> int | None:
         return settings.stripe_calls_per_second
     if urlsplit(settings.stripe_api_base).hostname != _STRIPE_HOST:
         return None
-    live = "_live_" in settings.stripe_api_key.get_secret_value()
-    return _LIVE_CALLS_PER_SECOND if live else _TEST_CALLS_PER_SECOND
+    return _LIVE_CALLS_PER_SECOND if is_live(settings) else _TEST_CALLS_PER_SECOND
+
+
+def is_live(settings: Settings) -> bool:
+    """Whether the key moves money."""
+    return "_live_" in settings.stripe_api_key.get_secret_value()
 
 
 class _Pace:
@@ -161,6 +176,8 @@ class StripeApi:
             http_client=self._http,
         )
         self._retry_seconds = settings.stripe_retry_seconds
+        self._host = urlsplit(settings.stripe_api_base).netloc
+        self._mode = "live" if is_live(settings) else "test"
         rate = calls_per_second(settings)
         self._pace = None if rate is None else _Pace(rate, share)
 
@@ -173,6 +190,20 @@ class StripeApi:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    @cached_property
+    def owner(self) -> str:
+        """Which Stripe this is: account and mode of the key, `acct_1AbC:test`. Its ids mean nothing to any other.
+
+        Where the key may not ask, the address stands for the account. Raises StripeFailure without an answer.
+        """
+        try:
+            account = str(self._read("GET", "/v1/account", None)["id"])
+        except StripeRefused as refused:
+            if refused.status == 401:
+                raise
+            account = self._host
+        return f"{account}:{self._mode}"
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -187,6 +218,17 @@ class StripeApi:
     def items_of(self, invoice_id: str, account: str | None) -> list[Json]:
         """All items of an invoice, oldest first."""
         return self._all("/v1/invoiceitems", account, invoice=invoice_id)
+
+    def customer(self, customer_id: str, account: str | None) -> Json:
+        """One that was deleted is answered with `deleted`."""
+        return self._read("GET", path_of("/v1/customers/{}", customer_id), account)
+
+    def account(self, account: str | None) -> Json:
+        """The account that calls act for. Raises StripeRefused for one that the key has no access to."""
+        return self._read("GET", "/v1/account", account)
+
+    def tax_rate(self, tax_rate_id: str, account: str | None) -> Json:
+        return self._read("GET", path_of("/v1/tax_rates/{}", tax_rate_id), account)
 
     def customers_since(self, created_seconds: int, account: str | None) -> list[Json]:
         """Customers made since then (seconds since 1970, Stripe's clock), oldest first."""

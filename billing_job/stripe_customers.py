@@ -25,6 +25,11 @@ from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)
 
+CUSTOMER_TAKEN = "stripe_customer_taken"
+"""Code of an id that is of another customer of ours."""
+_GONE = "customer_gone"
+_AT_ONCE = frozenset({_GONE, "details_changed"})
+"""Codes of failures that the next attempt need not rest after."""
 _ATTEMPTS_MAX = 3
 _CLOCK_SLACK_SECONDS = 24 * 3600  # between our clock and Stripe's; a listing that begins too early costs a page
 
@@ -40,10 +45,9 @@ def ensure_stripe_customer(
     """
     known = _state(billing, customer, account)
     if known is None or known.stripe_customer_id is None:
-        known = _link(billing, customer, account)
-    if customer.stripe_customer_id not in (None, known.stripe_customer_id):
-        # Invoices of one customer stay together: the first link is the one in force.
-        log.warning("stripe_customer_differs", customer=customer.id, in_force=known.stripe_customer_id)
+        known = _link(billing, customer, account, asked_at)
+    elif customer.stripe_customer_id not in (None, known.stripe_customer_id):
+        known = _given(billing, customer, account, customer.stripe_customer_id)
     if customer.stripe_customer_id is None and known.details != details_digest(customer):
         known = _update(billing, customer, account, known)
     return with_payment_method(billing, customer, account, known, asked_at=asked_at)
@@ -59,7 +63,7 @@ def with_payment_method(
     before = known.default_payment_method
     if customer.payment_method is not None:
         known = _attach(billing, customer, account, known)
-        if known.default_payment_method is None:  # refused: what there was stays, but the catalog names it no more
+        if known.default_payment_method is None:  # refused; the one before is the catalog's no longer
             _detach(billing, customer, account, known, before)
             return known
     if before != known.default_payment_method or customer.payment_method is None:
@@ -103,7 +107,7 @@ def _owner(billing: Billing, method_id: str, account: str | None) -> str | None:
 
 
 def _state(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState | None:
-    return billing.log.state.customer(customer.organization_id, customer.id, account)
+    return billing.log.state.link(customer.organization_id, customer.id, account, billing.api.owner)
 
 
 def _record(
@@ -118,6 +122,7 @@ def _record(
     default_payment_method: str | None = None,
     details: str | None = None,
     failure: StripeFailure | None = None,
+    replaces: str | None = None,
 ) -> StripeCustomer:
     return StripeCustomer(
         organization_id=customer.organization_id,
@@ -132,6 +137,8 @@ def _record(
         details=details,
         code=failure.code if failure else None,
         reason=failure.reason if failure else None,
+        owner=billing.api.owner,
+        replaces=replaces,
         writer=billing.log.writer,
     )
 
@@ -168,14 +175,101 @@ def _in_force(billing: Billing, customer: Customer, account: str | None) -> Stri
     return found
 
 
-def _link(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState:
-    """Record the customer that was given, or make one."""
+def own_stripe_customer(billing: Billing, customer: Customer, account: str | None, stripe_customer_id: str) -> Json:
+    """The customer at Stripe that was given for ours. Raises StripeRefused: there is none, or it is another's."""
+    seen = billing.api.customer(stripe_customer_id, account)
+    if seen.get("deleted"):
+        reason = f"the customer '{stripe_customer_id}' was deleted at Stripe"
+        raise StripeRefused(reason, status=404, code="resource_missing", param="customer")
+    made_for = metadata_of(seen)
+    organization_id = made_for.get(ORGANIZATION_ID, customer.organization_id)
+    if organization_id != customer.organization_id:
+        raise StripeRefused(
+            f"'{stripe_customer_id}' was made for a customer of another organization", status=400, code=CUSTOMER_TAKEN
+        )
+    if made_for.get(CUSTOMER_ID, customer.id) != customer.id:
+        reason = f"'{stripe_customer_id}' was made for another customer, {made_for[CUSTOMER_ID]!r}"
+        raise StripeRefused(reason, status=400, code=CUSTOMER_TAKEN)
+    return seen
+
+
+def says_no(refused: StripeRefused) -> bool:
+    """Whether Stripe has said that the customer is none, or another's. A key that may not ask says neither."""
+    return refused.code in ("resource_missing", CUSTOMER_TAKEN)
+
+
+def is_gone(failure: StripeFailure) -> bool:
+    """Whether Stripe refused a call because it does not know the customer that it names."""
+    return isinstance(failure, StripeRefused) and failure.code == "resource_missing" and failure.param == "customer"
+
+
+def forget_stripe_customer(billing: Billing, customer: Customer, account: str | None, failure: StripeFailure) -> None:
+    """Record that the customer in force is gone at Stripe: what follows links another one, or makes it."""
+    known = _state(billing, customer, account)
+    if known is not None and known.stripe_customer_id is not None:
+        log.warning("stripe_customer_gone", customer=customer.id, stripe_customer=known.stripe_customer_id)
+        gone = StripeRefused(failure.reason, status=404, code=_GONE)
+        attempt, lost = known.attempt.number, known.stripe_customer_id
+        billing.log.append(
+            _record(billing, customer, account, "failed", attempt=attempt, stripe_customer_id=lost, failure=gone)
+        )
+
+
+def _given(billing: Billing, customer: Customer, account: str | None, given: str) -> StripeCustomerState:
+    """The link to a customer that was given, in place of the one there was. It was looked at when it was entered."""
+    known = _state(billing, customer, account)
+    billing.log.append(
+        _record(
+            billing,
+            customer,
+            account,
+            "done",
+            attempt=known.attempt.number if known else 1,
+            stripe_customer_id=given,
+            replaces=known.stripe_customer_id if known else None,
+        )
+    )
+    return _in_force(billing, customer, account)
+
+
+def _known_elsewhere(billing: Billing, customer: Customer, account: str | None) -> StripeCustomerState | None:
+    """A link that was recorded of another Stripe, or before it was kept of which, and that this one knows too."""
+    for link in reversed(billing.log.state.links(customer.organization_id, customer.id, account)):
+        if link.stripe_customer_id is None or link.owner == billing.api.owner:
+            continue
+        try:
+            own_stripe_customer(billing, customer, account, link.stripe_customer_id)
+        except StripeRefused as refused:
+            if not says_no(refused) and refused.status not in (403, 404):
+                raise
+            continue
+        return link
+    return None
+
+
+def _link(billing: Billing, customer: Customer, account: str | None, asked_at: int) -> StripeCustomerState:
+    """Record the customer that was given, or is known here from before, or make one."""
     if customer.stripe_customer_id is not None:
-        given = _record(billing, customer, account, "done", stripe_customer_id=customer.stripe_customer_id)
-        billing.log.append(given)
+        return _given(billing, customer, account, customer.stripe_customer_id)
+    before = _known_elsewhere(billing, customer, account)
+    if before is not None:
+        known = _state(billing, customer, account)
+        billing.log.append(
+            _record(
+                billing,
+                customer,
+                account,
+                "done",
+                attempt=known.attempt.number if known else 1,
+                stripe_customer_id=before.stripe_customer_id,
+                payment_method=before.payment_method,
+                default_payment_method=before.default_payment_method,
+                details=before.details,
+            )
+        )
         return _in_force(billing, customer, account)
     for _ in range(_ATTEMPTS_MAX):
-        attempt, fresh, begun_at = _begin(billing, customer, account)
+        attempt, fresh, begun_at = _begin(billing, customer, account, asked_at)
         try:
             made = None if fresh else _find(billing, customer, account, begun_at)
             if made is None:
@@ -186,6 +280,11 @@ def _link(billing: Billing, customer: Customer, account: str | None) -> StripeCu
             if made is None:
                 billing.log.append(_record(billing, customer, account, "failed", attempt=attempt, failure=failure))
                 continue
+        except IdempotencyMisuse as misuse:
+            # The details changed since a call whose outcome is unknown. It made nothing, or it would have been found.
+            failure = StripeRefused(str(misuse), status=misuse.status, code="details_changed")
+            billing.log.append(_record(billing, customer, account, "failed", attempt=attempt, failure=failure))
+            continue
         except StripeFailure as failure:
             phase: Phase = "failed" if isinstance(failure, StripeRefused) else "unknown"
             billing.log.append(_record(billing, customer, account, phase, attempt=attempt, failure=failure))
@@ -199,14 +298,15 @@ def _link(billing: Billing, customer: Customer, account: str | None) -> StripeCu
     raise InvoiceStopped("customer: Stripe keeps answering with an error of its own")
 
 
-def _begin(billing: Billing, customer: Customer, account: str | None) -> tuple[int, bool, int]:
+def _begin(billing: Billing, customer: Customer, account: str | None, asked_at: int) -> tuple[int, bool, int]:
     """(attempt, whether no call with its key was made before, when it began)."""
     known = _state(billing, customer, account)
     if known is not None and not known.attempt.may_advance:
         if known.attempt.phase == "failed":
             raise InvoiceStopped(f"the customer can't be made at Stripe: {known.reason}")
         return known.attempt.number, False, known.attempt.begun_at
-    if known is not None and billing.scheduled:
+    rests = known is not None and known.attempt.code not in _AT_ONCE and known.attempt.begun_at > asked_at
+    if known is not None and rests and billing.scheduled:
         later = rests_until(known.attempt.begun_at, known.attempt.number)
         if billing.clock() < later:
             raise InvoiceStopped(f"the customer could not be made at Stripe ({known.reason}) and is tried again later")
@@ -319,7 +419,24 @@ def _attach(
 def _attached(
     billing: Billing, customer: Customer, payment_method: str, known: StripeCustomerState, account: str | None
 ) -> str:
-    """Id of the payment method at Stripe. The calls need no record: repeated, they change nothing."""
+    """Id of the payment method at Stripe, the default. The calls need no record: repeated, they change nothing."""
+    method_id = attached_payment_method(billing, customer, payment_method, known, account)
+    default = {"invoice_settings": {"default_payment_method": method_id}}
+    call = ("default", payment_method, known.attempt.begun_at)
+
+    def key(number: int) -> str:
+        return customer_call_key(customer.organization_id, customer.id, *call, number)
+
+    assert known.stripe_customer_id is not None
+    stripe_customer_id = known.stripe_customer_id
+    _set(lambda n: billing.api.update_customer(stripe_customer_id, default, account, key(n)))
+    return method_id
+
+
+def attached_payment_method(
+    billing: Billing, customer: Customer, payment_method: str, known: StripeCustomerState, account: str | None
+) -> str:
+    """Id of the payment method at Stripe, where it belongs to the customer now. Raises StripeFailure."""
     stripe_customer_id = known.stripe_customer_id
     assert stripe_customer_id is not None
 
@@ -345,7 +462,4 @@ def _attached(
                 raise
             return seen
 
-    method_id: str = _set(attach)["id"]
-    default = {"invoice_settings": {"default_payment_method": method_id}}
-    _set(lambda n: billing.api.update_customer(stripe_customer_id, default, account, key("default", n)))
-    return method_id
+    return str(_set(attach)["id"])

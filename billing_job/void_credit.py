@@ -155,12 +155,12 @@ def _discarded(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) ->
 def _discard_unrecorded(billing: Billing, fixed: InvoiceFixed) -> None:
     """A run that was killed may have left a draft that the ledger does not know."""
     account = fixed.seller.stripe_account_id
-    customer = billing.log.state.customer(fixed.organization_id, fixed.customer_id, account)
-    if customer is None or customer.stripe_customer_id is None:
-        return
-    for stray in of_invoice(billing.api.invoices_of(customer.stripe_customer_id, account), fixed.invoice_id):
-        if stray["status"] != "void":
-            discard(billing, fixed, stray)
+    for customer in billing.log.state.links(fixed.organization_id, fixed.customer_id, account):
+        if customer.stripe_customer_id is None or customer.owner not in (None, billing.api.owner):
+            continue
+        for stray in of_invoice(billing.api.invoices_of(customer.stripe_customer_id, account), fixed.invoice_id):
+            if stray["status"] != "void":
+                discard(billing, fixed, stray)
 
 
 def _paid_meanwhile(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, attempt: Attempt, seen: Json) -> None:

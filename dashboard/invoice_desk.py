@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
+from schemas.customer import Customer
+from schemas.organization import Organization
 from schemas.period import Cycle
 from schemas.product import ProductSpec
 from schemas.watermark import Watermark
@@ -47,6 +49,7 @@ class Possible:
     """What may be done to an invoice now. credit: up to how much, tax included; None: nothing. refund: it was paid.
 
     approve: it waits for someone's approval. approved: someone approved it, and it is not charged yet.
+    retry: something failed, or it is open and its payment was refused.
     """
 
     void: bool
@@ -54,6 +57,7 @@ class Possible:
     refund: bool
     approve: bool = False
     approved: bool = False
+    retry: bool = False
 
 
 NOTHING_POSSIBLE = Possible(void=False, credit=None, refund=False)
@@ -137,6 +141,21 @@ class InvoiceDesk(Protocol):
 
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
         """Let it be charged, or tried again now, by the next close; False: it was not waiting for that."""
+        ...
+
+    def check_customer(self, before: Customer | None, after: Customer) -> None:
+        """Have Stripe look at what is new of a customer: the id given exists and is its own, the card can be attached.
+
+        before: as the catalog has it; None: it is new. Raises DeskRefused and DeskUnavailable: nothing is changed then.
+        """
+        ...
+
+    def check_settings(self, before: Organization, after: Organization) -> None:
+        """Have Stripe look at a new account and new tax rates. Raises DeskRefused and DeskUnavailable."""
+        ...
+
+    def customer_changed(self, before: Customer | None, after: Customer, by: str) -> None:
+        """What the catalog has now reaches Stripe, and what waited for it is tried again by the next close."""
         ...
 
     def possible(self, invoice_id: str) -> Possible:

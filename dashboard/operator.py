@@ -1,12 +1,14 @@
-"""Who operates the installation: the owner of Stripe's key, who alone says in which Stripe account a tenant sells."""
+"""An organization's settings at Stripe: who may set them, and Stripe asked before they are saved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from hmac import compare_digest
 
+from dashboard.desk_access import answered
 from dashboard.problems import field_problem
 from dashboard.services import Services
+from dashboard.writes import change, found, require_match
 from schemas.organization import ApiKey, Organization, secret_digest
 
 Edit = Callable[[Organization], Organization]
@@ -40,3 +42,20 @@ def operators_fields_kept(edit: Edit, *, operator: bool) -> Edit:
         return after
 
     return kept
+
+
+async def change_settings(
+    services: Services, organization_id: str, key_id: str, if_match: str | None, edit: Edit
+) -> tuple[Organization, int]:
+    """The organization as it is changed, and its version.
+
+    Raises Problem 403 for the operator's fields, 422 for what Stripe does not know, 503 where it can't be asked; what
+    `change` raises.
+    """
+    kept = operators_fields_kept(edit, operator=is_operator(services, organization_id, key_id))
+    before, version = found(services.catalog, Organization, organization_id, organization_id)
+    require_match(if_match, version)
+    after, desk = kept(before), services.desk
+    if desk is not None:
+        await answered(lambda: desk.check_settings(before, after))
+    return await change(services.catalog, Organization, organization_id, organization_id, if_match, kept)

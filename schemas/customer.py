@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.organization import Identifier, Name
 from schemas.stripe_ids import PaymentMethodId, StripeCustomerId
+from schemas.tax_ids import check_tax_id
 
 Text = Annotated[str, StringConstraints(max_length=500)]
+_LABELS = r"[^@\s.]+(\.[^@\s.]+)*"
+Email = Annotated[str, StringConstraints(max_length=512, pattern=rf"^{_LABELS}@{_LABELS}$")]
+"""An address that can be somebody's: no part between dots is empty."""
+TAX_IDS_MAX = 5
+"""Source: Stripe, "Customer tax IDs"."""
 
 
 class Address(BaseModel):
@@ -34,6 +40,11 @@ class TaxId(BaseModel):
     value: Text
 
 
+def _checked(tax_id: TaxId) -> TaxId:
+    check_tax_id(tax_id.type, tax_id.value)
+    return tax_id
+
+
 class CustomerFields(BaseModel):
     """`id` is the customer_id that events name.
 
@@ -46,7 +57,7 @@ class CustomerFields(BaseModel):
 
     id: Identifier | None = None
     name: Name
-    email: Annotated[str, StringConstraints(max_length=512, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
+    email: str | None = None
     address: Address | None = None
     tax_ids: tuple[TaxId, ...] = ()
     stripe_customer_id: str | None = None
@@ -56,6 +67,8 @@ class CustomerFields(BaseModel):
 class CustomerSpec(CustomerFields):
     """What a merchant posts."""
 
+    email: Email | None = None
+    tax_ids: Annotated[tuple[Annotated[TaxId, AfterValidator(_checked)], ...], Field(max_length=TAX_IDS_MAX)] = ()
     stripe_customer_id: StripeCustomerId | None = None
     payment_method: PaymentMethodId | None = None
 

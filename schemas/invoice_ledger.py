@@ -34,6 +34,7 @@ from schemas.ledger import (
     StripeInvoice,
     StripeStatus,
     invoice_id,
+    with_hash,
 )
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark
@@ -213,7 +214,11 @@ class StripeCustomerState:
     default_payment_method: str | None = None
     details: str | None = None
     reason: str | None = None
+    owner: str | None = None
 
+
+LinkKey = tuple[str, str, str | None, str | None]
+"""(organization, customer, Stripe account that is sold in, owner of the key)."""
 
 # How far an invoice has come at Stripe; facts of a lesser rank are older. uncollectible may still be paid or voided.
 _RANK: dict[StripeStatus, int] = {"draft": 0, "open": 1, "uncollectible": 2, "void": 3, "paid": 3}
@@ -227,7 +232,8 @@ class InvoiceLedger:
 
     def __init__(self) -> None:
         self.invoices: dict[str, Invoice] = {}
-        self.customers: dict[tuple[str, str, str | None], StripeCustomerState] = {}
+        self.customers: dict[LinkKey, StripeCustomerState] = {}
+        self._links: dict[tuple[str, str, str | None], list[LinkKey]] = {}
         self._by_stripe_id: dict[str, str] = {}
         self._by_subscription: dict[tuple[str, str], list[str]] = {}
         self._snapshots: dict[bytes, dict[str, Any]] = {}
@@ -247,7 +253,20 @@ class InvoiceLedger:
     def customer(
         self, organization_id: str, customer_id: str, stripe_account_id: str | None = None
     ) -> StripeCustomerState | None:
-        return self.customers.get((organization_id, customer_id, stripe_account_id))
+        """The customer at the Stripe that was written of last."""
+        known = self.links(organization_id, customer_id, stripe_account_id)
+        return known[-1] if known else None
+
+    def links(self, organization_id: str, customer_id: str, stripe_account_id: str | None) -> list[StripeCustomerState]:
+        """A customer at every Stripe there was (the stand-in, test mode, another account), the last one last."""
+        keys = self._links.get((organization_id, customer_id, stripe_account_id), ())
+        return [self.customers[key] for key in keys]
+
+    def link(
+        self, organization_id: str, customer_id: str, stripe_account_id: str | None, owner: str | None
+    ) -> StripeCustomerState | None:
+        """The customer at one Stripe."""
+        return self.customers.get((organization_id, customer_id, stripe_account_id, owner))
 
     def in_force(self, organization_id: str, subscription_id: str, cycle_start: int) -> tuple[str, int]:
         """(id, revision) of the invoice that a cycle is billed by: the first, or the one after those reissued."""
@@ -359,6 +378,10 @@ class InvoiceLedger:
                 return known.reason != record.reason and self._put(
                     replace(known, reason=record.reason, updated_at=record.at)
                 )
+            case "seller":
+                return self._sell(record, known)
+            case "customer":
+                return self._without_customer(record, known)
             case "reissue":
                 return known.state == "void" and not known.reissued and self._put(replace(known, reissued=True))
             case _:
@@ -407,6 +430,24 @@ class InvoiceLedger:
             replace(known, steps=MappingProxyType(steps), gate=gate, retry_asked_at=record.at, updated_at=record.at)
         )
 
+    def _sell(self, record: InvoiceStep, known: Invoice) -> bool:
+        """Corrected settings reach an invoice of which nothing is at Stripe, or about to be."""
+        draft = known.attempt("draft")
+        begun = known.stripe_invoice_id is not None or (draft is not None and draft.phase != "failed")
+        if known.fixed is None or record.seller is None or begun or known.voiding or known.finished:
+            return False
+        fixed = with_hash(msgspec.structs.replace(known.fixed, seller=record.seller))
+        return self._put(replace(known, fixed=fixed, retry_asked_at=record.at, updated_at=record.at))
+
+    def _without_customer(self, record: InvoiceStep, known: Invoice) -> bool:
+        """Nothing can be made at Stripe until its customer is there."""
+        if known.stripe_invoice_id is not None or known.voiding or known.finished:
+            return False
+        attempt = Attempt(record.attempt, record.phase, record.at, code=record.code, reason=record.reason)
+        reason = known.reason if known.state == "mismatch" else record.reason
+        steps = _with(known.steps, ("customer", 0), attempt)
+        return self._put(replace(known, steps=steps, reason=reason, updated_at=record.at))
+
     def _call(self, record: InvoiceStep, known: Invoice) -> bool:
         """An intent or result of draft, item, finalize, pay, void, credit."""
         key: StepKey = (record.step, record.index)
@@ -427,7 +468,8 @@ class InvoiceLedger:
         changed = replace(known, steps=_with(known.steps, key, attempt), updated_at=record.at)
         if record.step == "draft" and record.phase == "done":
             assert record.object_id is not None
-            changed = replace(changed, stripe_invoice_id=record.object_id)
+            left = MappingProxyType({k: each for k, each in changed.steps.items() if k[0] != "customer"})
+            changed = replace(changed, stripe_invoice_id=record.object_id, steps=left)
             self._by_stripe_id[record.object_id] = known.id
         if record.step == "void" and record.phase == "done" and record.stripe is None:  # it never was one of Stripe's
             return self._put(replace(changed, state="void", reason=attempt.memo))
@@ -483,13 +525,28 @@ class InvoiceLedger:
         return self._put(replace(known, adjustments=adjustments, updated_at=max(known.updated_at, record.seen_at)))
 
     def _customer(self, record: StripeCustomer) -> bool:
-        key = (record.organization_id, record.customer_id, record.stripe_account_id)
+        key = (record.organization_id, record.customer_id, record.stripe_account_id, record.owner)
         known = self.customers.get(key)
+        if not self._links_customer(record, key, known):
+            return False
+        keys = self._links.setdefault(key[:3], [])
+        if key in keys:
+            keys.remove(key)
+        keys.append(key)
+        return True
+
+    def _links_customer(self, record: StripeCustomer, key: LinkKey, known: StripeCustomerState | None) -> bool:
         if record.phase == "intent":
             expected = 1 if known is None else known.attempt.number + 1
             if record.attempt != expected or (known is not None and not known.attempt.may_advance):
                 return False
-            self.customers[key] = StripeCustomerState(Attempt(record.attempt, "intent", record.at))
+            self.customers[key] = StripeCustomerState(Attempt(record.attempt, "intent", record.at), owner=record.owner)
+            return True
+        if record.phase == "failed" and record.stripe_customer_id is not None:
+            if known is None or known.stripe_customer_id != record.stripe_customer_id:
+                return False
+            gone = Attempt(record.attempt, "failed", record.at, code=record.code, reason=record.reason)
+            self.customers[key] = StripeCustomerState(gone, reason=record.reason, owner=record.owner)
             return True
         if record.phase != "done":
             if known is None or known.stripe_customer_id or known.attempt.number != record.attempt:
@@ -499,7 +556,7 @@ class InvoiceLedger:
             return True
         if record.stripe_customer_id is None:
             return False
-        if known is not None and known.stripe_customer_id not in (None, record.stripe_customer_id):
+        if known is not None and known.stripe_customer_id not in (None, record.stripe_customer_id, record.replaces):
             return False  # another writer's customer is the one in force
         self.customers[key] = StripeCustomerState(
             attempt=Attempt(record.attempt, "done", record.at, record.stripe_customer_id),
@@ -508,6 +565,7 @@ class InvoiceLedger:
             default_payment_method=record.default_payment_method,
             details=record.details,
             reason=record.reason,
+            owner=record.owner,
         )
         return True
 

@@ -46,6 +46,8 @@ StepName = Literal[
     "observe",
     "discard",
     "problem",
+    "seller",
+    "customer",
 ]
 WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed", "not_computed"]
 """Why an invoice is `waiting`; `not_computed`: of its own fault, the others went on."""
@@ -267,7 +269,8 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     begins after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `credit`
     (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) · `discard`
     (object_id, a draft, is gone: a second one, or the one that was in use) · `problem` (it could not be handled, reason
-    says why; nothing was done).
+    says why; nothing was done) · `seller` (the settings it is made with at Stripe were corrected before there was
+    anything at Stripe) · `customer` (its customer can't be had at Stripe).
     phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
     object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
     by: who asked, a key's id or a user's name. request: digest of the Idempotency-Key that a credit was asked for
@@ -291,6 +294,7 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     memo: str | None = None
     by: str | None = None
     request: str | None = None
+    seller: Seller | None = None
     # Of `wait`, which precedes the fixing: what the invoice would be of.
     subscription_id: str | None = None
     cycle_start: int | None = None
@@ -320,6 +324,9 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
     Later `done` records of the same stripe_customer_id say which payment_method (as the catalog names it) was attached,
     under which id (default_payment_method), or why it was not (reason). details: digest of name, address and so on, as
     they were passed on; None: the customer was given, and its details are kept at Stripe.
+    owner: the Stripe that knows the id, as account and mode of the key (`acct_1AbC:test`); None: not kept then.
+    replaces: the stripe_customer_id that was in force until then. A `failed` record with a stripe_customer_id says that
+    this one is gone at Stripe.
     """
 
     organization_id: str
@@ -334,6 +341,8 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
     details: str | None = None
     code: str | None = None
     reason: str | None = None
+    owner: str | None = None
+    replaces: str | None = None
     writer: str = ""
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 from confluent_kafka import KafkaException
 
-from billing_job import desk, invoices, void_credit
+from billing_job import customer_desk, desk, invoices, void_credit
 from billing_job import late as late_usage
 from billing_job.content import trues_up
 from billing_job.counts import Counts
@@ -36,8 +36,10 @@ from dashboard.invoice_desk import (
     Voided,
 )
 from schemas.currency import from_minor
+from schemas.customer import Customer
 from schemas.invoice_ledger import Invoice
 from schemas.ledger import InvoiceFixed
+from schemas.organization import Organization
 from schemas.period import Cycle
 from schemas.product import ProductSpec
 from schemas.settings import Settings
@@ -153,6 +155,24 @@ class LedgerDesk:
             return False
         return self._answered(lambda: desk.asked(self._ledger, invoice, what, by))
 
+    def check_customer(self, before: Customer | None, after: Customer) -> None:
+        self._asked(lambda: customer_desk.check(self._billing, self._catalog.view, before, after))
+
+    def check_settings(self, before: Organization, after: Organization) -> None:
+        self._asked(lambda: customer_desk.check_settings(self._billing, before, after))
+
+    def _asked(self, question: Callable[[], None]) -> None:
+        """What Stripe says of something that is entered, in the dashboard's words."""
+        try:
+            self._answered(question)
+        except customer_desk.StripeDoesNotTake as refused:
+            raise DeskRefused(refused.field, str(refused), refused.code) from refused
+        except StripeFailure as failure:
+            raise DeskUnavailable(f"Stripe can't be asked now, nothing is changed: {failure.reason}") from failure
+
+    def customer_changed(self, before: Customer | None, after: Customer, by: str) -> None:
+        self._answered(lambda: customer_desk.changed(self._billing, self._catalog.view, before, after, by))
+
     def possible(self, invoice_id: str) -> Possible:
         invoice = self._invoice(invoice_id)
         left = void_credit.creditable_minor(invoice)
@@ -162,6 +182,7 @@ class LedgerDesk:
             refund=invoice.stripe is not None and invoice.stripe.status == "paid",
             approve=desk.awaits_approval(self._catalog.view, invoice),
             approved=invoice.approved and invoice.state == "computed",
+            retry=invoice.fixed is not None and desk.may_retry(invoice),
         )
 
     def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
+from dashboard import customer_changes
 from dashboard.auth import Caller
 from dashboard.control.common import (
     PAGE_DEFAULT,
@@ -23,15 +24,15 @@ from dashboard.control.common import (
 from dashboard.objects import CustomerChanges, CustomerOut, Page
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us
-from dashboard.writes import archive_unused, change, create, found, object_id
+from dashboard.services import now_us, services_of
+from dashboard.writes import archive_unused, found, object_id
 from schemas.customer import Customer, CustomerSpec
 
 router = api_router(AdminRoute, "Customers")
 _show = shower(CustomerOut)
 
 
-@router.post("/customers", status_code=201, responses=problem_responses(409))
+@router.post("/customers", status_code=201, responses=problem_responses(409, 503))
 async def create_customer(
     request: Request, response: Response, caller: Caller, body: CustomerSpec, idempotency_key: IdempotencyKey = None
 ) -> CustomerOut:
@@ -41,7 +42,7 @@ async def create_customer(
         organization_id=caller.organization_id,
         created_at=now_us(),
     )
-    customer, version = await create(store_of(request), customer, idempotency_key)
+    customer, version = await customer_changes.create_customer(services_of(request), customer, idempotency_key)
     return answered(response, _show(customer, version), version)
 
 
@@ -64,12 +65,14 @@ async def get_customer(request: Request, response: Response, caller: Caller, id:
     return answered(response, _show(customer, version), version)
 
 
-@router.patch("/customers/{id:path}", responses=problem_responses(404, 409, 412))
+@router.patch("/customers/{id:path}", responses=problem_responses(404, 409, 412, 503))
 async def change_customer(
     request: Request, response: Response, caller: Caller, id: str, body: CustomerChanges, if_match: IfMatch = None
 ) -> CustomerOut:
     edit = patched(CustomerSpec, body)
-    customer, version = await change(store_of(request), Customer, caller.organization_id, id, if_match, edit)
+    customer, version = await customer_changes.change_customer(
+        services_of(request), caller.organization_id, id, if_match, edit, by=caller.key_id
+    )
     return answered(response, _show(customer, version), version)
 
 

@@ -7,11 +7,11 @@ from fastapi import Request, Response
 from dashboard.auth import Caller
 from dashboard.control.common import IfMatch, answered, patched, shower, store_of
 from dashboard.objects import OrganizationChanges, OrganizationOut
-from dashboard.operator import is_operator, operators_fields_kept
+from dashboard.operator import change_settings
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
 from dashboard.services import services_of
-from dashboard.writes import change, found
+from dashboard.writes import found
 from schemas.organization import Organization, OrganizationSpec
 
 router = api_router(AdminRoute, "Organization")
@@ -24,14 +24,13 @@ async def get_organization(request: Request, response: Response, caller: Caller)
     return answered(response, _show(organization, version), version)
 
 
-@router.patch("/organization", responses=problem_responses(403, 404, 409, 412))
+@router.patch("/organization", responses=problem_responses(403, 404, 409, 412, 503))
 async def change_organization(
     request: Request, response: Response, caller: Caller, body: OrganizationChanges, if_match: IfMatch = None
 ) -> OrganizationOut:
     """A new time_zone holds for new subscriptions, and for those that run from their next cycle on."""
-    operator = is_operator(services_of(request), caller.organization_id, caller.key_id)
-    edit = operators_fields_kept(patched(OrganizationSpec, body), operator=operator)
-    organization, version = await change(
-        store_of(request), Organization, caller.organization_id, caller.organization_id, if_match, edit
+    edit = patched(OrganizationSpec, body)
+    organization, version = await change_settings(
+        services_of(request), caller.organization_id, caller.key_id, if_match, edit
     )
     return answered(response, _show(organization, version), version)

@@ -18,6 +18,7 @@ from dashboard.control.common import (
     shown_page,
     store_of,
 )
+from dashboard.customer_changes import require_reachable
 from dashboard.objects import (
     CycleOut,
     Page,
@@ -31,6 +32,7 @@ from dashboard.routing import AdminRoute, api_router
 from dashboard.services import now_us
 from dashboard.writes import change, create, found, object_id, require_customer, require_sellable
 from runtime.problem import Problem
+from schemas.customer import Customer
 from schemas.subscription import CancelRequest, Subscription, SubscriptionSpec
 
 router = api_router(AdminRoute, "Subscriptions")
@@ -56,7 +58,8 @@ async def create_subscription(
     organization = store.view.organization(caller.organization_id)
     if organization is None:
         raise Problem(404, "not_found", "the organization does not exist yet")
-    require_customer(store, caller.organization_id, body.customer_id)
+    customer = require_customer(store, caller.organization_id, body.customer_id)
+    require_reachable(customer, body.collection_method)
     require_sellable(store, caller.organization_id, body.product_id)
     subscription = lifecycle.begun(
         body,
@@ -109,6 +112,9 @@ async def change_subscription(
     def edit(subscription: Subscription) -> Subscription:
         if body.collection_method is None:
             return subscription
+        customer = store_of(request).view.get(Customer, caller.organization_id, subscription.customer_id)
+        if customer is not None:
+            require_reachable(customer, body.collection_method)
         return subscription.model_copy(update={"collection_method": body.collection_method})
 
     subscription, version = await change(store_of(request), Subscription, caller.organization_id, id, if_match, edit)

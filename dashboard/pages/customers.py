@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from catalog.store import CatalogConflict, CatalogStore
+from dashboard import customer_changes
 from dashboard.control.common import patched, validated
 from dashboard.live_rows import live_rows
 from dashboard.objects import CustomerChanges
@@ -20,7 +21,7 @@ from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
 from dashboard.read.benefits import benefits_of
 from dashboard.services import now_us, services_of
-from dashboard.writes import archive_unused, change, create, found, is_same_request, object_id
+from dashboard.writes import archive_unused, create, found, is_same_request, object_id
 from schemas.customer import Customer, CustomerSpec
 from schemas.meter import Meter
 from schemas.period import Cycle
@@ -74,6 +75,11 @@ def _fields(form: Mapping[str, str]) -> dict[str, Any]:
     return nested(filled(known))
 
 
+def _shown(form: Mapping[str, str], errors: Errors) -> dict[str, str]:
+    """What a refused form is filled with: a wrong payment method may be a card's number, and is not shown again."""
+    return {name: text for name, text in form.items() if name != "payment_method" or name not in errors}
+
+
 @router.post("/customers/new")
 async def create_customer(request: Request, visitor: Visitor, form: Form) -> Response:
     async def making() -> Customer:
@@ -84,13 +90,14 @@ async def create_customer(request: Request, visitor: Visitor, form: Form) -> Res
             organization_id=visitor.organization_id,
             created_at=now_us(),
         )
+        await customer_changes.check_new(services_of(request), customer)
         return await _create(services_of(request).catalog, customer, request_key(form), is_own_id=spec.id is None)
 
     customer, errors, status = await attempted(making())
     if customer is None:
         if status == 409:
             errors = {"id": "A customer with this ID already exists."}
-        return render(request, "customer_new.html", visitor, status=status, values=form, errors=errors)
+        return render(request, "customer_new.html", visitor, status=status, values=_shown(form, errors), errors=errors)
     return RedirectResponse(f"{customer_address(customer.id)}?done=created", 303)
 
 
@@ -168,10 +175,13 @@ async def change_customer(request: Request, visitor: Visitor, form: Form, id: st
         fields = _fields(form)
         cleared = dict.fromkeys(("email", "address", "stripe_customer_id", "payment_method"))
         changes = validated(CustomerChanges, {"name": "", **cleared, **fields})
-        await change(store, Customer, organization, id, form.get("version"), patched(CustomerSpec, changes))
+        edit = patched(CustomerSpec, changes)
+        await customer_changes.change_customer(
+            services_of(request), organization, id, form.get("version"), edit, by=visitor.key_id
+        )
         return f"{customer_address(id)}?done=saved"
 
     target, errors, status = await attempted(making())
     if target is None:
-        return await _customer_page(request, visitor, id, values=form, errors=errors, status=status)
+        return await _customer_page(request, visitor, id, values=_shown(form, errors), errors=errors, status=status)
     return RedirectResponse(target, 303)

@@ -10,14 +10,14 @@ from zoneinfo import available_timezones
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from dashboard import operator
 from dashboard.control.common import patched, validated
 from dashboard.objects import OrganizationChanges
-from dashboard.operator import is_operator, operators_fields_kept
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.services import Services, services_of
-from dashboard.writes import change, found
+from dashboard.writes import found
 from runtime.health import failing
 from schemas.organization import Organization, OrganizationSpec
 
@@ -65,7 +65,7 @@ async def _page(
         values=values or current,
         errors=errors,
         done=done,
-        operator=is_operator(services, visitor.organization_id, visitor.key_id),
+        operator=operator.is_operator(services, visitor.organization_id, visitor.key_id),
         zones=zones(),
         default_grace=services.settings.close_grace_seconds,
         checks=await asyncio.to_thread(_health, services),
@@ -93,10 +93,8 @@ async def change_settings(request: Request, visitor: Visitor, form: Form) -> Res
         }
         if "stripe_account_id" in form:
             fields["stripe_account_id"] = form["stripe_account_id"].strip() or None
-        operator = is_operator(services_of(request), organization, visitor.key_id)
-        changes = patched(OrganizationSpec, validated(OrganizationChanges, fields))
-        edit = operators_fields_kept(changes, operator=operator)
-        await change(services_of(request).catalog, Organization, organization, organization, form.get("version"), edit)
+        edit = patched(OrganizationSpec, validated(OrganizationChanges, fields))
+        await operator.change_settings(services_of(request), organization, visitor.key_id, form.get("version"), edit)
 
     _, errors, status = await attempted(making())
     if errors:

@@ -10,6 +10,7 @@ from whenever import PlainDateTime
 
 from dashboard import subscriptions as lifecycle
 from dashboard.control.common import validated
+from dashboard.customer_changes import require_reachable
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor, organization_of
@@ -76,7 +77,7 @@ async def create_subscription(request: Request, visitor: Visitor, form: Form) ->
     async def making() -> Subscription:
         fields = {**filled(form), "started_at": local_start(form.get("started_at"), zone)}
         spec = validated(SubscriptionSpec, fields)
-        require_customer(store, organization_id, spec.customer_id)
+        require_reachable(require_customer(store, organization_id, spec.customer_id), spec.collection_method)
         require_sellable(store, organization_id, spec.product_id)
         subscription = lifecycle.begun(
             spec,

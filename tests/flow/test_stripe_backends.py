@@ -107,7 +107,7 @@ def billed(world: BillingWorld, card: str, **more: Any) -> Invoice:
 def customer_with(world: BillingWorld, strict: StrictStripe, card: str) -> str:
     """Made beforehand, by whoever runs the strict server."""
     strict.control("DELETE", "faults")
-    given: str = world.at_stripe("POST", "/v1/customers", name="given")["id"]
+    given: str = world.at_stripe("POST", "/v1/customers", name="given", email="given@example.com")["id"]
     method = world.at_stripe("POST", f"/v1/payment_methods/{card}/attach", customer=given)["id"]
     default = {"invoice_settings[default_payment_method]": method}
     world.at_stripe("POST", f"/v1/customers/{given}", **default)

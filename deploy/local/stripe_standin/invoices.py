@@ -269,6 +269,7 @@ def list_all(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
     del path
     records = scope.all(Invoice)
     if params.get("customer") is not None:
+        scope.get(Customer, params["customer"], "customer", status=400)  # not verified: that Stripe refuses it here
         records = scope.children(Invoice, params["customer"])
     same = matching(params, status="status", collection_method="collection_method")
 
