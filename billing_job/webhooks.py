@@ -109,7 +109,12 @@ class StripeWebhooks:
 
     async def _take(self, request: Request) -> str:
         headers = headers_of(cast(dict[str, Any], request.scope))
-        payload = await read_body(cast(Receive, request.receive), headers, BODY_BYTES_MAX, self._strangers)
+        try:
+            payload = await read_body(cast(Receive, request.receive), headers, BODY_BYTES_MAX, self._strangers)
+        except Problem as problem:
+            if problem.status == 413:  # no event of Stripe's is as large
+                raise WebhookRefused(f"larger than {BODY_BYTES_MAX} bytes") from None
+            raise
         event = verified_event(payload, request.headers.get("Stripe-Signature"), self._secrets)
         return await run_in_threadpool(apply_event, self._billing, event)
 

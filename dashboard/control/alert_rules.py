@@ -39,7 +39,11 @@ def new_rule_shown(services: Services, rule: AlertRule, version: int, now: int) 
     return NewAlertRuleOut.model_validate({**fields_of(rule, version), "customers_reached": count})
 
 
-@router.post("/alert-rules", status_code=201, responses=problem_responses(409))
+@router.post(
+    "/alert-rules",
+    status_code=201,
+    responses={200: {"model": NewAlertRuleOut, "description": "what would be created"}, **problem_responses(409)},
+)
 async def create_alert_rule(
     request: Request,
     response: Response,

@@ -49,12 +49,16 @@ async def list_changes(
     cursor: Cursor = None,
 ) -> Page[ChangeOut]:
     """Who changed which object last, newest first. The whole history is the topic `catalog`."""
-    items = [
+    known = [
         _Item(f"{kind_of(each.state)}/{each.state.id}", each)
         for each in store_of(request).view.changes(caller.organization_id)
-        if kind in (None, kind_of(each.state)) and object_id in (None, each.state.id)
     ]
-    page, following = page_of(items, limit, cursor)
+    items = [
+        item
+        for item in known
+        if kind in (None, kind_of(item.change.state)) and object_id in (None, item.change.state.id)
+    ]
+    page, following = page_of(items, limit, cursor, known)
     return Page(data=[_shown(item.change) for item in page], next_cursor=following)
 
 

@@ -111,7 +111,7 @@ def test_a_connection_that_says_nothing_is_closed(serve: Service) -> None:
         (f"{EVENTS}/void", 2_000_000, KEY, 413),
         ("/api/v1/meters", 20_000_000, KEY, 413),
         ("/sign-in", 2_000_000, FORM, 413),
-        ("/webhooks/stripe", 2_000_000, {}, 413),
+        ("/webhooks/stripe", 2_000_000, {}, 400),
         ("/nowhere", 2_000_000, {}, 404),
     ],
 )
