@@ -43,6 +43,7 @@ VOID_PATH = f"{PATH}/void"
 PATHS = (PATH, VOID_PATH)
 RETRY_AFTER_SECONDS = "1"
 _DRAIN_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0
 _PLACED_MAX = 200_000
 _VOID_BYTES_MAX = 64 * 1024
 _CLIENT_GONE = 499  # as nginx counts them; no answer has this status
@@ -89,7 +90,7 @@ class Gateway:
     async def stop(self) -> None:
         if self._pipeline is not None and self._producer is not None:
             await self._pipeline.drain(_DRAIN_SECONDS)
-            await asyncio.to_thread(self._producer.close, _DRAIN_SECONDS)
+            await asyncio.to_thread(self._producer.close, _CLOSE_SECONDS)
         self._naming.shutdown(wait=False)
 
     @property
@@ -160,7 +161,7 @@ class Gateway:
             raise _invalid(errors)
         parts = split(events, organization_id, idempotency_key, self._partition_of(organization_id))
         try:
-            receipt = await self._running_pipeline.accept(parts)
+            receipt = await self._running_pipeline.accept(parts, len(body))
         except (NotAccepted, OutcomeUnknown) as error:
             raise _unavailable(str(error)) from error
         unmatched = find_unmatched(

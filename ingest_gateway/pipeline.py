@@ -1,7 +1,11 @@
-"""valid batches → Kafka → receipts: coalesced, produced, answered when every part is acknowledged.
+"""valid batches → Kafka → receipts: coalesced, cut to size, produced, answered when every event is acknowledged.
 
 What arrives while messages are under way waits for their acknowledgement and then leaves together, as databases commit
 in groups: alone a request never waits, and under load messages grow to what the broker takes between two answers.
+
+A request waits for a time of ours, and is answered 503 then. Its messages stay with the client library, which has
+minutes: one that it gives up in flight makes it write those after it twice (librdkafka's issue 4953). So what counts
+against the bounds is what the library holds, answered or not.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,17 +21,16 @@ import msgspec
 
 from ingest_gateway import metrics
 from ingest_gateway.coalesce import Claim, Coalescer, Columns
+from ingest_gateway.cut import messages
 from ingest_gateway.producer import EventProducer
 from schemas.event import EVENTS_PER_BATCH_MAX
 from schemas.settings import Settings
-from schemas.usage_batch import encode
 
 OUTCOME_UNKNOWN = (
     "the outcome is unknown: part of the batch may be in the log; repeat it only if its events have event_ids "
     "or the request has an Idempotency-Key"
 )
 _FLUSH_EVENTS = 10 * EVENTS_PER_BATCH_MAX  # enough to fill messages; more would only wait
-_MARGIN_SECONDS = 0.5  # librdkafka looks for expired messages once in a while
 
 
 class NotAccepted(Exception):
@@ -48,22 +52,32 @@ class ReceiptRange(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A batch under way: parts not yet acknowledged, and what is known of the others."""
+    """A request under way. body_bytes: what it may take in memory. unsettled: events whose outcome is not known yet."""
 
-    parts: int
+    events: int
+    body_bytes: int
     answer: asyncio.Future[list[ReceiptRange]]
-    receipt: list[ReceiptRange] = field(default_factory=list[ReceiptRange])
+    unsettled: int = field(init=False)
+    _receipt: dict[int, ReceiptRange] = field(default_factory=dict[int, ReceiptRange])
+
+    def __post_init__(self) -> None:
+        self.unsettled = self.events
 
     def settle(self, partition: int, events: int, offset: int | None, reason: str | None) -> None:
-        self.parts -= 1
+        self.unsettled -= events
         if self.answer.done():
             return
         if offset is None:
             self.answer.set_exception(OutcomeUnknown(f"Kafka did not acknowledge ({reason}); {OUTCOME_UNKNOWN}"))
             return
-        self.receipt.append(ReceiptRange(partition, offset, offset, events))
-        if self.parts == 0:
-            self.answer.set_result(self.receipt)
+        known = self._receipt.get(partition)
+        if known is None:
+            self._receipt[partition] = ReceiptRange(partition, offset, offset, events)
+        else:
+            first, last = min(known.first_offset, offset), max(known.last_offset, offset)
+            self._receipt[partition] = ReceiptRange(partition, first, last, known.events + events)
+        if not self.unsettled:
+            self.answer.set_result(sorted(self._receipt.values(), key=lambda part: part.partition))
 
     def expire(self, seconds: float) -> None:
         """Its messages may still settle later; the client is not kept waiting for them."""
@@ -72,7 +86,7 @@ class _Pending:
 
 
 class Pipeline:
-    """Lives in one event loop. Memory is bounded by settings.queue_events_max."""
+    """Lives in one event loop. Memory is bounded by settings.queue_events_max and queue_bytes_max."""
 
     def __init__(self, settings: Settings, producer: EventProducer) -> None:
         self._producer = producer
@@ -82,55 +96,55 @@ class Pipeline:
         self._flush_timer: asyncio.Handle | None = None
         self._messages_under_way = 0
         self._events_max = settings.queue_events_max
-        self._answer_seconds_max = settings.delivery_timeout_ms / 1000 + _MARGIN_SECONDS
+        self._bytes_max = settings.queue_bytes_max
+        self._answer_seconds_max = settings.delivery_timeout_ms / 1000
         self._events_waiting = 0
+        self._bytes_waiting = 0
+        self._stalled = False  # a message was not acknowledged in time, and none has been since
         metrics.EVENTS_WAITING.set_function(lambda: self._events_waiting)
 
-    async def accept(self, parts: dict[int, Columns]) -> list[ReceiptRange]:
+    async def accept(self, parts: dict[int, Columns], body_bytes: int = 0) -> list[ReceiptRange]:
         """Produce a batch split by partition and wait for all acknowledgements; its receipt by partition.
 
+        body_bytes: of the request, decompressed; what it takes in memory is no more than a few times that.
         Raises NotAccepted (queue full, brokers away: nothing enqueued) or OutcomeUnknown (failed or late after that).
         """
         events = sum(map(len, parts.values()))
-        self._check_room(events)
-        pending = _Pending(len(parts), self._loop.create_future())
+        pending = self._admit(events, body_bytes)
         for partition, columns in parts.items():
             self._coalescer.add(pending, partition, columns)
         self._schedule()
-        receipt = await self._acknowledged(pending, events)
+        receipt = await self._acknowledged(pending)
         metrics.EVENTS_ACCEPTED.inc(events)
         return receipt
 
     async def accept_message(self, partition: int, message: bytes) -> list[ReceiptRange]:
         """Produce one message that is no batch of events, and wait for its acknowledgement. Raises as accept does."""
-        self._check_room(1)
-        pending = _Pending(1, self._loop.create_future())
-        try:
-            self._producer.produce(
-                partition, None, message, lambda offset, reason: pending.settle(partition, 1, offset, reason)
-            )
-        except BufferError as error:
-            raise NotAccepted(f"{error}; nothing was enqueued") from error
-        metrics.MESSAGES.inc()
-        return await self._acknowledged(pending, 1)
+        pending = self._admit(1, len(message))
+        self._produce(partition, message, [Claim(pending, 1)])
+        return await self._acknowledged(pending)
 
-    def _check_room(self, events: int) -> None:
+    def _admit(self, events: int, body_bytes: int) -> _Pending:
         if self._producer.fatal:
             raise NotAccepted(f"the producer has failed: {self._producer.fatal}")
         if self._producer.unreachable:
             raise NotAccepted("no Kafka broker answers; nothing was enqueued")
-        if self._events_waiting + events > self._events_max:
+        if self._stalled:
+            raise NotAccepted("Kafka does not acknowledge at the moment; nothing was enqueued")
+        # Nothing waiting: any request that is within its own limits has room.
+        if self._events_waiting and (
+            self._events_waiting + events > self._events_max or self._bytes_waiting + body_bytes > self._bytes_max
+        ):
             raise NotAccepted("too many events await acknowledgement; nothing was enqueued")
-
-    async def _acknowledged(self, pending: _Pending, events: int) -> list[ReceiptRange]:
         self._events_waiting += events
+        self._bytes_waiting += body_bytes
+        return _Pending(events, body_bytes, self._loop.create_future())
+
+    async def _acknowledged(self, pending: _Pending) -> list[ReceiptRange]:
         started = time.perf_counter()
-        try:
-            receipt = await pending.answer
-        finally:
-            self._events_waiting -= events
+        receipt = await pending.answer
         metrics.ACKNOWLEDGED_SECONDS.observe(time.perf_counter() - started)
-        return sorted(receipt, key=lambda part: part.partition)
+        return receipt
 
     def _schedule(self) -> None:
         if self._coalescer.events >= _FLUSH_EVENTS:
@@ -142,38 +156,52 @@ class Pipeline:
                 self._flush_timer = self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Encode and enqueue everything that was collected."""
+        """Encode everything that was collected, then enqueue it."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        received_at = time.time_ns() // 1000
-        for partition, batch, claims in self._coalescer.drain(lambda: secrets.token_bytes(16), received_at):
-            metrics.MESSAGES.inc()
-            self._messages_under_way += 1
-            expiry = self._loop.call_later(self._answer_seconds_max, self._expire, claims)
-            settled = partial(self._settle, partition, claims, expiry)
-            try:
-                self._producer.produce(partition, None, encode(batch), settled)
-            except BufferError as error:
-                settled(None, str(error))
+        collected = self._coalescer.drain(_new_batch_id, time.time_ns() // 1000)
+        encoded = [
+            (partition, message, on_it)
+            for partition, batch, claims in collected
+            for message, on_it in messages(batch, claims, _new_batch_id)
+        ]
+        for partition, message, claims in encoded:
+            self._produce(partition, message, claims)
+
+    def _produce(self, partition: int, message: bytes, claims: Sequence[Claim[_Pending]]) -> None:
+        metrics.MESSAGES.inc()
+        self._messages_under_way += 1
+        expiry = self._loop.call_later(self._answer_seconds_max, self._expire, claims)
+        settled = partial(self._settle, partition, claims, expiry)
+        try:
+            self._producer.produce(partition, None, message, settled)
+        except BufferError as error:
+            settled(None, str(error))
 
     def _settle(
         self,
         partition: int,
-        claims: list[Claim[_Pending]],
+        claims: Sequence[Claim[_Pending]],
         expiry: asyncio.TimerHandle,
         offset: int | None,
         reason: str | None,
     ) -> None:
         expiry.cancel()
+        self._stalled = False
         for claim in claims:
-            claim.owner.settle(partition, claim.events, offset, reason)
+            pending = claim.owner
+            pending.settle(partition, claim.events, offset, reason)
+            if not pending.unsettled:
+                self._events_waiting -= pending.events
+                self._bytes_waiting -= pending.body_bytes
         self._messages_under_way -= 1
         if self._flush_timer is not None and not self._messages_under_way:
             self._flush_timer.cancel()
             self._flush_timer = self._loop.call_soon(self.flush)
 
-    def _expire(self, claims: list[Claim[_Pending]]) -> None:
+    def _expire(self, claims: Sequence[Claim[_Pending]]) -> None:
+        self._stalled = True
         for claim in claims:
             claim.owner.expire(self._answer_seconds_max)
 
@@ -183,3 +211,7 @@ class Pipeline:
         deadline = self._loop.time() + timeout_seconds
         while self._events_waiting and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
+
+
+def _new_batch_id() -> bytes:
+    return secrets.token_bytes(16)

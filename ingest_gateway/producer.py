@@ -14,15 +14,15 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from runtime.kafka_watch import watched
 from schemas.settings import Settings
-from schemas.topics import USAGE_EVENTS, topic_name
+from schemas.topics import RECORD_BATCH_BYTES_MAX, USAGE_EVENTS, topic_name
 
 Settled = Callable[[int | None, str | None], None]
 """Called in the event loop with the message's offset, or with the reason why it has none."""
 
 log = structlog.get_logger(__name__)
 
-_QUEUE_KBYTES = 512 * 1024
-_QUEUE_MESSAGES = 1_000_000
+_DELIVERY_MS = 5 * 60 * 1000  # see docs/decisions/gateway.md before it is made shorter
+_BATCH_OVERHEAD_BYTES = 1024
 _TELL_AGAIN_SECONDS = 30.0
 
 
@@ -38,13 +38,16 @@ class EventProducer:
         self._producer = Producer(
             {
                 "compression.type": "lz4",
+                "delivery.timeout.ms": _DELIVERY_MS,
                 **watched(settings.kafka_properties),
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 0,  # requests are coalesced before they come here
-                "delivery.timeout.ms": settings.delivery_timeout_ms,
-                "queue.buffering.max.kbytes": _QUEUE_KBYTES,
-                "queue.buffering.max.messages": _QUEUE_MESSAGES,
+                # Of a message and of the messages that go to a broker at once.
+                "message.max.bytes": RECORD_BATCH_BYTES_MAX - _BATCH_OVERHEAD_BYTES,
+                # The pipeline's own bound is met first: it knows requests, and refuses them whole.
+                "queue.buffering.max.kbytes": 2 * settings.queue_bytes_max // 1024,
+                "queue.buffering.max.messages": 2 * settings.queue_events_max,
                 "error_cb": self._on_error,
             }
         )
@@ -73,6 +76,8 @@ class EventProducer:
     def close(self, timeout_seconds: float) -> int:
         """Wait for what is under way; the number of messages whose outcome stays unknown."""
         left = self._producer.flush(timeout_seconds)
+        if left:
+            log.warning("messages_left", messages=left, detail="whether they are in the log is not known")
         self._stopping.set()
         self._thread.join(timeout_seconds)
         self._hand_over()

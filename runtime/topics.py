@@ -9,13 +9,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import stamina
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
+from confluent_kafka.admin import (
+    AdminClient,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from schemas.settings import Settings
-from schemas.topics import USAGE_EVENTS, topic_name, topic_specs
+from schemas.topics import MESSAGE_BYTES_MAX, USAGE_EVENTS, topic_name, topic_specs
+
+log = structlog.get_logger(__name__)
 
 _TIMEOUT_SECONDS = 15.0
+_RECORD_OVERHEAD_BYTES = 1024  # of a record and its batch around a message
 _SPREAD_SECONDS = 5.0
 _COMMITTED_SECONDS = 10.0
 _MEMBERS_SECONDS = 5.0
@@ -53,7 +62,10 @@ def _is_unknown(error: Exception) -> bool:
 
 
 def create_topics(settings: Settings) -> list[str]:
-    """Make what is missing; the names made. Raises TopicMismatch when usage.events has another number of partitions."""
+    """Make what is missing; the names made.
+
+    Raises TopicMismatch when usage.events has another number of partitions, or takes no messages of the gateway's size.
+    """
     specs = {spec.name: spec for spec in topic_specs(settings)}
     admin = admin_client(settings)
     existing = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
@@ -72,7 +84,26 @@ def create_topics(settings: Settings) -> list[str]:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another service was first
                     raise
     check_partitions(settings)
+    if topic_name(settings, USAGE_EVENTS) not in made:
+        check_message_size(settings, admin)
     return made
+
+
+def check_message_size(settings: Settings, admin: AdminClient) -> None:
+    """Raises TopicMismatch when usage.events refuses messages that the gateway may write."""
+    name = topic_name(settings, USAGE_EVENTS)
+    resource = ConfigResource(ResourceType.TOPIC, name)
+    try:
+        found = answer_of(admin.describe_configs([resource])[resource], _TIMEOUT_SECONDS)
+    except KafkaException as error:  # to describe a topic's settings is a permission of its own
+        log.warning("topic_settings_unknown", topic=name, error=str(error))
+        return
+    bytes_max = int(found["max.message.bytes"].value)
+    if bytes_max < MESSAGE_BYTES_MAX + _RECORD_OVERHEAD_BYTES:
+        raise TopicMismatch(
+            f"{name} takes messages of {bytes_max} bytes, the gateway writes up to {MESSAGE_BYTES_MAX}: "
+            f"raise its max.message.bytes"
+        )
 
 
 def describe_topic(settings: Settings, topic: str, admin: AdminClient | None = None) -> TopicState:

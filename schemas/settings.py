@@ -183,10 +183,18 @@ class Settings(BaseSettings):
             ge=0, le=1000, description="requests wait for earlier messages' acknowledgement at most, to be coalesced"
         ),
     ] = 10
-    delivery_timeout_ms: Annotated[int, Field(ge=100, description="a batch not acknowledged by then answers 503")] = (
-        4000
-    )
+    delivery_timeout_ms: Annotated[
+        int, Field(ge=100, description="a request answers 503 when Kafka has not acknowledged its events by then")
+    ] = 4000
     queue_events_max: Annotated[int, Field(ge=1000, description="events awaiting acknowledgement before 503")] = 500_000
+    queue_bytes_max: Annotated[
+        int,
+        Field(
+            ge=1024 * 1024,
+            le=1024 * 1024 * 1024,
+            description="bytes of requests awaiting acknowledgement before 503",
+        ),
+    ] = 256 * 1024 * 1024
 
     reconcile_seconds: Annotated[
         float, Field(gt=0, description="all live totals are held against ClickHouse this often")

@@ -8,6 +8,12 @@ from schemas.settings import Settings
 
 _DAY_MS = 86_400_000
 
+# Sizes, all from Kafka's default for a topic. A message of the gateway has at most half of it: a topic that was made
+# with defaults takes it, and it fits whole into a dead letter, with base64 and JSON around it.
+RECORD_BATCH_BYTES_MAX = 1024 * 1024 + 12
+MESSAGE_BYTES_MAX = RECORD_BATCH_BYTES_MAX // 2
+"""Of the value of a message of usage.events; what readers fetch at once is a multiple of it."""
+
 USAGE_EVENTS = "usage.events"
 USAGE_TOTALS = "usage.totals"
 USAGE_REPAIRS = "usage.repairs"
@@ -41,7 +47,11 @@ def topic_name(settings: Settings, topic: str) -> str:
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """All topics. Everything about a customer has the partitioning of usage.events, so that it meets in one place."""
     by_customer = settings.event_partitions
-    replicas = {"min.insync.replicas": str(settings.kafka_min_insync_replicas)}
+    # Said for every topic: a cluster's own default may be smaller.
+    common = {
+        "min.insync.replicas": str(settings.kafka_min_insync_replicas),
+        "max.message.bytes": str(RECORD_BATCH_BYTES_MAX),
+    }
     kept_for_ever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     # Segments close soon enough for the cleaner; nothing is compacted before a frozen worker's last write could arrive.
     compacted = {
@@ -67,6 +77,4 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         (CATALOG, 1, kept_for_ever),
         (BILLING_LEDGER, by_customer, kept_for_ever),
     )
-    return tuple(
-        TopicSpec(topic_name(settings, name), count, {**config, **replicas}) for name, count, config in policies
-    )
+    return tuple(TopicSpec(topic_name(settings, name), count, {**config, **common}) for name, count, config in policies)

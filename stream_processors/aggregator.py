@@ -49,7 +49,7 @@ from schemas.period import SECOND_US
 from schemas.repair import UnreadableRepair
 from schemas.settings import Settings
 from schemas.subscription import Subscription
-from schemas.topics import CATALOG, USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.topics import CATALOG, MESSAGE_BYTES_MAX, USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import UnreadableBatch, UsageBatch, decode
 from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
@@ -605,7 +605,7 @@ def make_app(
         topic_partitions=topic.partitions,
         topic_replication_factor=settings.kafka_replication_factor,
         datadir=data_dir,
-        consumer_max_fetch_size=4 * 1024 * 1024,
+        consumer_max_fetch_size=8 * MESSAGE_BYTES_MAX,
         stream_buffer_maxsize=2 * TAKE_MESSAGES_MAX,
         **exact_app_settings(),
     )

@@ -8,11 +8,11 @@ from confluent_kafka import Producer
 
 from schemas.dead_letter import DeadLetter, base64_text, encode
 from schemas.settings import Settings
-from schemas.topics import USAGE_DEAD_LETTERS, topic_name
+from schemas.topics import MESSAGE_BYTES_MAX, USAGE_DEAD_LETTERS, topic_name
 
-# With base64 and JSON around it, still below the megabyte that a broker takes: a letter that could not be sent would
-# hold everything behind it.
-PAYLOAD_BYTES_MAX = 512 * 1024
+# With base64 and JSON around it, still below what a topic takes: a letter that could not be sent would hold everything
+# behind it.
+PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX
 KEY_BYTES_MAX = 1024
 DETAIL_LENGTH_MAX = 1_000
 _LETTERS_AT_ONCE = 100

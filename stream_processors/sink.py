@@ -35,7 +35,7 @@ from runtime.topics import (
 )
 from schemas.dead_letter import DeadLetter
 from schemas.settings import Settings
-from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
+from schemas.topics import MESSAGE_BYTES_MAX, SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
 from stream_processors import avro_splice, inserts, metrics
@@ -134,7 +134,7 @@ class Sink:
                 # What a killed sink leaves behind is another's after this time.
                 "session.timeout.ms": 6_000,
                 "heartbeat.interval.ms": 1_500,
-                "fetch.message.max.bytes": 16 * 1024 * 1024,
+                "fetch.message.max.bytes": 32 * MESSAGE_BYTES_MAX,
                 "queued.max.messages.kbytes": 128 * 1024,
                 "fetch.wait.max.ms": 200,
                 "error_cb": self._note_error,

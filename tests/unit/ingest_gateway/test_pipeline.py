@@ -11,7 +11,8 @@ from ingest_gateway.coalesce import Columns
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline, ReceiptRange
 from ingest_gateway.producer import EventProducer, Settled
 from schemas.settings import Settings
-from schemas.usage_batch import UsageBatch, decode
+from schemas.topics import MESSAGE_BYTES_MAX
+from schemas.usage_batch import UsageBatch, decode, encode
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +57,13 @@ def pipeline_to(broker: Broker, **settings: int) -> Pipeline:
 def events(*customers: str) -> Columns:
     n = len(customers)
     return Columns(["default"] * n, list(customers), ["request"] * n, [0] * n, [None] * n)
+
+
+def batch_of(count: int) -> UsageBatch:
+    columns = events(*["ann"] * count)
+    return UsageBatch(
+        b"x" * 16, 1, columns.organization_id, columns.customer_id, columns.event_name, columns.timestamp, columns.value
+    )
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -120,13 +128,70 @@ async def test_an_unknown_outcome_is_told_to_all_in_the_message(broker: Broker) 
 
 async def test_without_an_acknowledgement_the_wait_ends(broker: Broker) -> None:
     pipeline = pipeline_to(broker, delivery_timeout_ms=100)
-    with pytest.raises(OutcomeUnknown, match=r"within 0\.6 s"):
+    with pytest.raises(OutcomeUnknown, match=r"within 0\.1 s"):
         await pipeline.accept({0: events("ann")})
     broker.acknowledge()  # late; nobody waits for it any more
     answer = asyncio.create_task(pipeline.accept({0: events("ann")}))
     await until(lambda: broker.waiting)
     broker.acknowledge()
     assert await answer == [ReceiptRange(0, 1, 1, 1)]
+
+
+async def test_what_was_answered_503_still_counts_against_the_bounds(broker: Broker) -> None:
+    pipeline = pipeline_to(broker, delivery_timeout_ms=100, queue_events_max=1000)
+    with pytest.raises(OutcomeUnknown):
+        await pipeline.accept({0: events(*["ann"] * 600)})
+    answer = asyncio.create_task(pipeline.accept({1: events("bob")}))
+    with pytest.raises(NotAccepted, match="does not acknowledge at the moment; nothing was enqueued"):
+        await answer
+    assert len(broker.messages) == 1
+    waiting, broker.waiting = broker.waiting, []
+    broker.waiting += waiting[1:]
+    waiting[0](0, None)
+    answer = asyncio.create_task(
+        pipeline.accept({1: events(*["bob"] * 999)})
+    )  # what was late has arrived: there is room
+    await until(lambda: broker.waiting)
+    broker.acknowledge()
+    assert await answer == [ReceiptRange(1, 1, 1, 999)]
+
+
+async def test_a_void_is_answered_in_time_too(broker: Broker) -> None:
+    pipeline = pipeline_to(broker, delivery_timeout_ms=100)
+    with pytest.raises(OutcomeUnknown, match=r"within 0\.1 s"):
+        await pipeline.accept_message(0, encode(batch_of(1)))
+
+
+async def test_a_request_larger_than_a_message_is_one_receipt(broker: Broker) -> None:
+    """1.3 MB of one customer, beside a small request that is in the same flush and stays whole."""
+    pipeline = pipeline_to(broker, linger_ms=1000)
+    first = asyncio.create_task(pipeline.accept({0: events("ann")}))
+    await until(lambda: broker.waiting)
+    large = Columns(["default"] * 100, ["ann"] * 100, ["request"] * 100, [0] * 100, [None] * 100)
+    large.properties += [{f"k{n}": "v" * 256 for n in range(20)} for _ in range(100)]
+    large.extend(large)
+    large.extend(large)
+    tasks = [asyncio.create_task(pipeline.accept({0: columns})) for columns in (large, events("bob", "eve"))]
+    await asyncio.sleep(0)
+    broker.acknowledge()
+    assert await first == [ReceiptRange(0, 0, 0, 1)]
+    await until(lambda: len(broker.waiting) > 1)
+    assert all(len(encode(batch)) <= MESSAGE_BYTES_MAX for _, batch in broker.messages)
+    assert len({batch.batch_id for _, batch in broker.messages}) == len(broker.messages)
+    last = len(broker.messages) - 1
+    broker.acknowledge()
+    assert await asyncio.gather(*tasks) == [[ReceiptRange(0, 1, last, 400)], [ReceiptRange(0, last, last, 2)]]
+
+
+async def test_bytes_are_bounded_too(broker: Broker) -> None:
+    pipeline = pipeline_to(broker, queue_bytes_max=1024 * 1024)
+    # One alone is always taken: what is within the limits of a request must not be refused for ever.
+    waiting = asyncio.create_task(pipeline.accept({0: events("ann")}, 4 * 1024 * 1024))
+    await until(lambda: broker.waiting)
+    with pytest.raises(NotAccepted, match="too many events"):
+        await pipeline.accept({0: events("bob")}, 100)
+    broker.acknowledge()
+    await waiting
 
 
 async def test_a_full_queue_of_the_client_is_an_unknown_outcome(broker: Broker) -> None:
