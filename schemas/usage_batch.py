@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 import fastavro
+from xxhash import xxh3_64_intdigest
 
 from schemas import avro_column_reader as reader
 from schemas import avro_columns as columns
@@ -20,6 +21,7 @@ SCHEMA_ID = 1  # in our own read-only registry; a new version of the schema gets
 EVENTS_PER_MESSAGE_MAX = 1024  # kafka_index has 10 bits of the version in ClickHouse
 _MAGIC = b"\x00"
 _BATCH_ID_BYTES = 16
+_NO_BATCH_ID = bytes(_BATCH_ID_BYTES)
 _NO_PROPERTIES = b"\x00"  # an empty array; the last column
 _HEADER = _MAGIC + SCHEMA_ID.to_bytes(4, "big")
 HEADER_LENGTH = len(_HEADER)
@@ -35,7 +37,8 @@ class UsageBatch:
     """Columns of equal length n, 1 ≤ n ≤ 1,024; index i is event i.
 
     batch_id: 16 random bytes. received_at, timestamp: µs since 1970, UTC. value: unscaled big-endian two's complement
-    of a decimal(38, 9), or None. identity, properties: empty, or n long.
+    of a decimal(38, 9), or None. identity, properties: empty, or n long. message_hash: of the message that it was read
+    from (see message_hash); no field of it.
     """
 
     batch_id: bytes
@@ -47,6 +50,7 @@ class UsageBatch:
     value: Sequence[bytes | None]
     identity: Sequence[str] = field(default=())
     properties: Sequence[dict[str, str]] = field(default=())
+    message_hash: int = field(default=0, compare=False)
 
     def __len__(self) -> int:
         return len(self.customer_id)
@@ -93,6 +97,17 @@ def _properties(column: Sequence[dict[str, str]]) -> bytes:
     return out.getvalue()
 
 
+def message_hash(message: bytes) -> int:
+    """64 bits by which a framed message is known wherever it lies in the log; 0: it has no batch_id.
+
+    Of all that it says, not of its batch_id alone: where a writer reuses one for other events, these count. Whoever
+    sends a message again sends the same bytes.
+    """
+    if message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES] == _NO_BATCH_ID:
+        return 0
+    return xxh3_64_intdigest(memoryview(message)[HEADER_LENGTH:]) or 1
+
+
 def decode(message: bytes) -> UsageBatch:
     """The batch of a framed message. Raises UnreadableBatch, and nothing else, for anything that is not one."""
     if message[:HEADER_LENGTH] != _HEADER:
@@ -125,11 +140,14 @@ def _read_columns(message: bytes) -> UsageBatch:
     if message[at:] != _NO_PROPERTIES:
         raise reader.Irregular("properties")
     batch_id = message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES]
-    return UsageBatch(batch_id, received_at, organization_id, customer_id, event_name, timestamp, value, identity, [])
+    known = message_hash(message)
+    return UsageBatch(
+        batch_id, received_at, organization_id, customer_id, event_name, timestamp, value, identity, [], known
+    )
 
 
 def _read_by_fastavro(message: bytes) -> UsageBatch:
-    return UsageBatch(**read_datum(message, _PLAIN))
+    return UsageBatch(**read_datum(message, _PLAIN), message_hash=message_hash(message))
 
 
 def read_datum(message: bytes, plain: Any) -> dict[str, Any]:

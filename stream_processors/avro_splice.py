@@ -1,10 +1,10 @@
 """messages of usage.events → one Avro object container file, without decoding an event. Pure.
 
-A record (epoch, partition, offset, batch) has as its bytes exactly the three varints and then the message's own datum.
-So each message becomes one block of a container file by concatenation. Around the datum stand 16 random bytes, the same
-on both sides, which the engine reads as two columns and compares: a damaged message that ends before its last byte, or
-after it, is refused. The same bytes are the sync marker at the end of every block, so that no message borrows its
-neighbour's bytes.
+A record (epoch, partition, offset, hash, batch) has as its bytes exactly the four varints and then the message's own
+datum. So each message becomes one block of a container file by concatenation. Around the datum stand 16 random bytes,
+the same on both sides, which the engine reads as two columns and compares: a damaged message that ends before its last
+byte, or after it, is refused. The same bytes are the sync marker at the end of every block, so that no message borrows
+its neighbour's bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import fastavro
+from xxhash import xxh3_64_intdigest
 
 from schemas import usage_batch, usage_void
-from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH
+from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH, message_hash
 
 SYNC_LENGTH = 16
 _MAGIC = b"Obj\x01"
@@ -82,6 +83,17 @@ def _long(data: bytes, at: int) -> tuple[int, int]:
     raise Unreadable("truncated", "the message ends, or goes astray, in its head")
 
 
+def known_by(message: Message) -> int:
+    """64 bits, never 0, by which events without ids are known; as a long has them, signed.
+
+    A message without a batch_id is known by its place.
+    """
+    number = message_hash(message.payload)
+    if not number:
+        number = xxh3_64_intdigest(f"{message.epoch}/{message.partition}/{message.offset}".encode()) or 1
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
 def long_bytes(number: int) -> bytes:
     """A long as Avro writes it: zigzag, seven bits a byte, least first."""
     rest, out = (number << 1) ^ (number >> 63), bytearray()
@@ -93,9 +105,10 @@ def long_bytes(number: int) -> bytes:
 
 
 def stored_schema(writer: Mapping[str, Any]) -> dict[str, Any]:
-    """The record that the container says it holds: coordinates, guard, the fields of the writer's batch, guard."""
+    """The record that the container says it holds: where and what it is, guard, the writer's fields, guard."""
     guard = {"type": "fixed", "name": "Guard", "size": SYNC_LENGTH}
-    before = (("kafka_epoch", "int"), ("kafka_partition", "int"), ("kafka_offset", "long"), ("guard_before", guard))
+    before = (("kafka_epoch", "int"), ("kafka_partition", "int"), ("kafka_offset", "long"))
+    before += (("message_hash", "long"), ("guard_before", guard))
     fields = [{"name": name, "type": kind} for name, kind in before]
     fields += [*writer["fields"], {"name": "guard_after", "type": "Guard"}]
     return {"type": "record", "name": "StoredBatch", "fields": fields}
@@ -135,7 +148,8 @@ def container(messages: Sequence[Message], sync: bytes) -> list[bytes | memoryvi
     twice = sync + sync
     for message in messages:
         assert message.schema_id == messages[0].schema_id, "a file has one schema"
-        before = long_bytes(message.epoch) + long_bytes(message.partition) + long_bytes(message.offset) + sync
+        before = long_bytes(message.epoch) + long_bytes(message.partition) + long_bytes(message.offset)
+        before += long_bytes(known_by(message)) + sync
         size = len(before) + len(message.payload) - HEADER_LENGTH + SYNC_LENGTH
         parts.append(_ONE_RECORD + long_bytes(size) + before)
         parts.append(memoryview(message.payload)[HEADER_LENGTH:])

@@ -1,6 +1,7 @@
 """identities, in log order → which of them come first. Pure.
 
-An identity is known by a 64-bit hash of (organization, customer, event_name, identity). Two of n ids meet with odds of
+An identity is known by a 64-bit hash of (organization, customer, event_name, identity); events without one by the hash
+of the message that they are in, one for all of them. Two of n ids meet with odds of
 n²/2⁶⁵; then a live total is one short until it is reconciled, and nothing else: billing does not read live totals.
 
 Hashes are kept for a horizon of log time in generations; a forgotten one is forgotten whole. Each holds sorted arrays,

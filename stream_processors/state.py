@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from schemas.alert import Alert
+from schemas.event import NO_IDENTITY
 from schemas.repair import UsageRepair
 from schemas.totals import (
     BEGUN_KEY,
@@ -146,6 +147,8 @@ class PartitionState:
         """For each batch: False for each event that is a duplicate, True for others; None: it has no duplicate."""
         hashes: list[int] = []
         for batch, series in batches:
+            if _known_by_message(batch):
+                hashes.append(batch.message_hash)
             hashes += [identity_hash(i, s.seed) for i, s in zip(batch.identity, series, strict=False) if i]
         if not hashes:
             return [None] * len(batches)
@@ -156,10 +159,14 @@ class PartitionState:
             return [None] * len(batches)
         self._fresh.append(array[first])
         verdicts = iter(first.tolist())
-        return [
-            [next(verdicts) if identity else True for identity in batch.identity] if batch.identity else None
-            for batch, _ in batches
-        ]
+        found: list[list[bool] | None] = []
+        for batch, _ in batches:
+            is_new = next(verdicts) if _known_by_message(batch) else True
+            if batch.identity:
+                found.append([next(verdicts) if identity else is_new for identity in batch.identity])
+            else:
+                found.append(None if is_new else [False] * len(batch))
+        return found
 
     def skip_to(self, offset: int) -> None:
         """Go on at a later offset: what was before it is no longer in the log."""
@@ -287,6 +294,11 @@ class PartitionState:
         # Ids of a write that broke off belong to events that come again, and must not call them duplicates.
         below = [p for p in packs if p.topic_id != self.topic_id or p.end <= self.next_offset]
         self.dedupe.restore((pack.log_time, pack.hashes) for pack in below)
+
+
+def _known_by_message(batch: UsageBatch) -> bool:
+    """Whether it has events without ids, which count once by the message that they are in."""
+    return batch.message_hash != 0 and len(batch) > 0 and (not batch.identity or NO_IDENTITY in batch.identity)
 
 
 class UnreadableState(ValueError):

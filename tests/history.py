@@ -2,7 +2,8 @@
 
 Whatever computes totals (the SQL, the aggregator's table, an invoice) is held to this. A history is a log of messages by
 place; each holds events or tombstones. An identity counts once, by its first event in the log; none does that a
-tombstone names, wherever in the log it lies.
+tombstone names, wherever in the log it lies. Events without an identity count once by their message, which may lie in
+the log more than once.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ class Void:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A message: events or tombstones, never both. repeated: its insert is done again, as after a crash."""
+    """A message: events or tombstones, never both. repeated: its insert is done again, as after a crash.
+
+    batch: stands for its batch_id; 0: it has none.
+    """
 
     items: tuple[Sent, ...] | tuple[Void, ...]
     repeated: bool = False
+    batch: int = 0
 
 
 Log = Mapping[Place, Written]
@@ -88,7 +93,7 @@ def log_of(
             mine = tuple(item for item in message.items if home(item.customer) == partition)
             if mine:
                 offset = ends.get((epoch, partition), 0)
-                placed[epoch, partition, offset] = Written(mine, message.repeated)  # pyright: ignore[reportArgumentType]
+                placed[epoch, partition, offset] = replace(message, items=mine)
                 ends[epoch, partition] = offset + 1
     return placed
 
@@ -113,7 +118,8 @@ def fold(log: Log, below: Watermark | None = None) -> Folded:
                 continue
             found = Counted(item, place, index)
             key = (item.organization, item.customer, item.name, item.identity)
-            identity = key if item.identity else (*place, index)
+            own = (message.batch, message.items, index) if message.batch else (*place, index)
+            identity = key if item.identity else own
             if identity in seen:
                 duplicates.append(found)
             else:
@@ -143,7 +149,7 @@ def encoded(message: Written, received_at: int = 1) -> bytes:
     if voids:
         return usage_void.encode(
             UsageVoids(
-                batch_id=b"v" * 16,
+                batch_id=message.batch.to_bytes(16, "big"),
                 received_at=received_at,
                 organization_id=[void.organization for void in voids],
                 customer_id=[void.customer for void in voids],
@@ -154,7 +160,7 @@ def encoded(message: Written, received_at: int = 1) -> bytes:
         )
     return usage_batch.encode(
         UsageBatch(
-            batch_id=b"b" * 16,
+            batch_id=message.batch.to_bytes(16, "big"),
             received_at=received_at,
             organization_id=[event.organization for event in events],
             customer_id=[event.customer for event in events],
@@ -192,19 +198,23 @@ def void_of(organization: str) -> st.SearchStrategy[Void]:
     )
 
 
+@st.composite
 def histories(
-    organization: str = "o", epochs: int = 2, messages_max: int = 6
-) -> st.SearchStrategy[list[tuple[int, Written]]]:
-    """(epoch, message) in the order of sending: duplicates, late ones, tombstones before and after their events."""
+    draw: st.DrawFn, organization: str = "o", epochs: int = 2, messages_max: int = 6
+) -> list[tuple[int, Written]]:
+    """(epoch, message) in the order of sending: duplicates, late ones, tombstones before and after their events, and
+    messages that lie in the log twice. Of two messages with one batch_id and other events both count."""
     events = st.lists(sent_of(organization), min_size=1, max_size=8).map(tuple)
     voids = st.lists(void_of(organization), min_size=1, max_size=2).map(tuple)
-    message = st.builds(Written, st.one_of(events, events, voids), st.booleans())
-    return st.lists(st.tuples(st.integers(1, epochs), message), min_size=1, max_size=messages_max)
+    message = st.builds(Written, st.one_of(events, events, voids), st.booleans(), st.integers(0, messages_max))
+    sent = draw(st.lists(st.tuples(st.integers(1, epochs), message), min_size=1, max_size=messages_max))
+    again = draw(st.lists(st.tuples(st.integers(1, epochs), st.sampled_from([each for _, each in sent])), max_size=3))
+    return sent + again
 
 
 def of_organization(messages: Sequence[tuple[int, Written]], organization: str) -> list[tuple[int, Written]]:
     """The same history of another tenant."""
     return [
-        (epoch, Written(tuple(replace(item, organization=organization) for item in message.items), message.repeated))  # pyright: ignore[reportArgumentType]
+        (epoch, replace(message, items=tuple(replace(item, organization=organization) for item in message.items)))
         for epoch, message in messages
     ]

@@ -30,7 +30,7 @@ from warehouse.audit_windows import (
 )
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.coverage import EXPIRED
-from warehouse.places import ORDER_SQL, Place, place_of
+from warehouse.places import IDENTITY_HASH_SQL, ORDER_SQL, Place, place_of
 from warehouse.watermark_sql import below, not_voided
 
 LISTED_MAX = 20
@@ -77,7 +77,7 @@ _IDENTITIES = f"""
             UNION ALL
             SELECT
                 organization_id,
-                cityHash64(organization_id, customer_id, event_name, identity, position) AS hash,
+                {IDENTITY_HASH_SQL} AS hash,
                 {ORDER_SQL},
                 ifNull(value, 0::Decimal(38, 9)), isNull(value), 0
             FROM usage_events

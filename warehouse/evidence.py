@@ -14,6 +14,7 @@ from typing import Any, Literal
 from schemas.decimals import decimal_text
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.places import IDENTITY_HASH_SQL
 from warehouse.totals import TotalsRequest
 from warehouse.watermark_sql import below, not_voided
 
@@ -35,10 +36,11 @@ _EVENTS = """
     WHERE BELOW AND WINDOW AND (COUNTS_NOW OR COUNTED_BEFORE)
     ORDER BY timestamp, kafka_epoch, kafka_partition, kafka_offset, kafka_index
 """
-_HASH = "cityHash64(toString(organization_id), customer_id, toString(event_name), identity, position)"
 _COORDINATES = "kafka_epoch, kafka_partition, kafka_offset, kafka_index"
 _CHANGED = f"""
-    SELECT {_COORDINATES}, stored.identity, stored.value, accepted.value, accepted.identity_hash, {_HASH} AS hash
+    SELECT
+        {_COORDINATES}, stored.identity, stored.value, accepted.value, accepted.identity_hash,
+        {IDENTITY_HASH_SQL} AS hash
     FROM usage_events AS stored
     LEFT JOIN
     (
@@ -60,7 +62,7 @@ _MISSING = f"""
     WHERE organization_id = {{organization_id:String}} AND BELOW AND kafka_partition = {{partition:UInt16}}
         AND identity_hash NOT IN
         (
-            SELECT {_HASH} FROM usage_events
+            SELECT {IDENTITY_HASH_SQL} FROM usage_events
             WHERE organization_id = {{organization_id:String}} AND kafka_partition = {{partition:UInt16}}
         )
     ORDER BY {_COORDINATES} LIMIT {FAULTS_MAX}

@@ -11,6 +11,11 @@ ORDER_SQL = (
 )
 """The number of a row: 10 bits of epoch, 44 of offset and 10 of index; the tables allow no more of each."""
 
+IDENTITY_HASH_SQL = (
+    "cityHash64(toString(organization_id), customer_id, toString(event_name), identity, bitXor(position, message_hash))"
+)
+"""usage_accepted.identity_hash, of a row of usage_events."""
+
 _OFFSETS, _INDEXES = 2**44, 2**10
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from schemas.partition import partition_of
 from warehouse.client import ClickHouseError, Client, unavailable
-from warehouse.places import ORDER_SQL, Place, order_of, place_of
+from warehouse.places import IDENTITY_HASH_SQL, ORDER_SQL, Place, order_of, place_of
 
 COPIES_MAX = 20
 """Copies of one event that are listed, first to last."""
@@ -23,7 +23,7 @@ _MINE = "organization_id = {organization_id:String} AND kafka_partition = {parti
 _ONLY_OF = f"""
     AND identity_hash IN
     (
-        SELECT cityHash64(toString(organization_id), customer_id, toString(event_name), identity, position)
+        SELECT {IDENTITY_HASH_SQL}
         FROM usage_events WHERE {_MINE} AND customer_id = {{customer_id:String}}
     )
 """
@@ -70,8 +70,8 @@ class Copy:
 class Repeated:
     """times: how often it came. copies: the first COPIES_MAX; the first of them counts.
 
-    The event's names are None where its row is not stored (the audit tells of that). One of event_id and
-    idempotency_key is given else.
+    The event's names are None where its row is not stored (the audit tells of that). event_id and
+    idempotency_key are both None where a message came again.
     """
 
     customer_id: str | None

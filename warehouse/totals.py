@@ -80,8 +80,11 @@ _FOLDED = """
             usage_events.customer_id,
             usage_events.event_name,
             identity,
-            if(identity = '', order_in_log, 0),
-            if(identity = '', kafka_partition, 0)
+            if(identity = '' AND message_hash = 0, order_in_log, 0),
+            if(identity = '' AND message_hash = 0, kafka_partition, 0),
+            message_hash,
+            if(message_hash = 0, 0, toUnixTimestamp64Micro(received_at)),
+            if(message_hash = 0, 0, kafka_index)
         )
         HAVING any(sipHash128(
             usage_events.organization_id, usage_events.customer_id, usage_events.event_name, identity

@@ -35,6 +35,8 @@ from tests.history import (
 )
 from tests.waiting import until
 from warehouse import migrate as migrating
+from warehouse.audit import Tally, audit
+from warehouse.audit_windows import EventClass
 from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
 from warehouse.coverage import checkpoint, coverage, recounted_coverage
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
@@ -160,6 +162,44 @@ def test_late_windows_are_those_with_something_at_or_after_the_watermark(
         and (isinstance(item, Void) or request.start_us <= item.at < request.end_us)
     }
     assert late_windows(client, wanted, since, until_now) == expected
+
+
+def test_what_was_stored_by_its_place_is_not_counted_again_after_the_upgrade(clickhouse: ClickHouseLocal) -> None:
+    """Messages of an older sink, read again by this one; and a message that lies in the log twice, after that."""
+    name = f"w{secrets.token_hex(6)}"
+    with connect(Settings(clickhouse_dsn=clickhouse.dsn("default"))) as made:
+        made.command(f"CREATE DATABASE {name}")
+    with connect(Settings(clickhouse_dsn=clickhouse.dsn(name))) as client:
+        before = tuple(each for each in migrations() if each.number < 10)
+        migrating.apply(client, before)
+        event = Sent("o", "a", "calls", "", 5, 10**9)
+        message = Written((event, event), batch=7)
+        old = {(1, 0, 0): message, (1, 0, 1): message}  # the older sink took them for four events, and so they stay
+        insert(client, old)
+        migrating.apply(client, migrations())
+        migrating.apply(client, migrations())
+        request = TotalsRequest("o", "a", "calls", 0, 10)
+
+        def counts() -> set[int]:
+            assert client.query("SELECT count() FROM usage").result_rows[0][0] == _count(client, request)
+            return {exact_totals(client, [request], None)[request].count, _count(client, request)}
+
+        assert counts() == {4}
+        insert(client, old)
+        assert counts() == {4}
+        new = Written((event, event), batch=8)
+        insert(client, {(1, 0, 2): new, (1, 0, 3): replace(new, repeated=True), (1, 0, 4): new})
+        assert counts() == {6}
+        insert(client, old)
+        assert counts() == {6}
+        found = audit(client, Watermark(1, {0: 5}), 1)
+        assert found.ok, found.faults
+        assert found.organizations[0].classes[EventClass.DUPLICATE] == Tally(4, Decimal(4))
+        client.command(f"DROP DATABASE {name} SYNC")
+
+
+def _count(client: Client, request: TotalsRequest) -> int:
+    return independent_totals(client, [request], None)[request].count
 
 
 def test_a_duplicate_in_the_window_does_not_stand_in_for_a_first_outside_of_it(client: Client) -> None:

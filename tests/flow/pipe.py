@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from confluent_kafka import Consumer, TopicPartition
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
+from schemas.topics import USAGE_EVENTS, topic_name
 from tests.flow.billing import BillingWorld
 from tests.services import Service
 
@@ -47,6 +49,18 @@ class Pipe:
     def accepted(self, *events: dict[str, Any], **headers: str) -> None:
         answer = self.post(*events, **headers)
         assert answer.status_code == 202, answer.text
+
+    def send_again(self, partition: int, offset: int) -> None:
+        """Write the message at a place of usage.events a second time, as a client library or a mirror may."""
+        topic = topic_name(self.world.settings, USAGE_EVENTS)
+        consumer = Consumer({**self.world.settings.kafka_properties, "group.id": "test"})
+        consumer.assign([TopicPartition(topic, partition, offset)])
+        message = consumer.poll(20)
+        assert message is not None
+        assert message.offset() == offset
+        consumer.close()
+        self.world.producer.produce(topic, message.value(), partition=partition)
+        assert self.world.producer.flush(10) == 0
 
     def quantity(self, path: str, customer: str, meter: str = "mtr_calls") -> Decimal:
         """Sum over the cycles or months of /usage/live or /usage."""

@@ -50,6 +50,31 @@ def test_what_counts_once_counts_once_live_stored_and_invoiced(pipe: Pipe) -> No
     assert totals == {"ids": "1045.00", "key": "0.30", "neither": "12.00"}
 
 
+def test_a_message_that_lies_in_the_log_twice_counts_once(pipe: Pipe) -> None:
+    """Live, in ClickHouse, on the invoice and in the audit: as duplicates of the first, without any id."""
+    pipe.world.subscribe("twice", {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"})
+    answer = pipe.post(event("twice", 3), event("twice", 3), event("twice", 4, event_id="named"))
+    (part,) = answer.json()["receipt"]
+    pipe.accepted(event("twice", 5))
+    pipe.send_again(part["partition"], part["first_offset"])
+    pipe.send_again(part["partition"], part["first_offset"])
+    pipe.accepted(event("twice", 6))  # after them: what is counted below has come past both
+    pipe.everywhere("twice", "21")
+    report = pipe.world.close(APRIL)
+    (invoice,) = [each for each in report.invoices if each.customer_id == "twice"]
+    assert invoice.fixed is not None
+    assert invoice.fixed.total == "21.00"
+    listed = pipe.http.get("/api/v1/usage/duplicates", params={"customer_id": "twice"}).json()["data"]
+    assert sorted((each["event_id"], each["times"], each["conflicting"]) for each in listed if each["event_id"]) == [
+        ("named", 3, False)
+    ]
+    unnamed = [each for each in listed if each["event_id"] is None]
+    assert [(each["idempotency_key"], each["times"], each["conflicting"]) for each in unnamed] == [(None, 3, False)] * 2
+    audit = pipe.http.get("/api/v1/audit").json()
+    assert audit["balances"], audit
+    assert audit["organizations"][0]["classes"]["duplicate"]["events"] >= 6
+
+
 def test_usage_of_the_api_names_the_watermark_that_it_counts_to(pipe: Pipe) -> None:
     answer = pipe.post(event("marked", 5))
     (part,) = answer.json()["receipt"]

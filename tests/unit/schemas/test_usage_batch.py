@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from unittest.mock import Mock
@@ -22,6 +23,7 @@ from schemas.usage_batch import (
     decimal_of,
     decode,
     encode,
+    message_hash,
     unscaled_bytes,
 )
 
@@ -67,6 +69,22 @@ def test_encodes_as_fastavro_does_and_reads_it_back(batch: UsageBatch) -> None:
     message = encode(batch)
     assert message[HEADER_LENGTH:] == by_fastavro(batch)
     assert decode(message) == batch
+
+
+@given(batches())
+def test_a_message_is_known_by_all_that_it_says(batch: UsageBatch) -> None:
+    message = encode(batch)
+    known = decode(message).message_hash
+    assert known == decode_by_fastavro(message).message_hash == message_hash(message)
+    assert bool(known) == any(batch.batch_id)
+    others = (replace(batch, received_at=batch.received_at + 1), replace(batch, batch_id=b"another's batch!"))
+    for other in others:
+        assert message_hash(encode(other)) != known or not known
+
+
+def test_the_hash_of_a_message_is_stored_and_stays_as_it_is() -> None:
+    message = encode(UsageBatch(b"0123456789abcdef", 1, ["o"], ["c"], ["e"], [2], [None]))
+    assert message_hash(message) == 6013745294203511944
 
 
 def verdict(read: Callable[[bytes], UsageBatch], message: bytes) -> UsageBatch | None:

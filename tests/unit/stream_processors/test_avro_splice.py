@@ -9,8 +9,8 @@ from typing import Any
 import fastavro
 import pytest
 
-from schemas.usage_batch import SCHEMA_ID, UsageBatch, encode, unscaled_bytes
-from stream_processors.avro_splice import Message, Unreadable, by_schema, container, long_bytes, read_head
+from schemas.usage_batch import HEADER_LENGTH, SCHEMA_ID, UsageBatch, encode, unscaled_bytes
+from stream_processors.avro_splice import Message, Unreadable, by_schema, container, known_by, long_bytes, read_head
 
 RECEIVED_AT = 1_774_872_000_000_000
 SYNC = b"0123456789abcdef"
@@ -64,6 +64,15 @@ def test_the_head_tells_when_and_how_many() -> None:
     found = read_head(2, 3, 4, payload(1000), b"key")
     assert (found.epoch, found.partition, found.offset, found.key) == (2, 3, 4, b"key")
     assert (found.schema_id, found.received_at, found.events) == (SCHEMA_ID, RECEIVED_AT, 1000)
+
+
+def test_a_message_is_known_by_its_bytes_or_else_by_its_place() -> None:
+    assert known_by(read_head(1, 2, 3, payload(), None)) == known_by(read_head(1, 2, 9, payload(), None))
+    nameless = payload()[:HEADER_LENGTH] + bytes(16) + payload()[HEADER_LENGTH + 16 :]
+    found = {known_by(read_head(1, 2, offset, nameless, None)) for offset in (3, 9)}
+    assert len(found) == 2
+    assert 0 not in found
+    assert known_by(read_head(1, 2, 3, nameless, None)) in found
 
 
 GOOD = payload()

@@ -1,6 +1,6 @@
 """Random histories through the aggregator's states and their changelog: in the end its totals are the plain fold's.
 
-Duplicates, late events, voids, meters and subscriptions made after the usage, crashes at any record of any write, a
+Duplicates, messages that lie in the log twice, late events, voids, meters and subscriptions made after the usage, crashes at any record of any write, a
 changelog made again under a running worker, and a reconciler that sees nothing but what is written. Without voids and changes of the catalog it has nothing to do; with
 them, one of its rounds makes everything exact.
 """
@@ -8,6 +8,7 @@ them, one of its rounds makes everything exact.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 
@@ -60,12 +61,12 @@ CHANGES: tuple[CatalogObject, ...] = (
 
 
 class Histories(RuleBasedStateMachine):
-    """One partition. log: of events; changelog, repairs: of the two topics; worker: who has the partition now."""
+    """One partition. log: of messages, each a hash that it is known by and its events; changelog, repairs: of the two topics; worker: who has the partition now."""
 
     def __init__(self) -> None:
         super().__init__()
         self.view = view_of(*(customer(each) for each in CUSTOMERS), meter("first", "calls"), product("p", "first"))
-        self.log: list[list[Row]] = []
+        self.log: list[tuple[int, list[Row]]] = []
         self.voids: set[tuple[str, str, str]] = set()
         self.repairs: list[UsageRepair] = []
         self.changelog: list[Record] = []
@@ -87,12 +88,20 @@ class Histories(RuleBasedStateMachine):
 
     @rule(batches=st.lists(st.lists(ROWS, min_size=1, max_size=5), min_size=1, max_size=3))
     def send(self, batches: list[list[Row]]) -> None:
-        self.log += batches
+        self.log += [(_message_hash(len(self.log) + number), rows) for number, rows in enumerate(batches)]
+
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        if self.log:
+            self.log.append(data.draw(st.sampled_from(self.log), "message that is written twice"))
 
     @rule(events=st.integers(1, 4), repairs=st.integers(0, 4))
     def work(self, events: int, repairs: int) -> None:
         at = self.worker.next_offset
-        messages = [(at + number, batch(rows)) for number, rows in enumerate(self.log[at : at + events])]
+        messages = [
+            (at + number, replace(batch(rows), message_hash=known_by))
+            for number, (known_by, rows) in enumerate(self.log[at : at + events])
+        ]
         if messages:
             self.worker.apply(messages)
         begun = self.worker.repairs_next or 0
@@ -164,12 +173,15 @@ class Histories(RuleBasedStateMachine):
     def _exact(self, below: int) -> dict[Key, Sum]:
         """The plain fold of what lies below an offset, by the catalog as it is now."""
         found: dict[Key, Sum] = defaultdict(lambda: NOTHING)
-        seen: set[tuple[str, str, str]] = set()
-        for who, name, at, value, identity in (row for rows in self.log[:below] for row in rows):
+        seen: set[tuple[object, ...]] = set()
+        for known_by, index, (who, name, at, value, identity) in (
+            (known_by, index, row) for known_by, rows in self.log[:below] for index, row in enumerate(rows)
+        ):
             place = (who, name, identity)
-            if identity and place in seen:
+            known = place if identity else (known_by, index)
+            if known in seen:
                 continue
-            seen.add(place)
+            seen.add(known)
             if place in self.voids:
                 continue
             for cycle in tile_at(self.view, ORG, who, name, at).cycles:
@@ -238,6 +250,11 @@ class Histories(RuleBasedStateMachine):
         expected = self._exact(len(self.log))
         for key in held.keys() | expected.keys():
             assert held.get(key, NOTHING) == expected.get(key, NOTHING), key
+
+
+def _message_hash(number: int) -> int:
+    """As random as hashes are, and never 0."""
+    return (number + 1) * 0x9E37_79B9_7F4A_7C15 % 2**64
 
 
 def _decimal(text: str | None) -> Decimal | None:
