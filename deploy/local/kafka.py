@@ -60,14 +60,18 @@ def resolve_jars(root: Path | None = None) -> Path:
     return target
 
 
-def server_properties(data_dir: Path, port: int, controller_port: int) -> str:
-    """Configuration of a single node: internal topics with one replica, no topic made by accident."""
+def server_properties(data_dir: Path, port: int, controller_port: int, proxied: tuple[int, int] | None = None) -> str:
+    """Configuration of a single node: internal topics with one replica, no topic made by accident.
+
+    proxied: a second port that it listens on, and the port that clients which come through it are told to connect to.
+    """
+    theirs, told = ("", "") if proxied is None else (f"PROXIED://{HOST}:{each}," for each in proxied)
     settings = {
         "process.roles": "broker,controller",
         "node.id": 1,
-        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": f"PLAINTEXT://{HOST}:{port},{theirs}CONTROLLER://{HOST}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{port},{told}CONTROLLER://{HOST}:{controller_port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.bootstrap.servers": f"{HOST}:{controller_port}",
@@ -109,17 +113,25 @@ def _shared_classes(jars: Path, *, make: bool) -> list[str]:
 class KafkaBroker(ManagedProcess):
     """A broker whose data outlives it: start, stop, kill, start again.
 
-    data_dir: logs and server.properties. log_path: the broker's own log. start() makes everything that is missing.
+    data_dir: logs and server.properties. log_path: the broker's own log. proxied: see server_properties. start() makes
+    everything that is missing.
     """
 
     def __init__(
-        self, data_dir: Path, port: int, controller_port: int, log_path: Path, jars_dir: Path | None = None
+        self,
+        data_dir: Path,
+        port: int,
+        controller_port: int,
+        log_path: Path,
+        jars_dir: Path | None = None,
+        proxied: tuple[int, int] | None = None,
     ) -> None:
         super().__init__("kafka", log_path)
         self.data_dir = data_dir.absolute()
         self.port = port
         self.controller_port = controller_port
         self._jars_root = jars_dir
+        self._proxied = proxied
         self.bootstrap_servers = f"{HOST}:{port}"
 
     def prepare(self) -> list[str]:
@@ -134,7 +146,7 @@ class KafkaBroker(ManagedProcess):
         properties = self.data_dir / "server.properties"
         if not logs.exists():
             self._format(java, jars, logs)
-        properties.write_text(server_properties(logs, self.port, self.controller_port))
+        properties.write_text(server_properties(logs, self.port, self.controller_port, self._proxied))
         return [
             java,
             f"-Xmx{_HEAP_MAX}",

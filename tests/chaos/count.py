@@ -74,15 +74,19 @@ class Sum:
 
 @dataclass
 class Log:
-    """Every event and every tombstone in the order of each partition, and how many messages were neither."""
+    """Every event and every tombstone in the order of each partition, and how many messages were neither.
+
+    again: places (partition, offset) of messages whose batch_id came before in their partition: one batch, written twice.
+    """
 
     events: list[Logged] = field(default_factory=list[Logged])
     voids: list[Logged] = field(default_factory=list[Logged])
     messages: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     unreadable: int = 0
+    again: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
 
     def firsts(self, below: Mapping[int, int] | None = None, *, voided: bool = False) -> Iterator[Logged]:
-        """What counts: of events with one identity the first, and none that a tombstone names.
+        """What counts: of events with one identity the first, of a batch the first, and none that a tombstone names.
 
         below: partition → next offset of a watermark. voided: count what is voided too.
         """
@@ -93,6 +97,8 @@ class Log:
         seen: set[Identity] = set()
         void = set() if voided else {each.identified for each in self.voids if known(each)}
         for event in filter(known, self.events):
+            if event.place[:2] in self.again:
+                continue
             if event.identity:
                 if event.identified in seen:
                     continue
@@ -127,7 +133,7 @@ def read_messages(settings: Settings, topic: str) -> Iterator[tuple[int, int, by
 
 def read_log(settings: Settings, poison: Iterable[bytes]) -> Log:
     """poison: messages that are known to be no batches; whatever else can't be read is an error."""
-    log, bad = Log(), set(poison)
+    log, bad, batches = Log(), set(poison), set[tuple[int, bytes]]()
     for partition, offset, _, value in read_messages(settings, USAGE_EVENTS):
         log.messages.add((partition, offset))
         if (value or b"") in bad:
@@ -143,6 +149,9 @@ def read_log(settings: Settings, poison: Iterable[bytes]) -> Log:
                 for index, (customer, name, identity) in enumerate(names)
             ]
             continue
+        if (partition, batch["batch_id"]) in batches:
+            log.again.add((partition, offset))
+        batches.add((partition, batch["batch_id"]))
         identities = batch["identity"] or [""] * len(batch["customer_id"])
         columns = zip(
             batch["customer_id"], batch["event_name"], batch["timestamp"], batch["value"], identities, strict=True

@@ -21,7 +21,7 @@ from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import HEADER_LENGTH, encode
 from tests.chaos.load import Load
 from tests.chaos.recovery import Monitor, Recovery
-from tests.chaos.stack import Part, Stack
+from tests.chaos.stack import GIVES_UP_MS, Part, Stack
 from tests.flow.metering import Event, batch_of
 
 Fault = Generator[float, None, float | None]
@@ -79,6 +79,18 @@ def outage(bench: Bench, part: Part) -> Fault:
     yield bench.random.uniform(0.5, 5)
     part.held = False
     yield from _recovered(bench, part.kind)
+
+
+def late_answers(bench: Bench) -> Fault:
+    """The broker's answers reach the gateway after its client has given messages up, or never: it writes some twice."""
+    proxy, rnd = bench.stack.proxy, bench.random
+    proxy.delay = rnd.uniform(0.5, 2) * GIVES_UP_MS / 1000
+    for _ in range(rnd.randrange(1, 4)):
+        yield rnd.uniform(1, 4)
+        if rnd.random() < 0.5:
+            proxy.cut()
+    proxy.delay = 0.0
+    yield from _recovered(bench, "serve", note=False)
 
 
 def slow_engine(bench: Bench, part: Part) -> Fault:
@@ -225,6 +237,7 @@ def next_fault(bench: Bench) -> tuple[str, list[Part], Fault] | None:
         (2, "kill serve", [stack.gateway], lambda: killed(bench, stack.gateway)),
         (1, "terminate serve", [stack.gateway], lambda: terminated(bench, stack.gateway)),
         (1, "freeze serve", [stack.gateway], lambda: frozen(bench, stack.gateway)),
+        (3, "answers late", [stack.gateway], lambda: late_answers(bench)),
         (3, "broker down", [stack.kafka], lambda: outage(bench, stack.kafka)),
         (3, "engine down", [stack.clickhouse], lambda: outage(bench, stack.clickhouse)),
         (2, "engine slow", [stack.clickhouse], lambda: slow_engine(bench, stack.clickhouse)),

@@ -37,6 +37,7 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter[str])
     accepted: int = 0
     duplicates: int = 0
+    batches_again: int = 0
     voids: int = 0
     unreadable: int = 0
     retries: int = 0
@@ -73,7 +74,8 @@ class Report:
         lines = [
             f"seed {self.seed}: {'ok' if self.ok else 'FAILED'}, {self.seconds:.0f} s, {sum(self.faults.values())} faults",
             f"  faults: {faults}",
-            f"  accepted {self.accepted} ({self.duplicates} duplicates among them), {self.voids} voids, "
+            f"  accepted {self.accepted} ({self.duplicates} duplicates among them, {self.batches_again} batches written "
+            f"twice), {self.voids} voids, "
             f"{self.unreadable} unreadable messages, {self.retries} retries, {self.invoices} invoices",
             *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
             f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, repeated {len(self.alerts_repeated)}, "
@@ -221,6 +223,7 @@ def _count(bench: Bench, report: Report) -> None:
     unvoided = by_cycle(log.firsts(voided=True), cycles)
     report.accepted, report.retries, report.voids = load.events, load.retries, len(log.voids)
     report.duplicates, report.unreadable = len(log.events) - len(list(log.firsts(voided=True))), log.unreadable
+    report.batches_again = len(log.again)
     report.problems += [f"the gateway refused a batch: {text}" for text in load.refused[:3]]
     report.ingest = verdict.accepted(load, log)
     report.live = verdict.in_totals(stack, expected)

@@ -18,10 +18,11 @@ from pydantic import SecretStr
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from deploy.local.process import ManagedProcess, free_ports
+from deploy.local.process import HOST, ManagedProcess, free_ports
 from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.settings import Settings
+from tests.chaos.proxy import Proxy
 from tests.receiver import Receiver
 from tests.services import Service, environment
 from warehouse.migrate import migrate
@@ -29,6 +30,7 @@ from warehouse.migrate import migrate
 ADMIN = "ubk_admin_of_the_chaos_run"
 PARTITIONS = 4
 GRACE_SECONDS = 3
+GIVES_UP_MS = 2_000  # the client library of the gateway, on a message
 ALERT_THRESHOLDS = (20, 200)
 UNIT_AMOUNTS = {"count": "0.01", "sum": "0.001", "max": "0.5"}  # by the meter's aggregation
 SPREAD = 0.8  # cycles end between the beginning and this share of the run
@@ -77,8 +79,11 @@ class Stack:
     def __init__(self, directory: Path, customers: int, seconds: float) -> None:
         self.directory = directory
         self.customers = [f"customer-{number}" for number in range(customers)]
-        ports = free_ports(3)
-        self.broker = KafkaBroker(directory / "kafka", ports[0], ports[1], directory / "kafka.log")
+        ports = free_ports(5)
+        self.broker = KafkaBroker(
+            directory / "kafka", ports[0], ports[1], directory / "kafka.log", proxied=(ports[3], ports[4])
+        )
+        self.proxy = Proxy(ports[4], ports[3])  # between the gateway and the broker
         self.engine = ClickHouseLocal(directory / "clickhouse", ports[2], directory / "clickhouse.log")
         self.stripe = StripeStandin(directory / "stripe", log_path=directory / "stripe.log")
         self.settings = Settings(
@@ -101,7 +106,11 @@ class Stack:
             "STRIPE_API_KEY": self.stripe.api_key,
         }
         kinds = ("serve", "aggregator", "aggregator", "sink", "sink", "billing", "aggregator")
-        self.services = [_part(Service(kind, self.env, directory / f"{kind}-{at}")) for at, kind in enumerate(kinds)]
+        envs = [{**self.env, **through_the_proxy(ports[4])} if kind == "serve" else self.env for kind in kinds]
+        self.services = [
+            _part(Service(kind, env, directory / f"{kind}-{at}"))
+            for at, (kind, env) in enumerate(zip(kinds, envs, strict=True))
+        ]
         self.guest = self.services.pop()  # a third aggregator, which comes and goes
         self.guest.held = True
         self.kafka = Part(
@@ -147,6 +156,7 @@ class Stack:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Stack:
+        self.proxy.__enter__()
         self.broker.start()
         self.engine.start()
         self.stripe.__enter__()
@@ -169,6 +179,7 @@ class Stack:
         self.stripe.__exit__()
         self.engine.kill()
         self.broker.kill()
+        self.proxy.__exit__()
 
     def _ready(self, part: Part) -> None:
         part.process.wait_until(part.ready, _READY_SECONDS)
@@ -216,6 +227,17 @@ class Stack:
         end = self.ends[customer]
         for start in (end - _DAY, end):
             yield _us(start), _us(start + _DAY)
+
+
+def through_the_proxy(port: int) -> dict[str, str]:
+    """Settings of a gateway whose way to the broker can be slow.
+
+    Its client gives messages up so soon that the faults reach it; then it sends those after them again.
+    """
+    return {
+        "USAGE_KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{port}",
+        "USAGE_KAFKA_DELIVERY_TIMEOUT_MS": str(GIVES_UP_MS),
+    }
 
 
 def _part(service: Service) -> Part:

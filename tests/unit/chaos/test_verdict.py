@@ -39,6 +39,11 @@ def test_the_first_of_an_identity_counts_in_its_cycle_and_below_a_watermark() ->
     assert by_cycle(LOG.firsts(), {"a": [MAY]}) == by_cycle(LOG.firsts(), {}) == {}
 
 
+def test_a_batch_that_was_written_twice_counts_once() -> None:
+    log = Log([*LOG.events, logged(3, 0, 110, "2")], again={(0, 3)})
+    assert list(log.firsts()) == list(LOG.firsts())
+
+
 def test_lines_are_rounded_once_half_up_and_nothing_is_paid_back() -> None:
     calls = Sum(3, Decimal("124.5"), Decimal(100))
     assert invoice_total(calls, Sum(1, Decimal(1), Decimal("0.01"))) == Decimal("0.03") + Decimal("0.12") + Decimal(
