@@ -65,11 +65,11 @@ def test_a_message_that_lies_in_the_log_twice_counts_once(pipe: Pipe) -> None:
     assert invoice.fixed is not None
     assert invoice.fixed.total == "21.00"
     listed = pipe.http.get("/api/v1/usage/duplicates", params={"customer_id": "twice"}).json()["data"]
-    assert sorted((each["event_id"], each["times"], each["conflicting"]) for each in listed if each["event_id"]) == [
+    assert sorted((each["event_id"], each["times"], each["conflict"]) for each in listed if each["event_id"]) == [
         ("named", 3, False)
     ]
     unnamed = [each for each in listed if each["event_id"] is None]
-    assert [(each["idempotency_key"], each["times"], each["conflicting"]) for each in unnamed] == [(None, 3, False)] * 2
+    assert [(each["idempotency_key"], each["times"], each["conflict"]) for each in unnamed] == [(None, 3, False)] * 2
     audit = pipe.http.get("/api/v1/audit").json()
     assert audit["balances"], audit
     assert audit["organizations"][0]["classes"]["duplicate"]["events"] >= 6
