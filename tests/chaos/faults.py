@@ -84,12 +84,14 @@ def outage(bench: Bench, part: Part) -> Fault:
 def late_answers(bench: Bench) -> Fault:
     """The broker's answers reach the gateway after its client has given messages up, or never: it writes some twice."""
     proxy, rnd = bench.stack.proxy, bench.random
-    proxy.delay = rnd.uniform(0.5, 2) * GIVES_UP_MS / 1000
     for _ in range(rnd.randrange(1, 4)):
-        yield rnd.uniform(1, 4)
-        if rnd.random() < 0.5:
+        # Only for a moment, so that the client's questions after it are answered at once: it asks for a new epoch.
+        proxy.delay = rnd.uniform(1.2, 2) * GIVES_UP_MS / 1000
+        yield rnd.uniform(0.8, 2)
+        proxy.delay = 0.0
+        if rnd.random() < 0.3:
             proxy.cut()
-    proxy.delay = 0.0
+        yield GIVES_UP_MS / 1000
     yield from _recovered(bench, "serve", note=False)
 
 

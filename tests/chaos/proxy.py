@@ -70,6 +70,8 @@ class Proxy:
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # the proxy ends
         finally:
             for task in tasks:
                 task.cancel()

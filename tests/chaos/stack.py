@@ -30,7 +30,7 @@ from warehouse.migrate import migrate
 ADMIN = "ubk_admin_of_the_chaos_run"
 PARTITIONS = 4
 GRACE_SECONDS = 3
-GIVES_UP_MS = 2_000  # the client library of the gateway, on a message
+GIVES_UP_MS = 3_000  # the client library of the gateway, on a message
 ALERT_THRESHOLDS = (20, 200)
 UNIT_AMOUNTS = {"count": "0.01", "sum": "0.001", "max": "0.5"}  # by the meter's aggregation
 SPREAD = 0.8  # cycles end between the beginning and this share of the run
@@ -232,11 +232,14 @@ class Stack:
 def through_the_proxy(port: int) -> dict[str, str]:
     """Settings of a gateway whose way to the broker can be slow.
 
-    Its client gives messages up so soon that the faults reach it; then it sends those after them again.
+    Its client gives messages up so soon that the faults reach it; then it sends those after them again. That they have
+    time left then, messages leave some time apart while others are under way.
     """
     return {
         "USAGE_KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{port}",
         "USAGE_KAFKA_DELIVERY_TIMEOUT_MS": str(GIVES_UP_MS),
+        "USAGE_KAFKA_RECONNECT_BACKOFF_MS": "10",
+        "USAGE_LINGER_MS": "400",
     }
 
 
