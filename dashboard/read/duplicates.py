@@ -27,7 +27,8 @@ class CopyOut(PlaceOut):
 
 
 class DuplicateOut(BaseModel):
-    """An event that came more than once. Of event_id and idempotency_key the one by which it was known again.
+    """An event that came more than once. Of event_id and idempotency_key the one by which it was known again;
+    without either its message came again.
 
     conflict: not all copies have the value of the first. copies: the first few, in the order of the log; the first one
     counts. customer_id and event_name are null where its row is lost, which the audit names.

@@ -35,7 +35,7 @@ _FILL = """
             range({events:UInt32})),
         arrayMap(i -> toNullable(toDecimal128(i, 9)), range({events:UInt32})),
         arrayMap(i -> concat('c:', toString(number * 1000 + i)), range({events:UInt32})),
-        [], 'g'
+        [], 'g', cityHash64({partition:UInt16}, number)
     FROM numbers({messages:UInt64})
 """
 _INVOICES = """

@@ -54,7 +54,7 @@ _EVENTS = """
         bitOr(bitShiftLeft(toUInt64(1), 54), bitShiftLeft(toUInt64(number + FIRST), 10)),
         fromUnixTimestamp64Micro(toInt64(START + (number % 2500000) * 1000000)), toDecimal128(number % 100 + 1, 9), map(),
         fromUnixTimestamp64Micro(toInt64(START)), 1, cityHash64(CUSTOMER) % PARTITIONS, number + FIRST, 0,
-        bitNot(bitOr(bitShiftLeft(toUInt64(1), 54), bitShiftLeft(toUInt64(number + FIRST), 10)))
+        bitNot(bitOr(bitShiftLeft(toUInt64(1), 54), bitShiftLeft(toUInt64(number + FIRST), 10))), 0
     FROM numbers(COUNT)
 """
 

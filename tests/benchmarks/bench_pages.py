@@ -141,7 +141,7 @@ def store_events(client: Client, settings: Settings, events: int, customers: int
                 concat('c:', toString(n)), 0, fromUnixTimestamp64Micro(toInt64({MONTH.start_us} + n * {step})),
                 toDecimal128(n % 1000, 9), map('region', ['eu', 'us', 'ap'][n % 3 + 1]),
                 fromUnixTimestamp64Micro(toInt64({MONTH.start_us} + n * {step})), {epoch},
-                customer % {settings.event_partitions}, intDiv(n, 1000), n % 1000, bitNot(toUInt64(n))
+                customer % {settings.event_partitions}, intDiv(n, 1000), n % 1000, bitNot(toUInt64(n)), 0
             FROM (SELECT number AS n, number % {customers} AS customer FROM numbers({first}, {count}))
         """)
     client.command(f"""
