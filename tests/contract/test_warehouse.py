@@ -46,7 +46,7 @@ from warehouse.one_store import StoreReplaced, leave_mark, one_store
 from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 PARTITIONS = 2
-BY_MESSAGE = 12  # the migration from which on events without ids are known by their message
+BY_MESSAGE = 13  # the migration from which on events without ids are known by their message
 
 
 @pytest.fixture(scope="module")
