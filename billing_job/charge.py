@@ -256,10 +256,13 @@ def discard(billing: Billing, fixed: InvoiceFixed, stray: Json) -> None:
         case "open" | "uncollectible":
             billing.api.void(stray["id"], account, invoice_key(stray["id"], "void", 0, 1), may_have_run=True)
         case "paid":
+            known = billing.invoice(fixed.invoice_id)
+            if stray["id"] in (*known.paid_twice, *known.settled):
+                return
             log.critical("charged_twice", invoice=fixed.invoice_id, stray=stray["id"])
-            hold(
-                billing, fixed, "charged_twice", f"Stripe invoice {stray['id']} was paid for the same cycle: refund it"
-            )
+            reason = f"Stripe invoice {stray['id']} was paid for the same cycle: refund it"
+            record = billing.record(fixed, "gate", "failed", code="charged_twice", reason=reason, object_id=stray["id"])
+            billing.log.append(record)
             return
         case _:
             return

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from billing_job import metrics
+from billing_job.approved import SUPERSEDED_BY, is_approved_already, is_untouched, superseded
 from billing_job.charge import discard_strays, hold, pass_gate, settle, settle_zero
 from billing_job.content import fixed_now, trues_up
 from billing_job.counts import Counts, NotCovered
@@ -40,7 +41,7 @@ from billing_job.stripe_api import (
     calls_per_second,
 )
 from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
-from billing_job.void_credit import NotPossible, void
+from billing_job.void_credit import NotPossible, reissue, void
 from catalog.store import CatalogStore
 from runtime.one_by_one import OneByOne
 from schemas.customer import Customer
@@ -232,6 +233,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     problems: dict[str, str] = field(default_factory=dict[str, str])
     awaiting_approval: list[str] = field(default_factory=list[str])
+    unchecked: dict[str, str] = field(default_factory=dict[str, str])  # approved, and why it can't be charged yet
     down: str | None = None  # why Stripe is not asked any more in this run
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -263,6 +265,8 @@ class _Run:
             self.seconds[part] = time.monotonic() - started
 
     def close(self, due: Sequence[DueCycle], *, as_of_us: int, dry_run: bool) -> CloseReport:
+        if not dry_run:
+            due = self._supersede(due)
         open_cycles = self._unfixed(due)
         computed: list[InvoiceFixed] = []
         waiting: str | None = None
@@ -349,6 +353,32 @@ class _Run:
         parts = self.one_by_one("fix").by_halves(computed, self.stage.log.append_all, lambda fixed: fixed.invoice_id)
         return sum(sum(won) for won in parts)
 
+    def _supersede(self, due: Sequence[DueCycle]) -> list[DueCycle]:
+        """What is due, with a revision in place of each approved invoice of which less is owed by now."""
+        known = [self.ledger.get(each.invoice_id) for each in due]
+        approved = [each for each in known if each is not None and is_untouched(each) and is_ours_to_do(each)]
+        if not approved:
+            return list(due)
+        counts = self.stage.counts
+        try:
+            with counts.one_store():
+                watermark = counts.watermark()
+                counts.wait_until_covered(watermark, self.stopping)
+                found = superseded(self.ledger, counts, approved, watermark)
+        except NotCovered as lag:
+            self.unchecked |= {each.id: f"approved, and not counted again yet: {lag}" for each in approved}
+            return list(due)
+        for invoice in found:
+            assert invoice.fixed is not None
+            try:
+                reason = "usage that it bills was voided before it was charged"
+                reissue(self.billing, void(self.billing, invoice, reason, by=SUPERSEDED_BY))
+            except (NotPossible, InvoiceStopped) as stopped:
+                self.unchecked[invoice.id] = str(stopped)
+            except StripeFailure as failure:
+                self.unchecked[invoice.id] = failure.reason
+        return [in_force(self.ledger, each) for each in due]
+
     def _record_waiting(self, due: Sequence[DueCycle], code: WaitCode, reason: str) -> None:
         now = self.billing.clock()
         self.stage.log.append_all(
@@ -397,6 +427,9 @@ class _Run:
         invoice = self.ledger.get(invoice_id)
         if invoice is None or invoice.fixed is None or not is_ours_to_do(invoice):
             return []
+        if invoice_id in self.unchecked:
+            self._problem(invoice.fixed, self.unchecked[invoice_id])
+            return []
         if invoice.voiding:
             self._finish_void(invoice, invoice.fixed)
             return []
@@ -412,6 +445,11 @@ class _Run:
         organization = self.stage.catalog.view.organization(fixed.organization_id)
         manual = organization is not None and organization.invoice_approval == "manual"
         if not manual or not fixed.total_minor or self.billing.invoice(fixed.invoice_id).approved:
+            return False
+        if is_approved_already(self.ledger, fixed):
+            self.stage.log.append(
+                self.billing.record(fixed, "approve", "done", reason="approved before it was revised")
+            )
             return False
         pass_gate(self.billing, fixed)
         self.awaiting_approval.append(fixed.invoice_id)

@@ -15,8 +15,9 @@ from pricing.invoice_lines import InvoiceComputation, InvoiceLine, price_lines
 from pricing.proration import prorated_share
 from pricing.tier_charge import TierCharge
 from schemas.currency import from_minor
-from schemas.decimals import decimal_text, plain
-from schemas.ledger import Correction, InvoiceFixed, Line, Seller, TierPart, with_hash
+from schemas.cycle_bills import CycleBill
+from schemas.decimals import decimal_text, exact, plain
+from schemas.ledger import Correction, InvoiceFixed, Line, Reissue, Seller, TierPart, with_hash
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, format_local_date
@@ -29,19 +30,21 @@ DAYS_UNTIL_DUE = 30
 
 @dataclass(frozen=True, slots=True)
 class LateCorrection:
-    """corrected: the cycle's own invoice."""
+    """corrected: the cycle's own invoice. before: meter id → the cycle's total as it was billed before."""
 
     corrected: InvoiceFixed
     correction: Correction
+    before: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class TrueUp:
-    """complete: every earlier cycle was looked at. follows: hash of the invoice before."""
+    """complete: every earlier cycle was looked at. follows: hash of the invoice before. reissue: of a revision."""
 
     corrections: tuple[LateCorrection, ...] = ()
     complete: bool = False
     follows: str | None = None
+    reissue: Reissue | None = None
 
 
 NO_TRUE_UP = TrueUp()
@@ -96,7 +99,11 @@ def fixed_invoice(
     own = (
         () if due.final else _price(priced_by.product, quantities, priced_by.meters, due.cycle, due.active_until).lines
     )
-    lines = _lines(own, true_up.corrections)
+    lines = _lines(
+        own,
+        true_up.corrections,
+        _offsets(true_up.reissue, due.cycle, due.active_until, time_zone, priced_by.product.currency),
+    )
     total_minor, currency = sum(line.amount_minor for line in lines), priced_by.product.currency
     return with_hash(
         InvoiceFixed(
@@ -124,6 +131,7 @@ def fixed_invoice(
             follows=true_up.follows,
             final=due.final,
             writer=writer,
+            reissue=true_up.reissue,
         )
     )
 
@@ -141,7 +149,9 @@ def recomputed(
     corrections: those of the invoice, made again.
     """
     currency = fixed.priced_product.currency
-    lines = _lines(() if fixed.final else priced_again(fixed, quantities).lines, corrections)
+    own = () if fixed.final else priced_again(fixed, quantities).lines
+    offsets = _offsets(fixed.reissue, fixed.cycle, fixed.active_until, fixed.time_zone, currency)
+    lines = _lines(own, corrections, offsets)
     total_minor = sum(line.amount_minor for line in lines)
     return with_hash(
         msgspec.structs.replace(
@@ -158,30 +168,72 @@ def recomputed(
 # --- Corrections of earlier cycles ------------------------------------------------------------------------------------
 
 
-def correction_of(
-    corrected: InvoiceFixed, counted: Sequence[str], before_minor: int, quantities: Mapping[str, Decimal]
-) -> LateCorrection:
+def correction_of(bill: CycleBill, quantities: Mapping[str, Decimal]) -> LateCorrection:
     """What the cycle costs with these quantities, by its own snapshot, against what was billed for it."""
+    corrected = bill.fixed
     return LateCorrection(
         corrected,
         Correction(
             corrects=corrected.invoice_id,
             cycle_start=corrected.cycle_start,
             cycle_end=corrected.cycle_end,
-            counted=tuple(counted),
-            quantities={meter_id: decimal_text(number) for meter_id, number in sorted(quantities.items())},
-            before_minor=before_minor,
-            total_minor=priced_again(corrected, quantities).total_minor,
+            counted=bill.counted,
+            quantities={} if bill.waived else _as_text(quantities),
+            before_minor=bill.billed_minor,
+            total_minor=cost_minor(bill, quantities),
+            credited_minor=bill.credited_minor,
+            credit_notes=bill.credit_notes,
         ),
+        bill.quantities,
     )
 
 
-def correction_line(late: LateCorrection) -> Line:
-    """`Late usage, 2026-03-01 to 2026-04-01`: dates in the zone of the cycle, the second one exclusive."""
-    corrected, amount_minor = late.corrected, late.correction.difference_minor
-    begins, ends = (
-        format_local_date(instant, corrected.time_zone) for instant in (corrected.cycle_start, corrected.active_until)
-    )
+def cost_minor(bill: CycleBill, quantities: Mapping[str, Decimal]) -> int:
+    """What a cycle costs with these quantities, minimum and flat fees included; a waived one costs nothing."""
+    return 0 if bill.waived else priced_again(bill.fixed, quantities).total_minor
+
+
+def _as_text(quantities: Mapping[str, Decimal]) -> dict[str, str]:
+    return {meter_id: decimal_text(number) for meter_id, number in sorted(quantities.items())}
+
+
+def correction_lines(late: LateCorrection) -> list[Line]:
+    """`Late usage, 2026-03-01 to 2026-04-01`: dates in the zone of the cycle, the second one exclusive.
+
+    One line, of the meter whose quantity changed; where several did, one of each, and one of what is of no meter.
+    """
+    changed = _changed_meters(late)
+    whole_minor = late.correction.difference_minor
+    if len(changed) <= 1:
+        parts = {changed[0] if changed else None: whole_minor}
+    else:
+        parts = _by_meter(late, changed)
+        parts[None] = whole_minor - sum(parts.values())
+    return [_correction_line(late, meter_id, minor) for meter_id, minor in parts.items() if minor]
+
+
+def _changed_meters(late: LateCorrection) -> list[str]:
+    """In the order of the product's prices. None of a waived cycle: all of it is taken back."""
+    now = late.correction.quantities
+    return [
+        each for each in late.corrected.priced_product.meter_ids if each in now and now[each] != late.before.get(each)
+    ]
+
+
+def _by_meter(late: LateCorrection, changed: Sequence[str]) -> dict[str | None, int]:
+    """Meter id → what its lines cost more than before."""
+    costs: list[dict[str | None, int]] = []
+    for quantities in (late.correction.quantities, {**late.correction.quantities, **late.before}):
+        lines = priced_again(late.corrected, {meter_id: Decimal(text) for meter_id, text in quantities.items()}).lines
+        costs.append({each: sum(line.amount_minor for line in lines if line.meter_id == each) for each in changed})
+    now, before = costs
+    return {each: now[each] - before[each] for each in changed}
+
+
+def _correction_line(late: LateCorrection, meter_id: str | None, amount_minor: int) -> Line:
+    corrected = late.corrected
+    name = None if meter_id is None else corrected.priced_meters[meter_id].name
+    begins, ends = _dates(corrected.cycle_start, corrected.active_until, corrected.time_zone)
     return Line(
         meter_id=None,
         price_index=-1,
@@ -195,7 +247,49 @@ def correction_line(late: LateCorrection) -> Line:
         corrects=corrected.invoice_id,
         period_start=corrected.cycle_start,
         period_end=corrected.active_until,
+        late_meter_id=meter_id,
+        late_meter=name,
+        late_quantity=None if meter_id is None else _moved(late, meter_id),
     )
+
+
+@exact
+def _moved(late: LateCorrection, meter_id: str) -> str:
+    return decimal_text(Decimal(late.correction.quantities[meter_id]) - Decimal(late.before.get(meter_id, "0")))
+
+
+def _dates(start_us: int, end_us: int, time_zone: str) -> tuple[str, str]:
+    return format_local_date(start_us, time_zone), format_local_date(end_us, time_zone)
+
+
+# --- What a revision takes off ----------------------------------------------------------------------------------------
+
+
+def _offsets(reissue: Reissue | None, cycle: Cycle, active_until: int, time_zone: str, currency: str) -> list[Line]:
+    """Lines for what others billed for the cycle, and for goodwill that was given on the revisions before."""
+    if reissue is None:
+        return []
+    begins, ends = _dates(cycle.start_us, active_until, time_zone)
+    credits_minor = sum(each.amount_minor for each in reissue.credits)
+    told = [
+        (f"Billed on other invoices, {begins} to {ends}", "billed_elsewhere", -reissue.billed_minor),
+        ("Credit notes of the void invoice", "carried_credit", -credits_minor),
+    ]
+    return [
+        Line(
+            meter_id=None,
+            price_index=-1,
+            model=model,
+            description=description,
+            quantity="1",
+            included="0",
+            priced_quantity="1",
+            amount=plain(from_minor(amount_minor, currency)),
+            amount_minor=amount_minor,
+        )
+        for description, model, amount_minor in told
+        if amount_minor
+    ]
 
 
 def _price(
@@ -205,12 +299,12 @@ def _price(
     return price_lines(product, quantities, meters=meters, proration=share)
 
 
-def _lines(own: Sequence[InvoiceLine], corrections: Sequence[LateCorrection]) -> tuple[Line, ...]:
-    """Of its own cycle, then of those corrections that change an amount."""
-    return (
-        *map(line_of, own),
-        *(correction_line(each) for each in corrections if each.correction.difference_minor),
-    )
+def _lines(
+    own: Sequence[InvoiceLine], corrections: Sequence[LateCorrection], offsets: Sequence[Line]
+) -> tuple[Line, ...]:
+    """Of its own cycle, what is taken off it, then of those corrections that change an amount."""
+    late = [line for each in corrections for line in correction_lines(each)]
+    return (*map(line_of, own), *offsets, *late)
 
 
 def line_of(line: InvoiceLine) -> Line:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from billing_job.compute import NO_TRUE_UP, PricedBy, TrueUp, fixed_invoice, seller_of
 from billing_job.counts import Need
 from billing_job.due import DueCycle
-from billing_job.late import CountSource, true_ups
+from billing_job.late import CountSource, SubscriptionKey, last_hash, reissued_by, true_ups
 from catalog.view import CatalogView
 from schemas.invoice_ledger import InvoiceLedger
-from schemas.ledger import InvoiceFixed
+from schemas.ledger import FIRST_REVISION, InvoiceFixed
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.product import Product
@@ -63,11 +63,15 @@ def fixed_now(
     )
     watermark_json = watermark.as_json()
     made: list[InvoiceFixed] = []
+    before: dict[SubscriptionKey, str] = {}  # the last one made here
     for each in due:
         key = (each.organization_id, each.subscription_id)
         true_up = late.get(key, NO_TRUE_UP)
         if each.final and not true_up.complete:
             continue
+        if each.revision != FIRST_REVISION:
+            follows = before[key] if key in before else last_hash(ledger, key)
+            true_up = replace(true_up, follows=follows, reissue=reissued_by(ledger, each))
         of_catalog = configured[each.invoice_id]
         fixed = fixed_invoice(
             each,
@@ -82,6 +86,7 @@ def fixed_now(
         )
         if true_up.complete:  # counted at this watermark: the next one of this run has nothing to correct
             late[key] = TrueUp(complete=True, follows=fixed.hash)
+        before[key] = fixed.hash
         made.append(fixed)
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -20,12 +21,13 @@ from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark
 from warehouse.client import PROMPT, ClickHouseError, WarehouseUnavailable, connect, unavailable
+from warehouse.counted_at import CountedAt, totals_at
 from warehouse.coverage import coverage
 from warehouse.epochs import UnknownTopic, lookup_epoch
 from warehouse.evidence import CountedEvent, counted_events, row_faults
 from warehouse.late import late_windows
-from warehouse.one_store import StoreReplaced, one_store
-from warehouse.totals import TotalsRequest, UsageTotal, exact_totals, independent_totals
+from warehouse.one_store import StoreReplaced, is_marked, one_store
+from warehouse.totals import IncompleteAnswer, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +46,12 @@ class NotCovered(WarehouseUnavailable):
         super().__init__(message)
         self.code: WaitCode = code
         self.detail = detail
+
+
+class _Asking(threading.local):
+    """mark: of the store that this thread's questions are for; None: any."""
+
+    mark: uuid.UUID | None = None
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -109,6 +117,7 @@ class Counts:
         self._partitions = settings.event_partitions
         self._client = connect(settings, more_settings=PROMPT if prompt else {})
         self._admin = admin_client(settings)
+        self._asking = _Asking()
 
     def __enter__(self) -> Counts:
         return self
@@ -142,15 +151,18 @@ class Counts:
 
     @contextmanager
     def one_store(self) -> Generator[None]:
-        """What is asked within is answered by one store. Raises NotCovered at its end where that was not so.
+        """What this thread asks within is answered by one store. Raises NotCovered at its end where that was not so.
 
         Whether everything is covered is to be asked within, too, and before the counting.
         """
         try:
-            with one_store(self._client):
+            with one_store(self._client) as mark:
+                self._asking.mark = mark
                 yield
         except StoreReplaced as error:
             raise NotCovered("not_stored", str(error)) from error
+        finally:
+            self._asking.mark = None
 
     def require_covered(self, watermarks: Iterable[Watermark]) -> None:
         """Raises NotCovered unless ClickHouse has everything below each of them now; and what `covered` raises."""
@@ -184,16 +196,25 @@ class Counts:
     # -- how much ------------------------------------------------------------------------------------------------------
 
     def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
-        """Quantities of events below the watermark, all in one query. Raises WarehouseUnavailable."""
-        return quantities(needs, exact_totals(self._client, windows(needs), watermark))
+        """Quantities of events below the watermark, all in one query. Raises NotCovered, WarehouseUnavailable."""
+        with self._whole():
+            found = exact_totals(self._client, windows(needs), watermark, mark=self._asking.mark)
+        return quantities(needs, found)
 
     def independent_totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
-        """The same by a fold of raw rows, the first of each identity. Raises WarehouseUnavailable."""
-        return quantities(needs, independent_totals(self._client, windows(needs), watermark))
+        """The same by a fold of raw rows, the first of each identity. Raises as `totals`."""
+        with self._whole():
+            found = independent_totals(self._client, windows(needs), watermark, mark=self._asking.mark)
+        return quantities(needs, found)
+
+    def totals_at(self, wanted: Sequence[CountedAt], organization_id: str | None) -> Mapping[CountedAt, UsageTotal]:
+        """Windows, each below a watermark of its own. Raises WarehouseUnavailable."""
+        return totals_at(self._client, wanted, self._partitions, organization_id)
 
     def with_late_events(self, needs: Sequence[Need], since: Watermark, watermark: Watermark) -> set[str]:
-        """Ids of those with events, stored at or after `since` and below the watermark. Raises WarehouseUnavailable."""
-        late = late_windows(self._client, windows(needs), since, watermark)
+        """Ids of those with events, stored at or after `since` and below the watermark. Raises as `totals`."""
+        with self._whole():
+            late = late_windows(self._client, windows(needs), since, watermark, mark=self._asking.mark)
         return {need.invoice_id for need in needs if any(need.window(meter) in late for meter in need.meters)}
 
     def events(
@@ -206,6 +227,19 @@ class Counts:
         """Stored rows behind a meter's quantity that are not what was accepted. Raises WarehouseUnavailable."""
         partition = partition_of(need.organization_id, need.customer_id, self._partitions)
         return row_faults(self._client, need.window(meter), partition, watermark)
+
+    @contextmanager
+    def _whole(self) -> Generator[None]:
+        """An answer that lacks windows says nothing: what would be counted waits. Raises NotCovered."""
+        try:
+            yield
+        except IncompleteAnswer as error:
+            mark = self._asking.mark
+            if mark is not None and not is_marked(self._client, mark):
+                raise NotCovered("not_stored", str(StoreReplaced()), str(error)) from error
+            raise NotCovered(
+                "incomplete_count", "ClickHouse did not answer for all that was to be counted", str(error)
+            ) from error
 
     def _lag(self, watermark: Watermark) -> NotCovered | None:
         """Why not yet; None: it is reached."""

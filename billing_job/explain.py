@@ -14,7 +14,7 @@ from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import amount_text, from_minor
 from schemas.decimals import decimal_text, plain
 from schemas.invoice_ledger import Invoice, InvoiceLedger
-from schemas.ledger import Correction, InvoiceFixed, Line
+from schemas.ledger import Correction, InvoiceFixed, Line, Reissue
 from schemas.meter import Meter
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark
@@ -65,6 +65,8 @@ def explained_line(fixed: InvoiceFixed, number: int) -> list[str]:
         told += [f"  {text}" for text in _priced(line, fixed.currency)]
     elif line.corrects is not None:
         told += [f"  {text}" for text in _corrected(correction_of_line(fixed, line), fixed.currency)]
+    elif line.model in ("billed_elsewhere", "carried_credit"):
+        told += [f"  {text}" for text in _taken_off(fixed, line.model)]
     return told
 
 
@@ -84,11 +86,29 @@ def _priced(line: Line, currency: str) -> list[str]:
 def _corrected(correction: Correction, currency: str) -> list[str]:
     now, before = (from_minor(minor, currency) for minor in (correction.total_minor, correction.before_minor))
     counted = ", ".join(f"{meter_id}: {number}" for meter_id, number in correction.quantities.items())
+    whole = f"the whole cycle as it is counted now, by the prices of {correction.corrects} ({counted}): {plain(now)}"
+    if not counted and not correction.total_minor:
+        whole = f"the cycle costs nothing, since its invoice {correction.corrects} is void: {plain(now)}"
     return [
-        f"the whole cycle as it is counted now, by the prices of {correction.corrects} ({counted}): {plain(now)}",
-        f"billed for it before, by {', '.join(correction.counted)}: {plain(before)}",
+        whole,
+        f"billed for it before, by {', '.join(correction.counted)}{_less(correction, currency)}: {plain(before)}",
         f"{plain(now)} - {plain(before)} = {plain(from_minor(correction.difference_minor, currency))}",
     ]
+
+
+def _less(said: Correction | Reissue, currency: str) -> str:
+    """What credit notes for usage took off."""
+    if not said.credited_minor:
+        return ""
+    return f", less {plain(from_minor(said.credited_minor, currency))} of credit notes {', '.join(said.credit_notes)}"
+
+
+def _taken_off(fixed: InvoiceFixed, model: str) -> list[str]:
+    assert fixed.reissue is not None
+    if model == "billed_elsewhere":
+        said = f"billed for the cycle by {', '.join(fixed.reissue.billed_by)}{_less(fixed.reissue, fixed.currency)}"
+        return [f"{said}: {plain(from_minor(fixed.reissue.billed_minor, fixed.currency))}"]
+    return [f"credit note {each.credit_note_id} of {each.invoice_id}" for each in fixed.reissue.credits]
 
 
 def correction_of_line(fixed: InvoiceFixed, line: Line) -> Correction:

@@ -24,7 +24,7 @@ from billing_job.explain import (
     explained_line,
 )
 from billing_job.gate import Difference, quantity_differences
-from billing_job.late import Counted, corrected_again, counted_for
+from billing_job.late import Counted, billed_again, corrected_again, counted_for
 from billing_job.ledger import LedgerLog
 from billing_job.simulate import NotSimulable, simulated
 from billing_job.steps import system_clock
@@ -133,7 +133,7 @@ def verify_all(settings: Settings, organization_id: str | None = None) -> list[V
     with _ledger(settings) as ledger, Counts(settings) as counts:
         fixed = [
             invoice.fixed
-            for invoice in ledger.invoices.values()
+            for invoice in list(ledger.invoices.values())
             if invoice.fixed is not None and organization_id in (None, invoice.organization_id)
         ]
         return verified(ledger, fixed, counts)
@@ -165,7 +165,11 @@ def _verified(
         differences += map(str, unequal)
         differences += _faults(counts, check, unequal)
     now = counted.get(fixed.counted_to, {})
-    corrections = [corrected_again(ledger, each, now[each.corrects]) for each in fixed.corrections]
+    corrections = [corrected_again(ledger, each, now.get(each.corrects, {})) for each in fixed.corrections]
+    if fixed.reissue is not None and (billed := billed_again(ledger, fixed)) != fixed.reissue.billed_minor:
+        differences.append(
+            f"billed on other invoices: {fixed.reissue.billed_minor} invoiced, {billed} by what they say"
+        )
     again = recomputed(fixed, now.get(fixed.invoice_id, {}), corrections)
     if canonical_hash(fixed) != fixed.hash:
         differences.append("the record in the ledger is not what its hash says")

@@ -15,11 +15,12 @@ from typing import Protocol
 
 import structlog
 
-from billing_job.compute import LateCorrection, TrueUp, correction_of
+from billing_job.compute import LateCorrection, TrueUp, correction_of, cost_minor
 from billing_job.counts import Need, Quantities, need_of
 from billing_job.due import DueCycle
-from schemas.invoice_ledger import CycleBill, Invoice, InvoiceLedger, bills_of, cycle_bills
-from schemas.ledger import Correction, InvoiceFixed
+from schemas.cycle_bills import CycleBill, cycle_bills, reissue_of, shares_of, usage_notes
+from schemas.invoice_ledger import Invoice, InvoiceLedger
+from schemas.ledger import FIRST_REVISION, Correction, InvoiceFixed, Reissue
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark, lowest
 from warehouse.client import WarehouseUnavailable
@@ -39,6 +40,8 @@ SubscriptionKey = tuple[str, str]
 
 _LATE_QUERIES_MAX = 8
 _NOTHING_BEFORE = TrueUp(complete=True)
+_IN_DOUBT = frozenset({None, "quantity", "subtotal"})
+"""Holds of invoices of which it is not sure that they say the right thing."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,23 @@ class BilledSubscription:
     @cached_property
     def since(self) -> Watermark:
         """Nothing below it is late any more."""
-        return lowest(bill.counted_to for bill in self.bills.values())
+        return lowest(bill.counted_to for bill in self.counted)
 
     @property
+    def counted(self) -> list[CycleBill]:
+        """Those of cycles that were counted: all but waived ones."""
+        return [bill for bill in self.bills.values() if not bill.waived]
+
+    @cached_property
     def must_look(self) -> bool:
-        """Where an invoice is void, what it billed of other cycles, or others of its own, has to be seen again."""
-        return any(each.state == "void" for each in self.invoices)
+        """Whether a cycle does not cost what was billed for it, as it was counted: after a void or a credit note."""
+        if not any(each.state == "void" or usage_notes(each) for each in self.invoices):
+            return False
+        return any(
+            cost_minor(bill, {meter_id: Decimal(text) for meter_id, text in bill.quantities.items()})
+            != bill.billed_minor
+            for bill in self.bills.values()
+        )
 
 
 def true_ups(
@@ -91,9 +105,9 @@ def true_ups(
                 found[key] = billed
             else:
                 log.warning("late_usage_waits", subscription=each.subscription_id, reason=reason)
-    late = _with_late_events(counts, [each for each in found.values() if each.bills], watermark)
+    late = _with_late_events(counts, [each for each in found.values() if each.counted], watermark)
     changed = [billed for key, billed in found.items() if key in late or billed.must_look]
-    needs = [need_of(bill.fixed) for billed in changed for bill in billed.bills.values()]
+    needs = [need_of(bill.fixed) for billed in changed for bill in billed.counted]
     quantities = counts.totals(needs, watermark) if needs else {}
     made |= {key: TrueUp(complete=True, follows=billed.follows) for key, billed in found.items()}
     for billed in changed:
@@ -104,7 +118,7 @@ def true_ups(
 
 def _held(billed: BilledSubscription, currency: str, watermark: Watermark) -> str | None:
     """Why earlier cycles are not looked at now; the next invoice does it."""
-    if any(each.state == "mismatch" for each in billed.invoices):
+    if any(each.held_by in _IN_DOUBT for each in billed.invoices if each.state == "mismatch"):
         return "an invoice of the subscription is held"
     if not all(bill.counted_to.reached_by(watermark.epoch, watermark.offsets) for bill in billed.bills.values()):
         return "the log was read further by another run"
@@ -118,13 +132,13 @@ def corrections_of(
 ) -> tuple[LateCorrection, ...]:
     """Of those cycles of which a quantity or the amount is not what was billed; oldest first. Pure.
 
-    quantities: id of the cycle's own invoice → meter id → total now.
+    quantities: id of the cycle's own invoice → meter id → total now; none of a waived cycle.
     """
     made: list[LateCorrection] = []
     for bill in sorted(bills, key=lambda bill: bill.fixed.cycle_start):
-        now = quantities[bill.fixed.invoice_id]
-        late = correction_of(bill.fixed, bill.counted, bill.billed_minor, now)
-        if late.correction.difference_minor or late.correction.quantities != bill.quantities:
+        late = correction_of(bill, {} if bill.waived else quantities[bill.fixed.invoice_id])
+        recounted = not bill.waived and late.correction.quantities != bill.quantities
+        if late.correction.difference_minor or recounted:
             made.append(late)
     return tuple(made)
 
@@ -157,7 +171,7 @@ def _grouped(billed: Sequence[BilledSubscription]) -> Iterable[tuple[Watermark, 
 
 def _span(billed: BilledSubscription) -> Need:
     """All that was invoiced of a subscription, as one window."""
-    fixed = [bill.fixed for bill in billed.bills.values()]
+    fixed = [bill.fixed for bill in billed.counted]
     meters = {meter.id: meter for each in fixed for meter in each.priced_meters.values()}
     return Need(
         fixed[0].invoice_id,
@@ -203,11 +217,11 @@ def pending(
         bill.counted_to.reached_by(watermark.epoch, watermark.offsets) for each in found for bill in each.bills.values()
     ):
         raise WarehouseUnavailable("ClickHouse does not have everything that was invoiced")
-    late = _with_late_events(counts, [each for each in found if each.bills], watermark)
+    late = _with_late_events(counts, [each for each in found if each.counted], watermark)
     changed = [
         each for each in found if each.key in late or each.must_look or _corrected_later(ledger, each, issued_by_us)
     ]
-    needs = [need_of(bill.fixed) for each in changed for bill in each.bills.values()]
+    needs = [need_of(bill.fixed) for each in changed for bill in each.counted]
     quantities = counts.totals(needs, watermark) if needs else {}
     made: list[PendingLate] = []
     for each in changed:
@@ -231,14 +245,12 @@ def _corrected_later(ledger: InvoiceLedger, billed: BilledSubscription, by_us: i
 
 
 def _billed_ahead(ledger: InvoiceLedger, billed: BilledSubscription) -> Iterable[PendingLate]:
-    """Corrections of cycles whose own invoice is not among those issued, and comes yet."""
+    """Corrections of cycles whose own invoice is not among those issued: it comes yet, or is void."""
     for each in billed.invoices:
         if each.fixed is None or each.state == "void":
             continue
         for correction in each.fixed.corrections:
-            in_force = ledger.get(ledger.in_force(*billed.key, correction.cycle_start)[0])
-            is_held = in_force is not None and in_force.state == "void"
-            if correction.cycle_start not in billed.bills and not is_held:
+            if correction.cycle_start not in billed.bills:
                 yield PendingLate(fixed_invoice_of(ledger, correction.corrects), -correction.difference_minor)
 
 
@@ -265,17 +277,38 @@ def counted_for(ledger: InvoiceLedger, fixed: InvoiceFixed) -> list[Counted]:
         need = need_of(fixed_invoice_of(ledger, each.corrects))
         before = counted_before(ledger, each)
         cycle = f"cycle {format_rfc3339(each.cycle_start)}"
-        found.append(Counted(f"{cycle}, ", need, fixed.counted_to, each.quantities))
-        found.append(Counted(f"{cycle} as it was billed, ", need, before.quantities_at, before.quantities))
+        if not before.waived:
+            found.append(Counted(f"{cycle}, ", need, fixed.counted_to, each.quantities))
+        if before.quantities:
+            found.append(Counted(f"{cycle} as it was billed, ", need, before.quantities_at, before.quantities))
     return found
 
 
 # --- Looking back at a correction -------------------------------------------------------------------------------------
 
 
-def counted_before(ledger: InvoiceLedger, correction: Correction) -> CycleBill:
-    """What had billed the cycle when it was corrected, whatever became of those invoices later. Raises LookupError."""
-    return bills_of(fixed_invoice_of(ledger, each) for each in correction.counted)[correction.cycle_start]
+@dataclass(frozen=True, slots=True)
+class CountedBefore:
+    """What had billed a cycle when it was corrected, but for credit notes. Fields as of CycleBill."""
+
+    billed_minor: int
+    quantities: Mapping[str, str]
+    quantities_at: Watermark
+    waived: bool
+
+
+def counted_before(ledger: InvoiceLedger, correction: Correction) -> CountedBefore:
+    """As the correction counted it, whatever became of those invoices later. Raises LookupError."""
+    counted = [fixed_invoice_of(ledger, each) for each in correction.counted]
+    shares = [
+        (fixed, share) for fixed in counted for share in shares_of(fixed) if share.cycle_start == correction.cycle_start
+    ]
+    if not shares:
+        raise LookupError(f"nothing billed the cycle of {correction.corrects} before it was corrected")
+    last, share = shares[-1]
+    own = any(fixed.cycle_start == correction.cycle_start and not fixed.final for fixed in counted)
+    billed_minor = sum(each.amount_minor for _, each in shares)
+    return CountedBefore(billed_minor, share.quantities, last.counted_to, waived=not own)
 
 
 def fixed_invoice_of(ledger: InvoiceLedger, invoice_id: str) -> InvoiceFixed:
@@ -287,7 +320,42 @@ def fixed_invoice_of(ledger: InvoiceLedger, invoice_id: str) -> InvoiceFixed:
 
 
 def corrected_again(ledger: InvoiceLedger, correction: Correction, quantities: Mapping[str, Decimal]) -> LateCorrection:
-    """A correction made anew from the ledger and these quantities. Raises LookupError."""
-    bill = counted_before(ledger, correction)
-    corrected = fixed_invoice_of(ledger, correction.corrects)
-    return correction_of(corrected, correction.counted, bill.billed_minor, quantities)
+    """A correction computed again from the ledger and these quantities. Raises LookupError."""
+    before = counted_before(ledger, correction)
+    bill = CycleBill(
+        fixed=fixed_invoice_of(ledger, correction.corrects),
+        counted=correction.counted,
+        billed_minor=before.billed_minor - correction.credited_minor,
+        quantities=before.quantities,
+        quantities_at=before.quantities_at,
+        counted_to=before.quantities_at,
+        waived=before.waived,
+        credited_minor=correction.credited_minor,
+        credit_notes=correction.credit_notes,
+    )
+    return correction_of(bill, quantities)
+
+
+def last_hash(ledger: InvoiceLedger, key: SubscriptionKey) -> str | None:
+    """Hash of the subscription's last invoice in the log."""
+    invoices = ledger.of_subscription(*key)
+    return invoices[-1].fixed_hash if invoices else None
+
+
+def reissued_by(ledger: InvoiceLedger, due: DueCycle) -> Reissue | None:
+    """What the revision of a cycle takes off; None: it is the first invoice of its cycle."""
+    if due.revision == FIRST_REVISION:
+        return None
+    return reissue_of(
+        ledger.of_subscription(due.organization_id, due.subscription_id), due.cycle.start_us, final=due.final
+    )
+
+
+def billed_again(ledger: InvoiceLedger, fixed: InvoiceFixed) -> int:
+    """What a revision takes off for other invoices, by what those say. Raises LookupError."""
+    reissue = fixed.reissue
+    if reissue is None:
+        return 0
+    shares = [share for each in reissue.billed_by for share in shares_of(fixed_invoice_of(ledger, each))]
+    billed_minor = sum(share.amount_minor for share in shares if share.cycle_start == fixed.cycle_start)
+    return billed_minor - reissue.credited_minor

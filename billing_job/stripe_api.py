@@ -244,6 +244,9 @@ class StripeApi:
     def refund(self, refund_id: str, account: str | None) -> Json:
         return self._read("GET", path_of("/v1/refunds/{}", refund_id), account)
 
+    def charge(self, charge_id: str, account: str | None) -> Json:
+        return self._read("GET", path_of("/v1/charges/{}", charge_id), account)
+
     def dispute(self, dispute_id: str, account: str | None) -> Json:
         return self._read("GET", path_of("/v1/disputes/{}", dispute_id), account)
 

@@ -131,11 +131,38 @@ def _apply_adjustment(billing: Billing, hint: Hint, kind: AdjustmentKind) -> Out
     seen = read_adjustment(billing, kind, hint.id, hint.account)
     invoice = _adjusted_invoice(billing, seen, hint.account)
     if invoice is None:
-        return "ignored"
+        return _settle_refunded(billing, seen, hint.account)
     record_adjustment(billing, invoice, seen)
     _read_again(billing, invoice)
     log.info("stripe_news", type=hint.type, invoice=invoice.id, adjustment=seen["id"], status=seen["status"])
     return "applied"
+
+
+def _settle_refunded(billing: Billing, refund: Json, account: str | None) -> Outcome:
+    """A second payment for an invoice that was paid twice is back with the customer: all of it ends the hold."""
+    intent: str | None = refund.get("payment_intent")
+    if refund["object"] != "refund" or intent is None or not refund.get("charge"):
+        return "ignored"
+    for payment in billing.api.payments_of(intent, account):
+        stray: str = payment["invoice"]
+        invoice = billing.log.state.by_second_payment(stray)
+        if invoice is None or invoice.fixed is None or stray not in invoice.paid_twice:
+            continue
+        if account not in (None, invoice.fixed.seller.stripe_account_id):
+            continue
+        if not billing.api.charge(refund["charge"], account)["refunded"]:
+            return "known"
+        settle_second_payment(billing, invoice, stray, f"refund {refund['id']} of Stripe invoice {stray}", by=None)
+        return "applied"
+    return "ignored"
+
+
+def settle_second_payment(billing: Billing, invoice: Invoice, stray: str, reason: str, *, by: str | None) -> None:
+    """Record that a second payment was dealt with. by: who did; None: Stripe says so."""
+    assert invoice.fixed is not None
+    record = billing.record(invoice.fixed, "settle", "done", object_id=stray)
+    billing.log.append(msgspec.structs.replace(record, memo=reason, by=by))
+    log.info("second_payment_settled", invoice=invoice.id, stray=stray, reason=reason, by=by)
 
 
 def is_known(billing: Billing, thing: Json, kind: AdjustmentKind) -> bool:

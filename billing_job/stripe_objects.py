@@ -27,6 +27,7 @@ CUSTOMER_ID = "usage_customer_id"
 ORGANIZATION_ID = "usage_organization_id"
 LINE = "usage_line"
 CREDIT = "usage_credit"
+CREDIT_FOR = "usage_credit_for"
 
 
 def invoice_key(invoice_id: str, step: str, index: int, attempt: int) -> str:
@@ -117,7 +118,7 @@ def credit_note_params(stripe_invoice_id: str, index: int, begun: Attempt) -> di
     params: dict[str, Any] = {
         "invoice": stripe_invoice_id,
         "amount": begun.amount_minor,
-        "metadata": {CREDIT: str(index)},
+        "metadata": {CREDIT: str(index), **({CREDIT_FOR: "usage"} if begun.credit_for == "usage" else {})},
     }
     if begun.memo:
         params["memo"] = begun.memo
@@ -224,6 +225,7 @@ def seen_adjustment(thing: Mapping[str, Any], fixed: InvoiceFixed, now_us: int, 
         number=thing.get("number"),
         reason=thing.get("failure_reason") or thing.get("reason"),
         writer=writer,
+        credit_for="usage" if metadata_of(thing).get(CREDIT_FOR) == "usage" else "goodwill",
     )
 
 

@@ -19,12 +19,12 @@ from billing_job.charge import discard, observe, void_at_stripe
 from billing_job.ledger import LedgerLog
 from billing_job.steps import Billing, InvoiceStopped, Outcome, take
 from billing_job.stripe_api import Json, StripeApi, StripeRefused
-from billing_job.stripe_news import record_adjustment
+from billing_job.stripe_news import record_adjustment, settle_second_payment
 from billing_job.stripe_objects import CREDIT, credit_note_params, metadata_of, of_invoice
 from schemas.currency import NotMinorUnits, from_minor, to_minor
 from schemas.decimals import plain
 from schemas.invoice_ledger import Attempt, Invoice, StepKey
-from schemas.ledger import CreditTarget, InvoiceAdjusted, InvoiceFixed
+from schemas.ledger import CreditFor, CreditTarget, InvoiceAdjusted, InvoiceFixed
 from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,15 @@ _CREDITABLE = ("open", "paid", "uncollectible")
 
 
 NotPossibleCode = Literal[
-    "not_fixed", "paid", "not_void", "not_issued", "not_paid", "invalid_amount", "unfinished", "request_reused"
+    "not_fixed",
+    "paid",
+    "not_void",
+    "not_issued",
+    "not_paid",
+    "invalid_amount",
+    "unfinished",
+    "request_reused",
+    "not_paid_twice",
 ]
 
 
@@ -52,15 +60,17 @@ class Credit:
 
     amount_minor: int
     target: CreditTarget | None
+    credit_for: CreditFor
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Who asked for a credit note and why, as the ledger keeps it. request: tells the same wish from another one."""
+    """Who asked for a credit note, why and for what, as the ledger keeps it. request: tells a wish from another one."""
 
     reason: str
     request: str | None
     by: str | None
+    credit_for: CreditFor
 
 
 @contextmanager
@@ -181,6 +191,21 @@ def reissue(billing: Billing, invoice: Invoice) -> str:
     return billing.log.state.in_force(invoice.organization_id, invoice.subscription_id, invoice.cycle_start)[0]
 
 
+# --- Paid twice -------------------------------------------------------------------------------------------------------
+
+
+def settle_paid_twice(billing: Billing, invoice: Invoice, reason: str, *, by: str) -> Invoice:
+    """End the hold of an invoice for which a second Stripe invoice was paid: someone has dealt with the money.
+
+    reason, by: how and who, for the ledger. Raises NotPossible, LedgerUnavailable.
+    """
+    if not invoice.paid_twice:
+        raise NotPossible("not_paid_twice", f"invoice {invoice.id} was not paid twice: there is nothing to settle")
+    for stray in invoice.paid_twice:
+        settle_second_payment(billing, invoice, stray, reason, by=by)
+    return billing.invoice(invoice.id)
+
+
 # --- Credit -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,22 +216,25 @@ def credit(
     *,
     refund: bool,
     reason: str,
+    credit_for: CreditFor = "goodwill",
     request: str | None = None,
     by: str | None = None,
 ) -> Invoice:
     """Have Stripe issue a credit note over an amount, tax included; one that was begun and not finished goes first.
 
     refund: of a paid invoice, back to how it was paid; otherwise to the customer's balance, which the next invoices
-    use. Of one that is not paid it lowers what is still to pay. request: whoever asks with the same one asks for the
-    same credit note. by: who asked. Raises as `void`.
+    use. Of one that is not paid it lowers what is still to pay. credit_for: `usage` counts as billed less, so that the
+    next invoice bills it again unless it is voided too; `goodwill` changes nothing about what was billed. request:
+    whoever asks with the same one asks for the same credit note. by: who asked. Raises as `void`.
     """
     key = None if request is None else _asked_before(invoice, request)
     if key is not None:
         begun = invoice.steps[key]
-        if (begun.amount_minor, begun.target == "refund", begun.memo) != (amount_minor, refund, reason):
+        known = (begun.amount_minor, begun.target == "refund", begun.memo, begun.credit_for)
+        if known != (amount_minor, refund, reason, credit_for):
             raise NotPossible("request_reused", "this request asked for another credit note before")
     else:
-        key = _begin_credit(billing, invoice, amount_minor, Asked(reason, request, by), refund=refund)
+        key = _begin_credit(billing, invoice, amount_minor, Asked(reason, request, by, credit_for), refund=refund)
     now = billing.invoice(invoice.id)
     assert now.fixed is not None
     _issue(billing, now, now.fixed, key)
@@ -222,7 +250,7 @@ def _begin_credit(billing: Billing, invoice: Invoice, amount_minor: int, asked: 
     target: CreditTarget | None = None if seen.status != "paid" else ("refund" if refund else "balance")
     if refund and target is None:
         raise NotPossible("not_paid", f"invoice {invoice.id} is not paid: there is nothing to refund")
-    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target), asked)
+    return _begun_credit(billing, invoice, fixed, Credit(amount_minor, target, asked.credit_for), asked)
 
 
 def _asked_before(invoice: Invoice, request: str) -> StepKey | None:
@@ -270,7 +298,7 @@ def _begun_credit(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, wante
     """The credit note to issue: one that was begun, or a new one whose intent is in the ledger."""
     for key in unfinished_credits(invoice):
         attempt = invoice.steps[key]
-        begun = Credit(attempt.amount_minor or 0, attempt.target)
+        begun = Credit(attempt.amount_minor or 0, attempt.target, attempt.credit_for)
         # Another request is another wish, even over the same amount.
         if asked.request is None and begun == wanted:
             return key
@@ -286,6 +314,7 @@ def _begun_credit(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, wante
         memo=asked.reason,
         by=asked.by,
         request=asked.request,
+        credit_for=asked.credit_for,
     )
     if not billing.log.append(intent):
         raise InvoiceStopped("another credit note was begun at the same time; look at the invoice and try again")

@@ -123,6 +123,7 @@ _CREDIT_NOTE = {
     "reason": None,
     "number": "A1B2-0001-CN-01",
     "created_at": "2026-04-03T10:00:00Z",
+    "for": "goodwill",
 }
 _DELIVERY = {
     "id": "dlv_1c2d3e4f5a6b7c8d9e0f1a2b3c4d5e6f",
@@ -264,6 +265,7 @@ EXAMPLES: Mapping[str, Any] = {
         "next_cursor": None,
     },
     "AskedOut": {"accepted": True},
+    "InvoiceSettleRequest": {"reason": "refunded by bank transfer"},
     "InvoiceVoidRequest": {"reason": "wrong address", "reissue": True},
     "InvoiceVoidedOut": {
         "invoice": {**_INVOICE, "state": "void", "reason": "wrong address", "amount_paid": "0.00"},

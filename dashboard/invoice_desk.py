@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from schemas.customer import Customer
+from schemas.ledger import CreditFor
 from schemas.organization import Organization
 from schemas.period import Cycle
 from schemas.product import ProductSpec
@@ -87,6 +88,14 @@ class InvoicedBy:
 
 
 @dataclass(frozen=True, slots=True)
+class CyclesBilled:
+    """Whether every cycle was billed what it cost. ok: none differs. document: as the audit shows it."""
+
+    ok: bool
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Voided:
     """invoice: its document. reissued_as: id of the invoice that its cycle will have; None: the cycle has none."""
 
@@ -139,6 +148,13 @@ class InvoiceDesk(Protocol):
         """What was invoiced by a date, and the late usage below the watermark that was not."""
         ...
 
+    def cycles_billed(self, organization_id: str, stored: Watermark) -> CyclesBilled:
+        """Count again what every invoice counted, and hold what was billed for each cycle against what it costs.
+
+        stored: up to where ClickHouse has everything.
+        """
+        ...
+
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
         """Let it be charged, or tried again now, by the next close; False: it was not waiting for that."""
         ...
@@ -170,11 +186,28 @@ class InvoiceDesk(Protocol):
         ...
 
     def credit(
-        self, invoice_id: str, amount: Decimal, *, reason: str, refund: bool, request: str | None, by: str
+        self,
+        invoice_id: str,
+        amount: Decimal,
+        *,
+        reason: str,
+        refund: bool,
+        credit_for: CreditFor,
+        request: str | None,
+        by: str,
     ) -> Credited:
         """Have Stripe issue a credit note. amount: major units, tax included. refund: back to how it was paid.
 
+        credit_for: `usage` counts as billed less, `goodwill` does not.
+
         request: the client's Idempotency-Key; the same one is answered with the credit note that it made before.
         Raises DeskConflict, DeskRefused.
+        """
+        ...
+
+    def settle(self, invoice_id: str, *, reason: str, by: str) -> dict[str, Any]:
+        """End the hold of an invoice that was paid twice: someone has dealt with the money. Its document.
+
+        Raises DeskConflict.
         """
         ...

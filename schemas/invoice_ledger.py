@@ -1,4 +1,4 @@
-"""billing.ledger records in log order → the state of every invoice, and what billed each cycle. Pure.
+"""billing.ledger records in log order → the state of every invoice. Pure. What billed each cycle: cycle_bills.py.
 
 The first record of an invoice id fixes the invoice; intents and results of the calls to Stripe follow it. A record that
 lost (a second fixing, an attempt that another writer began, facts older than those known) changes nothing, for every
@@ -7,7 +7,8 @@ reader alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import msgspec
 
 from schemas.currency import from_minor
+from schemas.cycle_bills import cycle_bills, reissue_of
 from schemas.decimals import plain
 from schemas.ledger import (
     FIRST_REVISION,
     IDEMPOTENCY_ERROR,
     PAYMENT_PROCESSING,
     Correction,
+    CreditFor,
     CreditTarget,
     InvoiceAdjusted,
     InvoiceFixed,
@@ -37,7 +40,6 @@ from schemas.ledger import (
     with_hash,
 )
 from schemas.period import format_rfc3339
-from schemas.watermark import Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Attempt:
     memo: str | None = None
     by: str | None = None
     request: str | None = None
+    credit_for: CreditFor = "goodwill"
 
     @property
     def may_advance(self) -> bool:
@@ -74,7 +77,8 @@ class Invoice:
     fixed None: it is waiting, and only subscription_id and cycle are known. reason: of waiting, mismatch, or the last
     failure. code: what kind of waiting or mismatch. retry_asked_at: µs; what failed before it need not rest. stripe:
     the newest facts known. steps: (step, index) → its latest attempt. adjustments: Stripe's id → credit note, refund or
-    dispute. reissued: void, and its cycle is invoiced by the next revision.
+    dispute. reissued: void, and its cycle is invoiced by the next revision. paid_twice: other Stripe invoices that were
+    paid for it, too: it is held until each is refunded or someone settles it. settled: those of which that is so.
     """
 
     id: str
@@ -97,6 +101,8 @@ class Invoice:
     steps: Mapping[StepKey, Attempt] = field(default_factory=lambda: NO_STEPS)
     adjustments: Mapping[str, InvoiceAdjusted] = field(default_factory=lambda: NO_ADJUSTMENTS)
     reissued: bool = False
+    paid_twice: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
 
     @property
     def revision(self) -> int:
@@ -220,6 +226,8 @@ class StripeCustomerState:
 LinkKey = tuple[str, str, str | None, str | None]
 """(organization, customer, Stripe account that is sold in, owner of the key)."""
 
+_STRIPE_INVOICE = re.compile(r"\bin_[A-Za-z0-9]+")
+
 # How far an invoice has come at Stripe; facts of a lesser rank are older. uncollectible may still be paid or voided.
 _RANK: dict[StripeStatus, int] = {"draft": 0, "open": 1, "uncollectible": 2, "void": 3, "paid": 3}
 
@@ -235,6 +243,7 @@ class InvoiceLedger:
         self.customers: dict[LinkKey, StripeCustomerState] = {}
         self._links: dict[tuple[str, str, str | None], list[LinkKey]] = {}
         self._by_stripe_id: dict[str, str] = {}
+        self._by_second_payment: dict[str, str] = {}
         self._by_subscription: dict[tuple[str, str], list[str]] = {}
         self._snapshots: dict[bytes, dict[str, Any]] = {}
         self._adjustments: dict[str, InvoiceAdjusted] = {}
@@ -244,6 +253,11 @@ class InvoiceLedger:
 
     def by_stripe_id(self, stripe_invoice_id: str) -> Invoice | None:
         found = self._by_stripe_id.get(stripe_invoice_id)
+        return None if found is None else self.invoices.get(found)
+
+    def by_second_payment(self, stripe_invoice_id: str) -> Invoice | None:
+        """The invoice for which that Stripe invoice was paid, besides its own."""
+        found = self._by_second_payment.get(stripe_invoice_id)
         return None if found is None else self.invoices.get(found)
 
     def adjustment(self, object_id: str) -> InvoiceAdjusted | None:
@@ -282,7 +296,7 @@ class InvoiceLedger:
         """A customer's invoices, oldest cycle first."""
         found = [
             invoice
-            for invoice in self.invoices.values()
+            for invoice in list(self.invoices.values())  # a close may add to them meanwhile
             if (invoice.organization_id, invoice.customer_id) == (organization_id, customer_id)
         ]
         return sorted(found, key=lambda invoice: (invoice.cycle_start, invoice.id))
@@ -293,7 +307,7 @@ class InvoiceLedger:
 
     @property
     def orders(self) -> list[OrderRecorded]:
-        return [invoice.order for invoice in self.invoices.values() if invoice.order]
+        return [invoice.order for invoice in list(self.invoices.values()) if invoice.order]
 
     def apply(self, record: LedgerRecord) -> bool:
         """Fold the partition's next record in; False when it lost and changed nothing."""
@@ -310,6 +324,12 @@ class InvoiceLedger:
                 return self._adjust(record)
 
     def _put(self, invoice: Invoice) -> bool:
+        # Neither a gate that agrees nor news from Stripe ends this hold: somebody's money is with us twice.
+        if invoice.paid_twice and invoice.state != "void":
+            reason = f"Stripe invoice {', '.join(invoice.paid_twice)} was paid for the same cycle: refund it"
+            invoice = replace(invoice, state="mismatch", code="charged_twice", reason=reason)
+            for stray in invoice.paid_twice:
+                self._by_second_payment[stray] = invoice.id
         self.invoices[invoice.id] = invoice
         return True
 
@@ -336,14 +356,19 @@ class InvoiceLedger:
 
     def _continues(self, record: InvoiceFixed) -> bool:
         """Whether what it corrects was billed as its writer believed: two runs must not true up the same events."""
-        if not record.trued_up:
-            return not record.corrections
+        if not record.trued_up and record.corrections:
+            return False
+        if not record.trued_up and record.reissue is None:
+            return True
         before = self.of_subscription(record.organization_id, record.subscription_id)
         if record.follows != (before[-1].fixed_hash if before else None):
             return False
+        if record.reissue is not None and record.reissue != reissue_of(before, record.cycle_start, final=record.final):
+            return False
         bills = cycle_bills(before) if record.corrections else {}
         return all(
-            (bill := bills.get(each.cycle_start)) is not None and bill.counted == each.counted
+            (bill := bills.get(each.cycle_start)) is not None
+            and (bill.counted, bill.billed_minor) == (each.counted, each.before_minor)
             for each in record.corrections
         )
 
@@ -382,6 +407,8 @@ class InvoiceLedger:
                 return self._sell(record, known)
             case "customer":
                 return self._without_customer(record, known)
+            case "settle":
+                return self._settle(record, known)
             case "reissue":
                 return known.state == "void" and not known.reissued and self._put(replace(known, reissued=True))
             case _:
@@ -408,13 +435,27 @@ class InvoiceLedger:
         )
 
     def _gate(self, record: InvoiceStep, known: Invoice) -> bool:
-        if known.gate == record.phase and known.reason == record.reason:
+        if record.code == "charged_twice" and record.phase == "failed":
+            stray = record.object_id or _named(record.reason)
+            if stray in (*known.paid_twice, *known.settled):
+                return False
+            known = replace(known, paid_twice=(*known.paid_twice, stray))
+        elif known.gate == record.phase and known.reason == record.reason:
             return False
         gated = replace(known, gate=record.phase, updated_at=record.at)
         if record.phase == "failed":
             return self._put(replace(gated, state="mismatch", reason=record.reason, code=record.code))
         reason = None if known.state == "mismatch" else known.reason
         return self._put(replace(gated, state=_state(replace(gated, state="computed")), reason=reason))
+
+    def _settle(self, record: InvoiceStep, known: Invoice) -> bool:
+        """A second payment was dealt with; what is left of it is what Stripe says of the invoice in use."""
+        if record.object_id is None or record.object_id not in known.paid_twice:
+            return False
+        left = tuple(each for each in known.paid_twice if each != record.object_id)
+        settled = replace(known, paid_twice=left, settled=(*known.settled, record.object_id), updated_at=record.at)
+        state = "void" if known.state == "void" else _state(replace(settled, state="computed"))
+        return self._put(replace(settled, state=state, gate=None, code=None, reason=record.memo))
 
     def _retry(self, record: InvoiceStep, known: Invoice) -> bool:
         """What failed for good may be tried once more, under a new key."""
@@ -570,6 +611,12 @@ class InvoiceLedger:
         return True
 
 
+def _named(reason: str | None) -> str:
+    """The Stripe invoice of a hold from before its id was in the record."""
+    found = _STRIPE_INVOICE.search(reason or "")
+    return found.group() if found else "unknown"
+
+
 def _begun(record: InvoiceStep, before: Attempt | None) -> Attempt:
     """A new attempt; what is asked for was said with the first one."""
     if before is not None and record.amount_minor is None and record.memo is None:
@@ -585,6 +632,7 @@ def _begun(record: InvoiceStep, before: Attempt | None) -> Attempt:
         memo=record.memo,
         by=record.by,
         request=record.request,
+        credit_for=record.credit_for,
     )
 
 
@@ -654,58 +702,3 @@ def _state(invoice: Invoice) -> State:
     if seen.status == "open" and seen.attempted and seen.attempt_count > 0 and not seen.processing:
         return "payment_failed"
     return seen.status
-
-
-# --- Billed cycles ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CycleBill:
-    """What was billed for one cycle of a subscription so far, by its own invoice and by corrections on later ones.
-
-    fixed: the cycle's own invoice. counted: invoices that bill it, in the order of the log. billed_minor: their sum for
-    this cycle. quantities: meter id → the cycle's total as it was counted last, below quantities_at. counted_to:
-    events of the cycle at or after it are late and not billed yet.
-    """
-
-    fixed: InvoiceFixed
-    counted: tuple[str, ...]
-    billed_minor: int
-    quantities: Mapping[str, str]
-    quantities_at: Watermark
-    counted_to: Watermark
-
-
-def cycle_bills(invoices: Iterable[Invoice]) -> dict[int, CycleBill]:
-    """Start of a cycle → what billed it. invoices: of one subscription, in the order of the log.
-
-    A void invoice bills nothing; a cycle whose own invoice is void is held, and none of these.
-    """
-    return bills_of(each.fixed for each in invoices if each.fixed is not None and each.state != "void")
-
-
-def bills_of(fixed_invoices: Iterable[InvoiceFixed]) -> dict[int, CycleBill]:
-    """`cycle_bills` of invoices that are all in force."""
-    in_force = list(fixed_invoices)
-    own = {fixed.cycle_start: fixed for fixed in in_force if not fixed.final}
-    bills: dict[int, CycleBill] = {}
-    for fixed in in_force:
-        at = fixed.counted_to
-        if fixed.trued_up:  # it looked at every cycle before it
-            bills = {start: replace(bill, counted_to=at) for start, bill in bills.items()}
-        parts = [(each.cycle_start, each.difference_minor, each.quantities) for each in fixed.corrections]
-        if not fixed.final:
-            parts.append((fixed.cycle_start, fixed.own_minor, fixed.quantities))
-        for start, amount_minor, quantities in parts:
-            if start not in own:
-                continue
-            known = bills.get(start)
-            bills[start] = CycleBill(
-                fixed=own[start],
-                counted=(*(known.counted if known else ()), fixed.invoice_id),
-                billed_minor=amount_minor + (known.billed_minor if known else 0),
-                quantities=quantities,
-                quantities_at=at,
-                counted_to=at,
-            )
-    return bills

@@ -42,6 +42,7 @@ StepName = Literal[
     "pay",
     "void",
     "reissue",
+    "settle",
     "credit",
     "observe",
     "discard",
@@ -49,12 +50,14 @@ StepName = Literal[
     "seller",
     "customer",
 ]
-WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed", "not_computed"]
+WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed", "incomplete_count", "not_computed"]
 """Why an invoice is `waiting`; `not_computed`: of its own fault, the others went on."""
 HoldCode = Literal["quantity", "subtotal", "charged_twice"]
 """Why an invoice is a `mismatch`: a count, Stripe's subtotal, or a second payment."""
 Phase = Literal["intent", "done", "failed", "unknown"]
 StripeStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
+CreditFor = Literal["usage", "goodwill"]
+"""What a credit note is for: usage that should not have been billed, or nothing that was used."""
 CreditTarget = Literal["balance", "refund"]
 """Where a credit for what is paid already goes: to what the customer pays next, or back to the card."""
 
@@ -98,7 +101,9 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     """One price on an invoice, or what a `Correction` comes to. amount: major units, rounded; before tax.
 
     meter_id None: flat fee, minimum or correction. corrects: the invoice that a correction belongs to. price_index: -1
-    of a correction. period_start, period_end: µs, of a line about another time than the invoice's own.
+    of a correction. period_start, period_end: µs, of a line about another time than the invoice's own. late_meter_id,
+    late_meter: id and name of the meter whose late or voided usage it is; None: of no single one. late_quantity: by how
+    much the cycle's total of that meter changed.
     """
 
     meter_id: str | None
@@ -114,6 +119,9 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     corrects: str | None = None
     period_start: int | None = None
     period_end: int | None = None
+    late_meter_id: str | None = None
+    late_meter: str | None = None
+    late_quantity: str | None = None
 
 
 class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,8 +129,10 @@ class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
 
     corrects: the invoice whose product, meters and cycle it is priced by. counted: invoices that billed the cycle so
     far, in the order of the log; the record is in force only where the log says the same. quantities: meter id → the
-    whole cycle's total now. before_minor: what `counted` billed for the cycle. total_minor: what it costs now, minimum
-    and flat fees included. The difference is on the invoice as a line, unless it is 0.
+    whole cycle's total now; none of a waived cycle. before_minor: what `counted` billed for the cycle, less
+    credited_minor. credited_minor, credit_notes: of credit notes for usage, before tax. total_minor: what the cycle
+    costs now, minimum and flat fees included; 0 of a waived one. The difference is on the invoice as a line, unless it
+    is 0.
     """
 
     corrects: str
@@ -132,10 +142,35 @@ class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
     quantities: dict[str, str]
     before_minor: int
     total_minor: int
+    credited_minor: int = 0
+    credit_notes: tuple[str, ...] = ()
 
     @property
     def difference_minor(self) -> int:
         return self.total_minor - self.before_minor
+
+
+class CarriedCredit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A goodwill credit note of a void invoice, as a line of the revision that takes its place. Before tax."""
+
+    invoice_id: str
+    credit_note_id: str
+    amount_minor: int
+
+
+class Reissue(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a revision takes off what its cycle costs, each as a line, unless it is 0.
+
+    billed_by: other invoices that bill the cycle, by corrections, in the order of the log. billed_minor: their sum for
+    it, less credited_minor. credited_minor, credit_notes: of credit notes for usage, before tax. credits: goodwill that
+    was given on the revisions before.
+    """
+
+    billed_by: tuple[str, ...] = ()
+    billed_minor: int = 0
+    credited_minor: int = 0
+    credit_notes: tuple[str, ...] = ()
+    credits: tuple[CarriedCredit, ...] = ()
 
 
 class Seller(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -168,7 +203,8 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
     corrections: of earlier cycles. trued_up: every earlier cycle was held against this watermark, and those that are
     not among the corrections had not changed; then follows is the hash of the subscription's invoice before this one in
     the log, and the record is in force only where that is so. final: after the subscription's end, of corrections only.
-    writer: the run that wrote it, for people.
+    writer: the run that wrote it, for people. reissue: of a revision that takes the place of a void invoice; follows is
+    then the hash of the invoice before it, too. None: it is the first, or older than the field.
     """
 
     invoice_id: str
@@ -195,6 +231,7 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
     follows: str | None = None
     final: bool = False
     writer: str = ""
+    reissue: Reissue | None = None
 
     @property
     def cycle(self) -> Cycle:
@@ -207,8 +244,9 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
 
     @property
     def own_minor(self) -> int:
-        """What it bills for its own cycle."""
-        return self.total_minor - sum(each.difference_minor for each in self.corrections)
+        """What it bills for its own cycle, less what other invoices billed for it. Goodwill is no part of that."""
+        carried = sum(each.amount_minor for each in self.reissue.credits) if self.reissue else 0
+        return self.total_minor - sum(each.difference_minor for each in self.corrections) + carried
 
     @property
     def counted_to(self) -> Watermark:
@@ -266,15 +304,16 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     step: `wait` (not computed yet, reason and code say why) · `gate` (do the totals agree?) · `approve` (someone let it
     be charged) · `retry` (someone asked for it to be tried again now, whatever failed) · `draft` · `item` (index: of
     the line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else
-    begins after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `credit`
-    (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) · `discard`
-    (object_id, a draft, is gone: a second one, or the one that was in use) · `problem` (it could not be handled, reason
-    says why; nothing was done) · `seller` (the settings it is made with at Stripe were corrected before there was
-    anything at Stripe) · `customer` (its customer can't be had at Stripe).
+    begins after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `settle`
+    (object_id, a second Stripe invoice paid for the same cycle, is dealt with: memo and by say how and by whom)
+    · `credit` (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) ·
+    `discard` (object_id, a draft, is gone: a second one, or the one that was in use) · `problem` (it could not be
+    handled, reason says why; nothing was done) · `seller` (the settings it is made with at Stripe were corrected before
+    there was anything at Stripe) · `customer` (its customer can't be had at Stripe).
     phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
     object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
-    by: who asked, a key's id or a user's name. request: digest of the Idempotency-Key that a credit was asked for
-    with.
+    by: who asked, a key's id or a user's name. credit_for: of a credit. request: digest of the
+    Idempotency-Key that a credit was asked for with.
     """
 
     invoice_id: str
@@ -295,6 +334,7 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     by: str | None = None
     request: str | None = None
     seller: Seller | None = None
+    credit_for: CreditFor = "goodwill"
     # Of `wait`, which precedes the fixing: what the invoice would be of.
     subscription_id: str | None = None
     cycle_start: int | None = None
@@ -351,6 +391,7 @@ class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
 
     amount_minor: of the object's own currency, tax included; net_minor: without tax, of a credit note. status: Stripe's
     (`issued`, `void`; `pending`, `succeeded`, `failed`, …; `needs_response`, `won`, `lost`, …). number: the document's.
+    credit_for: of a credit note; one that was made at Stripe is goodwill, unless its metadata say otherwise.
     """
 
     invoice_id: str
@@ -367,6 +408,7 @@ class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
     number: str | None = None
     reason: str | None = None
     writer: str = ""
+    credit_for: CreditFor = "goodwill"
 
     @property
     def settled(self) -> bool:
@@ -383,6 +425,7 @@ class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
             "reason": self.reason,
             "number": self.number,
             "created_at": format_rfc3339(self.created_at),
+            "for": self.credit_for if self.adjustment == "credit_note" else None,
         }
 
 

@@ -197,16 +197,19 @@ def _line_rows(invoice: Invoice, fixed: InvoiceFixed) -> Iterator[Row]:
     taxes = allocated(tax, [line.amount_minor for line in fixed.lines]) if tax is not None else None
     names = {meter["id"]: meter["name"] for meter in fixed.meters}
     for number, line in enumerate(fixed.lines):
+        # A correction is about another time, and another cycle's meter.
+        own = line.period_start is None or line.period_end is None
+        meter_id = line.meter_id or line.late_meter_id
         yield {
-            "cycle_start": instant(invoice.cycle_start),
-            "cycle_end": instant(invoice.cycle_end),
+            "cycle_start": instant(invoice.cycle_start if own else line.period_start or 0),
+            "cycle_end": instant(invoice.cycle_end if own else line.period_end or 0),
             "invoice_id": invoice.id,
             "line": number,
             "subscription_id": invoice.subscription_id,
-            "meter_id": line.meter_id or "",
+            "meter_id": meter_id or "",
             "model": line.model,
             "description": line.description,
-            "quantity": Decimal(line.quantity),
+            "quantity": Decimal(line.late_quantity or line.quantity),
             "included": Decimal(line.included),
             "priced_quantity": Decimal(line.priced_quantity),
             "currency": fixed.currency,
@@ -214,7 +217,7 @@ def _line_rows(invoice: Invoice, fixed: InvoiceFixed) -> Iterator[Row]:
             "tiers": msgspec.json.encode(line.tiers).decode(),
             "product_id": _product(fixed, "id"),
             "product_name": _product(fixed, "name"),
-            "meter_name": names.get(line.meter_id, line.meter_id) if line.meter_id else line.model,
+            "meter_name": line.late_meter or names.get(meter_id or "", meter_id) or line.model,
             "month": _month(fixed.cycle_start, fixed),
             "tax": None if taxes is None else from_minor(taxes[number], fixed.currency),
         }

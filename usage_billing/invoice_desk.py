@@ -17,6 +17,7 @@ from billing_job import customer_desk, desk, invoices, void_credit
 from billing_job import late as late_usage
 from billing_job.content import trues_up
 from billing_job.counts import Counts
+from billing_job.cycle_audit import audit_cycles
 from billing_job.explain import NoSuchLine, events_csv, explained_invoice
 from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.simulate import NotSimulable
@@ -26,6 +27,7 @@ from billing_job.void_credit import NotPossible, NotPossibleCode
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import (
     Credited,
+    CyclesBilled,
     DeskConflict,
     DeskRefused,
     DeskUnavailable,
@@ -38,7 +40,7 @@ from dashboard.invoice_desk import (
 from schemas.currency import from_minor
 from schemas.customer import Customer
 from schemas.invoice_ledger import Invoice
-from schemas.ledger import InvoiceFixed
+from schemas.ledger import CreditFor, InvoiceFixed
 from schemas.organization import Organization
 from schemas.period import Cycle
 from schemas.product import ProductSpec
@@ -148,6 +150,10 @@ class LedgerDesk:
             late=tuple(map(_late, late)),
         )
 
+    def cycles_billed(self, organization_id: str, stored: Watermark) -> CyclesBilled:
+        found = self._answered(lambda: audit_cycles(self._ledger.state, self._counts(), stored, organization_id))
+        return CyclesBilled(found.ok, found.document())
+
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
         invoice = self._invoice(invoice_id)
         wanted = desk.awaits_approval(self._catalog.view, invoice) if what == "approve" else desk.may_retry(invoice)
@@ -196,19 +202,42 @@ class LedgerDesk:
         return self._changed(voided)
 
     def credit(
-        self, invoice_id: str, amount: Decimal, *, reason: str, refund: bool, request: str | None, by: str
+        self,
+        invoice_id: str,
+        amount: Decimal,
+        *,
+        reason: str,
+        refund: bool,
+        credit_for: CreditFor,
+        request: str | None,
+        by: str,
     ) -> Credited:
         def credited() -> Credited:
             invoice = self._invoice(invoice_id)
             asked = _digest(invoice.organization_id, secrets.token_hex(16) if request is None else request)
             amount_minor = void_credit.credit_amount(invoice, amount)
             after = void_credit.credit(
-                self._billing(), invoice, amount_minor, refund=refund, reason=reason, request=asked, by=by
+                self._billing(),
+                invoice,
+                amount_minor,
+                refund=refund,
+                reason=reason,
+                credit_for=credit_for,
+                request=asked,
+                by=by,
             )
             return Credited(void_credit.credit_note_of(after, asked).document(), after.document())
 
         log.info("invoice_credit_asked", invoice=invoice_id, amount=str(amount), reason=reason, refund=refund, by=by)
         return self._changed(credited)
+
+    def settle(self, invoice_id: str, *, reason: str, by: str) -> dict[str, Any]:
+        def settled() -> dict[str, Any]:
+            after = void_credit.settle_paid_twice(self._billing(), self._invoice(invoice_id), reason, by=by)
+            return after.document()
+
+        log.info("invoice_settle_asked", invoice=invoice_id, reason=reason, by=by)
+        return self._changed(settled)
 
     def _changed(self, change: Callable[[], T]) -> T:
         """A change at Stripe, or why there is none, in the dashboard's words."""
@@ -275,6 +304,7 @@ _CONFLICTS: Mapping[NotPossibleCode, str] = {
     "not_fixed": "invoice_not_computed",
     "paid": "invoice_paid",
     "not_void": "invoice_not_void",
+    "not_paid_twice": "invoice_not_paid_twice",
     "not_issued": "invoice_not_issued",
     "not_paid": "invoice_not_paid",
     "unfinished": "credit_note_unfinished",

@@ -150,7 +150,10 @@ _CLASSES = f"""
                     organization_id, customer_id, event_name,
                     groupArray((start_us, end_us, billed_below, trued_below, class_billed, class_late)) AS spans
                 FROM audit_windows
-                WHERE request_id = {{request_id:UUID}}
+                WHERE request_id = {{request_id:UUID}} AND NOT throwIf(
+                        (SELECT count() FROM audit_windows WHERE request_id = {{request_id:UUID}}) != {{staged:UInt64}},
+                        'the node that answers does not have the windows of the audit'
+                    )
                     AND (organization_id, customer_id) IN (
                         SELECT organization_id, customer_id FROM usage_events
                         WHERE kafka_partition = {{partition:UInt16}}
@@ -315,6 +318,7 @@ class _Audit:
         self._conflicts_at: dict[str, list[tuple[Place, Place]]] = defaultdict(list)
         self._faults: dict[tuple[str, str], tuple[Tally, list[Place]]] = {}
         self._unreadable = 0
+        self._staged = 0
 
     def result(self, seconds: float) -> Audit:
         organizations = [
@@ -376,7 +380,7 @@ class _Audit:
 
     def count_classes(self, partition: int) -> None:
         for organization, number, events, value in self._rows(
-            _CLASSES, partition=partition, request_id=self._request_id
+            _CLASSES, partition=partition, request_id=self._request_id, staged=self._staged
         ):
             self._classes[organization][EventClass(number)] += Tally(int(events), value)
 
@@ -421,6 +425,7 @@ class _Audit:
         def write() -> None:
             if rows:
                 self._client.insert("audit_windows", rows, column_names=columns)
+                self._staged += len(rows)
                 rows.clear()
 
         for one in found:

@@ -18,21 +18,26 @@ MARK_IS_THERE = "(SELECT count() FROM store_marks WHERE mark = {mark:UUID}) > 0"
 class StoreReplaced(WarehouseUnavailable):
     """An older copy has taken the store's place: what was counted meanwhile may lack events."""
 
+    def __init__(self) -> None:
+        super().__init__("ClickHouse was replaced by an older copy of itself meanwhile")
+
 
 @contextmanager
-def one_store(client: Client) -> Generator[None]:
-    """What is read within is of one store. Raises StoreReplaced at its end, where it was not, WarehouseUnavailable."""
+def one_store(client: Client) -> Generator[uuid.UUID]:
+    """What is read within is of one store: the one with this mark. Raises StoreReplaced at its end, where it was not,
+    WarehouseUnavailable.
+    """
     try:
         mark = leave_mark(client)
     except ClickHouseError as error:
         raise unavailable(error) from error
-    yield
+    yield mark
     try:
         same = is_marked(client, mark)
     except ClickHouseError as error:
         raise unavailable(error) from error
     if not same:
-        raise StoreReplaced("ClickHouse was replaced by an older copy of itself meanwhile")
+        raise StoreReplaced
 
 
 def leave_mark(client: Client) -> uuid.UUID:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from schemas.watermark import Watermark
-from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, unavailable
+from warehouse.one_store import MARK_IS_THERE
 from warehouse.watermark_sql import below, not_voided
 
 
@@ -32,6 +34,12 @@ class UsageTotal:
     max: Decimal | None
 
 
+class IncompleteAnswer(WarehouseUnavailable):
+    """The node that answered did not have every window that was asked for, so that its zeros mean nothing."""
+
+
+_ANSWERS_MAX = 3
+
 NO_USAGE = UsageTotal(Decimal(0), 0, None)
 
 # Few windows go with the query; more are put beside the events: a server takes 128 KiB in one parameter.
@@ -43,7 +51,13 @@ _GIVEN = """(
         given.5 AS start_us, given.6 AS end_us
     FROM (SELECT arrayJoin({windows:Array(Tuple(UInt32, String, String, String, Int64, Int64))}) AS given)
 )"""
-_STAGED = "(SELECT * FROM totals_requests WHERE request_id = {request_id:UUID})"
+# A node that has not all of them, or has some twice, answers with none. The subquery is evaluated before anything else
+# is read, so that all parts of a query see the same windows.
+_STAGED = """(
+    SELECT * FROM totals_requests
+    WHERE request_id = {request_id:UUID}
+        AND (SELECT count() FROM totals_requests WHERE request_id = {request_id:UUID}) = {requested:UInt64}
+)"""
 
 # Each event that counts, by the engine's own collapsing: the version in the table makes the first in the log win. The
 # timestamp is looked at after that: a duplicate in the window must not stand in for a first outside of it. Tombstones
@@ -92,17 +106,24 @@ _FOLDED = """
     )
     WHERE SPAN
 """
+# Every window has its row, also one without events: what has none was not asked of this node, and is not 0. So that the
+# join and the answer are of the same windows, it is a RIGHT JOIN, which reads them once.
 _JOINED = """
-    SELECT requested.position, sum(event.value), count(), max(event.value)
-    FROM (EVENTS) AS event
-    INNER JOIN WINDOWS AS requested
+    SELECT
+        requested.position,
+        sumIf(event.value, is_within), countIf(is_within), maxIf(event.value, is_within)
+    FROM (SELECT *, 1 AS is_event FROM (EVENTS)) AS event
+    RIGHT JOIN (SELECT * FROM WINDOWS WHERE cityHash64(customer_id) % {shares:UInt32} = {share:UInt32}) AS requested
         ON event.organization_id = requested.organization_id
         AND event.customer_id = requested.customer_id
         AND event.event_name = requested.event_name
-    WHERE toUnixTimestamp64Micro(event.timestamp) >= requested.start_us
-        AND toUnixTimestamp64Micro(event.timestamp) < requested.end_us
     GROUP BY requested.position
 """
+_WITHIN = """(
+    event.is_event = 1
+    AND toUnixTimestamp64Micro(event.timestamp) >= requested.start_us
+    AND toUnixTimestamp64Micro(event.timestamp) < requested.end_us
+)"""
 # Few customers are found by the tables' key; for many it is quicker to read everything once.
 _CUSTOMERS_BY_KEY_MAX = 20_000
 _BY_KEY = """
@@ -117,19 +138,28 @@ _ROWS_FOLDED_AT_ONCE = 4_000_000
 
 
 def exact_totals(
-    client: Client, wanted: Sequence[TotalsRequest], watermark: Watermark | None
+    client: Client,
+    wanted: Sequence[TotalsRequest],
+    watermark: Watermark | None,
+    *,
+    mark: uuid.UUID | None = None,
 ) -> dict[TotalsRequest, UsageTotal]:
     """The total of every window wanted, of events below the watermark (None: of all stored), by one query.
 
-    Windows may overlap. Raises WarehouseUnavailable.
+    Windows may overlap. mark: of warehouse.one_store; a node without it does not answer. Raises IncompleteAnswer,
+    WarehouseUnavailable.
     """
-    return _totals(client, wanted, watermark, _COUNTED, shares=1)
+    return _totals(client, wanted, watermark, _COUNTED, mark, shares=1)
 
 
 def independent_totals(
-    client: Client, wanted: Sequence[TotalsRequest], watermark: Watermark | None
+    client: Client,
+    wanted: Sequence[TotalsRequest],
+    watermark: Watermark | None,
+    *,
+    mark: uuid.UUID | None = None,
 ) -> dict[TotalsRequest, UsageTotal]:
-    """What exact_totals answers, found by folding raw rows: the first per identity. Raises WarehouseUnavailable.
+    """What exact_totals answers, found by folding raw rows: the first per identity. Raises as it does.
 
     It takes a query for each share of the customers that fits into memory.
     """
@@ -137,29 +167,66 @@ def independent_totals(
         rows = int(client.query("SELECT count() FROM usage_events").result_rows[0][0])
     except ClickHouseError as error:
         raise unavailable(error) from error
-    return _totals(client, wanted, watermark, _FOLDED, shares=rows // _ROWS_FOLDED_AT_ONCE + 1)
+    return _totals(client, wanted, watermark, _FOLDED, mark, shares=rows // _ROWS_FOLDED_AT_ONCE + 1)
 
 
 def _totals(
-    client: Client, wanted: Sequence[TotalsRequest], watermark: Watermark | None, events: str, shares: int
+    client: Client,
+    wanted: Sequence[TotalsRequest],
+    watermark: Watermark | None,
+    events: str,
+    mark: uuid.UUID | None,
+    *,
+    shares: int,
 ) -> dict[TotalsRequest, UsageTotal]:
     distinct = list(dict.fromkeys(wanted))
-    totals = dict.fromkeys(distinct, NO_USAGE)
-    if not distinct:
-        return totals
-    query, parameters = totals_sql(_JOINED.replace("EVENTS", events), distinct, watermark)
+    template = _JOINED.replace("is_within", _WITHIN).replace("EVENTS", events)
     if _by_key(distinct):
-        shares = min(shares, len(_customers(distinct)))
-    try:
-        query, parameters = with_windows(client, query, parameters, distinct)
-        for share in range(shares):
-            parameters |= {"shares": shares, "share": share}
-            for position, total, count, greatest in client.query(query, parameters).result_rows:
-                found = UsageTotal(Decimal(0) if total is None else total, int(count), greatest)
-                totals[distinct[position]] = found
-    except ClickHouseError as error:
-        raise unavailable(error) from error
-    return totals
+        shares = max(1, min(shares, len(_customers(distinct))))
+
+    def total(row: Sequence[Any]) -> UsageTotal:
+        summed, count, greatest = row
+        return UsageTotal(Decimal(0) if summed is None else summed, int(count), greatest)
+
+    found = answers(client, template, distinct, watermark, shares=shares, mark=mark)
+    return {window: total(row) for window, row in found.items()}
+
+
+def answers(
+    client: Client,
+    template: str,
+    wanted: Sequence[TotalsRequest],
+    watermark: Watermark | None,
+    *,
+    shares: int = 1,
+    mark: uuid.UUID | None = None,
+    more_parameters: Mapping[str, object] = MappingProxyType({}),
+) -> dict[TotalsRequest, Sequence[Any]]:
+    """What a query says of each window: its rows begin with the window's position. One query for each share.
+
+    wanted: each once. mark: as in exact_totals. An answer that lacks a window, or has one twice, is thrown away and
+    asked for again. Raises IncompleteAnswer, WarehouseUnavailable.
+    """
+    if not wanted:
+        return {}
+    written, parameters = totals_sql(template, wanted, watermark)
+    parameters |= more_parameters
+    answered = 0
+    for _ in range(_ANSWERS_MAX):
+        try:
+            query, staged = with_windows(client, written, parameters, wanted, mark)
+            rows = [
+                row
+                for share in range(shares)
+                for row in client.query(query, {**staged, "shares": shares, "share": share}).result_rows
+            ]
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+        found: dict[TotalsRequest, Sequence[Any]] = {wanted[position]: rest for position, *rest in rows}
+        answered = len(found)
+        if len(rows) == answered == len(wanted):
+            return found
+    raise IncompleteAnswer(f"ClickHouse answered for {answered} of {len(wanted)} windows of usage")
 
 
 def totals_sql(
@@ -184,18 +251,25 @@ def _by_key(wanted: Sequence[TotalsRequest]) -> bool:
 
 
 def with_windows(
-    client: Client, query: str, parameters: dict[str, object], wanted: Sequence[TotalsRequest]
+    client: Client,
+    query: str,
+    parameters: dict[str, object],
+    wanted: Sequence[TotalsRequest],
+    mark: uuid.UUID | None = None,
 ) -> tuple[str, dict[str, object]]:
     """The query with WINDOWS written out, and its parameters; a window's position is its index in `wanted`.
 
-    Many windows are put into a table first, which forgets them after a day.
+    Many windows are put into a table first, which forgets them after a day. mark: a node without it has no windows.
     """
+    if mark is not None:
+        query = query.replace("WINDOWS", f"(SELECT * FROM WINDOWS WHERE {MARK_IS_THERE})")
+        parameters = {**parameters, "mark": mark}
     given = [(position, *one) for position, one in enumerate(wanted[:_GIVEN_MAX])]
     if len(wanted) <= _GIVEN_MAX and len(repr(given)) <= _GIVEN_CHARACTERS_MAX:
         return query.replace("WINDOWS", _GIVEN), {**parameters, "windows": given}
     request_id = uuid.uuid4()
     _stage(client, request_id, wanted)
-    return query.replace("WINDOWS", _STAGED), {**parameters, "request_id": request_id}
+    return query.replace("WINDOWS", _STAGED), {**parameters, "request_id": request_id, "requested": len(wanted)}
 
 
 def _stage(client: Client, request_id: uuid.UUID, wanted: Sequence[TotalsRequest]) -> None:

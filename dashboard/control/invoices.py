@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dashboard.auth import Caller, Principal
 from dashboard.control.common import IdempotencyKey
@@ -17,6 +17,7 @@ from dashboard.services import services_of
 from dashboard.writes import require_idempotency_key
 from schemas.decimals import Amount
 from schemas.event import Label
+from schemas.ledger import CreditFor
 
 router = api_router(AdminRoute, "Invoices")
 
@@ -37,14 +38,27 @@ class InvoiceVoidedOut(BaseModel):
     reissued_as: str | None
 
 
+class InvoiceSettleRequest(BaseModel):
+    """How the second payment was dealt with, for the ledger."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Label
+
+
 class InvoiceCreditRequest(BaseModel):
-    """amount: major units, tax included. refund: of a paid invoice, back to how it was paid, not to the balance."""
+    """amount: major units, tax included. refund: of a paid invoice, back to how it was paid, not to the balance.
+
+    for: `usage` that should not have been billed (void its events too, or the next invoice bills it again), or
+    `goodwill`, which changes nothing about what was billed.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     amount: Amount
     reason: Label
     refund: bool = False
+    credit_for: CreditFor = Field(default="goodwill", alias="for")
 
 
 class CreditNoteOut(BaseModel):
@@ -58,6 +72,7 @@ class CreditNoteOut(BaseModel):
     reason: str | None
     number: str | None
     created_at: str
+    credit_for: CreditFor = Field(alias="for")
 
 
 class InvoiceCreditedOut(BaseModel):
@@ -103,6 +118,17 @@ async def void_invoice(
     return InvoiceVoidedOut(invoice=InvoiceOut.model_validate(made.invoice), reissued_as=made.reissued_as)
 
 
+@router.post("/invoices/{id}/settle", responses=problem_responses(404, 409, 503))
+async def settle_invoice(request: Request, caller: Caller, id: str, body: InvoiceSettleRequest) -> InvoiceOut:
+    """End the hold of an invoice that was paid twice (`charged_twice`): the second payment was dealt with.
+
+    A full refund at Stripe ends it without this.
+    """
+    await own_invoice(request, caller.organization_id, id)
+    desk = desk_of(services_of(request))
+    return InvoiceOut.model_validate(await answered(lambda: desk.settle(id, reason=body.reason, by=caller.key_id)))
+
+
 @router.post("/invoices/{id}/credit", status_code=201, responses=problem_responses(404, 409, 503))
 async def credit_invoice(
     request: Request, caller: Caller, id: str, body: InvoiceCreditRequest, idempotency_key: IdempotencyKey = None
@@ -116,7 +142,13 @@ async def credit_invoice(
     desk = desk_of(services_of(request))
     made = await answered(
         lambda: desk.credit(
-            id, body.amount, reason=body.reason, refund=body.refund, request=idempotency_key, by=caller.key_id
+            id,
+            body.amount,
+            reason=body.reason,
+            refund=body.refund,
+            credit_for=body.credit_for,
+            request=idempotency_key,
+            by=caller.key_id,
         )
     )
     return InvoiceCreditedOut(

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from dashboard.control.common import validated
-from dashboard.control.invoices import InvoiceCreditRequest, InvoiceVoidRequest
+from dashboard.control.invoices import InvoiceCreditRequest, InvoiceSettleRequest, InvoiceVoidRequest
 from dashboard.desk_access import answered, desk_of
 from dashboard.invoice_desk import Credited, Possible, Voided
 from dashboard.pages.formats import money
@@ -109,7 +109,15 @@ async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str
         wanted, desk = validated(InvoiceCreditRequest, dict(filled(form))), desk_of(services_of(request))
         key, by = request_key(form), f"dashboard, {visitor.key_id}"
         return await answered(
-            lambda: desk.credit(id, wanted.amount, reason=wanted.reason, refund=wanted.refund, request=key, by=by)
+            lambda: desk.credit(
+                id,
+                wanted.amount,
+                reason=wanted.reason,
+                refund=wanted.refund,
+                credit_for=wanted.credit_for,
+                request=key,
+                by=by,
+            )
         )
 
     made, errors, status = await attempted(crediting())
@@ -120,3 +128,20 @@ async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str
     note = made.credit_note
     done = f"Credit note {note['number'] or note['id']} over {money(note['amount'], note['currency'])} was issued."
     return await invoice_page(request, visitor, made.invoice, done=done)
+
+
+# --- Paid twice -------------------------------------------------------------------------------------------------------
+
+
+@router.post("/invoices/{id}/settle")
+async def settle_invoice(request: Request, visitor: Visitor, form: Form, id: str) -> Response:
+    document = await own_invoice(request, visitor.organization_id, id)
+
+    async def settling() -> dict[str, Any]:
+        wanted, desk = validated(InvoiceSettleRequest, dict(filled(form))), desk_of(services_of(request))
+        return await answered(lambda: desk.settle(id, reason=wanted.reason, by=f"dashboard, {visitor.key_id}"))
+
+    made, errors, _ = await attempted(settling())
+    if made is None:
+        return await _not_possible(request, visitor, document, next(iter(errors.values())))
+    return await invoice_page(request, visitor, made, done="The second payment is settled.")

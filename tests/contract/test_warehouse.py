@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -38,15 +38,17 @@ from warehouse import migrate as migrating
 from warehouse.audit import Tally, audit
 from warehouse.audit_windows import EventClass
 from warehouse.client import ASIDE, PROMPT, Client, WarehouseUnavailable, connect
+from warehouse.counted_at import totals_at
 from warehouse.coverage import checkpoint, coverage, recounted_coverage
 from warehouse.epochs import UnknownTopic, epochs, lookup_epoch, register_epoch
 from warehouse.late import late_windows
 from warehouse.migrate import ChangedMigration, InvalidDatabaseName, migrate, migrations
 from warehouse.one_store import StoreReplaced, leave_mark, one_store
-from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal, exact_totals, independent_totals
+from warehouse.totals import NO_USAGE, IncompleteAnswer, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 PARTITIONS = 2
 BY_MESSAGE = 13  # the migration from which on events without ids are known by their message
+EVERYTHING = Watermark(2, {0: 10**6, 1: 10**6})
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,33 @@ def _count(client: Client, request: TotalsRequest) -> int:
     return independent_totals(client, [request], None)[request].count
 
 
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(histories(), windows, st.lists(st.tuples(st.integers(1, 2), st.integers(0, 4)), min_size=1, max_size=4))
+def test_totals_at_many_watermarks_equal_those_at_each(
+    client: Client,
+    messages: Sequence[tuple[int, Written]],
+    spans: Sequence[tuple[int, int]],
+    limits: Sequence[tuple[int, int]],
+) -> None:
+    organization = secrets.token_hex(8)
+    insert(client, log_of(of_organization(messages, organization), PARTITIONS, home))
+    wanted = [
+        TotalsRequest(organization, customer, name, start, start + length)
+        for customer in CUSTOMERS
+        for name in NAMES
+        for start, length in spans
+    ]
+    # The same limit in every partition: a customer's is chosen otherwise here than by the gateway.
+    watermarks = [Watermark(epoch, dict.fromkeys(range(PARTITIONS), offset)) for epoch, offset in limits]
+    found = totals_at(client, [(one, at) for one in wanted for at in watermarks], PARTITIONS, organization)
+    for at in watermarks:
+        expected = exact_totals(client, wanted, at)
+        for one in wanted:
+            assert equal(found[one, at], expected[one]), (one, at)
+
+
 def test_a_duplicate_in_the_window_does_not_stand_in_for_a_first_outside_of_it(client: Client) -> None:
     first = Sent("months", "a", "calls", "c:1", 5, 7_000_000_000)
     insert(client, log_of_events(first, replace(first, at=25, unscaled=9_000_000_000)))
@@ -263,6 +292,64 @@ def test_the_greatest_of_negative_and_positive_values_is_the_same_however_often_
     for totals in (exact_totals, independent_totals):
         for _ in range(5):
             assert equal(totals(client, [request], None)[request], UsageTotal(Decimal(-2), 4, Decimal(7)))
+
+
+class TwoNodes:
+    """A client behind which are two nodes: one takes inserts, the other answers, and nothing is replicated."""
+
+    def __init__(self, answering: Client, inserting: Client) -> None:
+        self._answering, self._inserting = answering, inserting
+        self.inserts = 0
+
+    def query(self, *args: Any, **more: Any) -> Any:
+        return self._answering.query(*args, **more)
+
+    def insert(self, *args: Any, **more: Any) -> Any:
+        self.inserts += 1
+        return self._inserting.insert(*args, **more)
+
+
+def test_windows_that_the_answering_node_does_not_have_are_not_zero(
+    client: Client, clickhouse_factory: Callable[[], ClickHouseLocal]
+) -> None:
+    """An invoice of 0 was paid: windows were staged at one node and joined at another."""
+    insert(client, log_of_events(Sent("nodes", "a", "calls", "c:1", 5, 7_000_000_000)))
+    wanted = [TotalsRequest("nodes", "a", "calls", start, start + 1) for start in range(150)]
+    other = clickhouse_factory()
+    other.start()
+    migrate(Settings(clickhouse_dsn=other.dsn("other")))
+    with connect(Settings(clickhouse_dsn=other.dsn("other"))) as elsewhere:
+        two = TwoNodes(client, elsewhere)
+        nodes = cast("Client", two)
+        for totals in (exact_totals, independent_totals):
+            two.inserts = 0
+            with pytest.raises(IncompleteAnswer, match="0 of 150"):
+                totals(nodes, wanted, None)
+            assert two.inserts == 3, "it is asked for again before it is given up"
+        with pytest.raises(IncompleteAnswer):
+            late_windows(nodes, wanted, Watermark(1, {}), EVERYTHING)
+        with one_store(elsewhere) as mark, pytest.raises(IncompleteAnswer):
+            exact_totals(client, wanted[:5], None, mark=mark)
+        with one_store(client) as mark:
+            found = exact_totals(client, wanted, None, mark=mark)
+        assert equal(found[wanted[5]], UsageTotal(Decimal(7), 1, Decimal(7)))
+        assert late_windows(client, wanted, Watermark(1, {}), EVERYTHING) == {wanted[5]}
+
+
+def test_windows_that_were_staged_twice_count_nothing_twice(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An insert whose answer was lost, and that a proxy sent again."""
+    insert(client, log_of_events(Sent("twice", "a", "calls", "c:1", 5, 7_000_000_000)))
+    wanted = [TotalsRequest("twice", "a", "calls", start, start + 1) for start in range(150)]
+    once = TwoNodes.insert
+
+    def again(self: TwoNodes, *args: Any, **more: Any) -> None:
+        once(self, *args, **more)
+        if self.inserts == 1:
+            once(self, *args, **more)
+
+    monkeypatch.setattr(TwoNodes, "insert", again)
+    found = exact_totals(cast("Client", TwoNodes(client, client)), wanted, None)
+    assert equal(found[wanted[5]], UsageTotal(Decimal(7), 1, Decimal(7)))
 
 
 def test_no_windows_are_no_query(client: Client) -> None:

@@ -440,6 +440,33 @@ def test_an_older_copy_of_clickhouse_holds_no_invoice_as_a_mismatch(
     assert (invoice.state, invoice.document()["total"]) == ("paid", "135.00")
 
 
+def test_a_count_whose_windows_went_to_another_node_is_no_invoice_of_zero(
+    world: BillingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paid as 0: what is missing where the question is answered is not 0."""
+    world.subscribe("node")
+    world.use("node", "150000")
+
+    client = world.stage.counts._client  # pyright: ignore[reportPrivateUsage]
+    insert = client.insert
+
+    def elsewhere(table: str, *given: Any, **more: Any) -> None:
+        """A node that answers nothing acknowledges the windows."""
+        if table != "totals_requests":
+            insert(table, *given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("warehouse.totals._GIVEN_MAX", 0)
+        patched.setattr(client, "insert", elsewhere)
+        report = world.close()
+    assert report.waiting == "ClickHouse did not answer for all that was to be counted"
+    (invoice,) = world.invoices("node")
+    assert (invoice.state, invoice.code, world.stripe_invoices("node")) == ("waiting", "incomplete_count", [])
+    assert world.close().ok
+    (invoice,) = world.invoices("node")
+    assert (invoice.state, invoice.document()["total"]) == ("paid", "135.00")
+
+
 def test_show_explain_verify_and_preview(world: BillingWorld) -> None:
     this_month = parse_rfc3339("2026-11-01T00:00:00Z")
     now = parse_rfc3339("2026-11-10T00:00:00Z")

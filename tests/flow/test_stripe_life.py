@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from billing_job import void_credit
+from billing_job import invoices, void_credit
+from billing_job.charge import discard
 from billing_job.stripe_api import StripeFailure
 from billing_job.sweep import Sweep
 from billing_job.void_credit import NotPossible
@@ -174,6 +175,96 @@ def test_a_void_invoice_is_made_anew_as_a_revision(world: BillingWorld) -> None:
         void_credit.void(billing, second, "too late")
     with pytest.raises(NotPossible, match="only a void one"):
         void_credit.reissue(billing, second)
+
+
+def test_what_was_credited_on_an_open_invoice_is_on_its_reissue_and_late_usage_is_billed_once(
+    world: BillingWorld,
+) -> None:
+    """The credit was lost, and 0.50 that April's invoice had billed was charged again."""
+    first = billed(world, "kept", payment_method=FAILING)
+    world.use("kept", "1000")
+    assert world.close(MAY).ok
+    billing = world.stage.billing()
+    void_credit.credit(billing, only_of(world, "kept", first.id), 3500, refund=False, reason="sorry")
+    voided = void_credit.void(billing, only_of(world, "kept", first.id), "wrong address")
+    second_id = void_credit.reissue(billing, voided)
+    assert world.close(MAY).ok
+    second = only_of(world, "kept", second_id)
+    assert second.fixed is not None
+    assert [(line.model, line.amount) for line in second.fixed.lines] == [
+        ("graduated", "135.50"), ("billed_elsewhere", "-0.50"), ("carried_credit", "-35.00"),
+    ]  # fmt: skip
+    at_stripe = world.at_stripe("GET", f"/v1/invoices/{second.stripe_invoice_id}")
+    assert (second.fixed.total, at_stripe["subtotal"]) == ("100.00", 10000)
+    for invoice in world.invoices("kept"):
+        assert invoices.verify(world.settings, invoice.id).ok
+
+
+def test_a_waived_cycle_is_given_back_what_other_invoices_billed_for_it(world: BillingWorld) -> None:
+    first = billed(world, "waived", payment_method=FAILING)
+    world.use("waived", "1000")
+    assert world.close(MAY).ok
+    void_credit.void(world.stage.billing(), only_of(world, "waived", first.id), "waived")
+    assert world.close(JUNE).ok
+    assert [each.document()["total"] for each in world.invoices("waived")] == ["135.00", "0.50", "-0.50"]
+    for invoice in world.invoices("waived"):
+        assert invoices.verify(world.settings, invoice.id).ok
+
+
+def test_usage_that_was_credited_and_voided_is_credited_once(world: BillingWorld) -> None:
+    world.subscribe("noted")
+    world.use("noted", "100000", "50000", identities=["c:a", "c:b"])
+    assert world.close().ok
+    after = void_credit.credit(
+        world.stage.billing(), only(world, "noted"), 2500, refund=True, reason="sent twice", credit_for="usage"
+    )
+    assert [each.credit_for for each in after.adjustments.values() if each.adjustment == "credit_note"] == ["usage"]
+    world.void("noted", "b")
+    assert world.close(MAY).ok
+    assert [each.document()["total"] for each in world.invoices("noted")] == ["135.00", "0.00"]
+
+
+@pytest.mark.parametrize("by", ["refund", "person"])
+def test_paid_twice_is_held_until_it_is_refunded_or_settled(world: BillingWorld, by: str) -> None:
+    """A close with manual approval made it paid with nothing refunded, and a refund did not end the hold."""
+    name = f"twice_{by}"
+    invoice = billed(world, name)
+    (own,) = world.stripe_invoices(name)
+    metadata = {"metadata[usage_invoice_id]": invoice.id, "metadata[usage_customer_id]": name}
+    stray = world.at_stripe("POST", "/v1/invoices", customer=own["customer"], currency="eur", **metadata)["id"]
+    world.at_stripe("POST", "/v1/invoiceitems", customer=own["customer"], invoice=stray, amount="500", currency="eur")
+    world.at_stripe("POST", f"/v1/invoices/{stray}/finalize")
+    billing = world.stage.billing()
+    assert invoice.fixed is not None
+    discard(billing, invoice.fixed, world.at_stripe("POST", f"/v1/invoices/{stray}/pay"))
+    organization(world, invoice_approval="manual")
+    try:
+        world.close()
+        assert (only(world, name).state, only(world, name).held_by) == ("mismatch", "charged_twice")
+        size = world.ledger_size()
+        world.close()
+        assert world.ledger_size() == size, "the same hold was written again"
+    finally:
+        organization(world, invoice_approval="automatic")
+    if by == "person":
+        void_credit.settle_paid_twice(billing, only(world, name), "by bank transfer", by="key_1")
+        assert only(world, name).reason == "by bank transfer"
+    else:
+        payments = world.at_stripe("GET", "/v1/invoice_payments", invoice=stray)["data"]
+        intent = payments[0]["payment"]["payment_intent"]
+        world.at_stripe("POST", "/v1/refunds", payment_intent=intent, amount="200")
+        sweep(world)
+        assert only(world, name).held_by == "charged_twice", "a part is no refund of it"
+        world.at_stripe("POST", "/v1/refunds", payment_intent=intent, amount="300")
+        sweep(world)
+    assert (only(world, name).state, only(world, name).held_by) == ("paid", None)
+    with pytest.raises(NotPossible, match="nothing to settle"):
+        void_credit.settle_paid_twice(billing, only(world, name), "again", by="key_1")
+
+
+def only_of(world: BillingWorld, name: str, invoice_id: str) -> Invoice:
+    (found,) = [each for each in world.invoices(name) if each.id == invoice_id]
+    return found
 
 
 def test_what_is_held_can_be_voided_before_anyone_pays_it(world: BillingWorld) -> None:

@@ -9,6 +9,9 @@ from confluent_kafka import KafkaException
 from cyclopts import Parameter
 from rich.table import Table
 
+from billing_job.counts import Counts
+from billing_job.cycle_audit import CyclesAudit, audit_cycles
+from billing_job.ledger import LedgerLog, LedgerUnavailable
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.topics import check_partitions
@@ -28,6 +31,7 @@ from warehouse.settled import settled
 # A query of a partition of many millions of rows takes its time.
 _READ_SECONDS = 600
 _SHOWN_MAX = 20
+_AWAY = (CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable)
 
 
 def audit(
@@ -35,7 +39,8 @@ def audit(
     organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None,
     as_json: Annotated[bool, Parameter(name="--json", help="Print it as JSON.", negative="")] = False,
 ) -> int:
-    """Put every accepted event into one class and hold live totals against them; 1 when it does not balance.
+    """Put every accepted event into one class, compare live totals with them, and what was billed for each cycle with
+    what it costs; 1 when it does not balance.
 
     What is found is named by its coordinates: epoch/partition/offset/index.
     """
@@ -53,13 +58,17 @@ def audit(
                 reconciler.close()
             faults = projection_faults(client, settings, organization)
             found = audited(client, settled(client, settings)[1], partitions, organization).with_faults(faults)
-    except (CatalogUnavailable, WarehouseUnavailable, UnknownTopic, UnreadableTotal, KafkaException) as error:
+        with LedgerLog(settings) as ledger, Counts(settings) as counts:
+            cycles = audit_cycles(ledger.state, counts, found.watermark, organization)
+    except (*_AWAY, UnknownTopic, UnreadableTotal, KafkaException) as error:
         fail(str(error))
     if as_json:
-        print(json.dumps({**document(found), "live_totals": _live_document(live)}, indent=2, ensure_ascii=False))
+        whole = {**document(found), "live_totals": _live_document(live), "cycles": cycles.document()}
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
     else:
         _show(found, live)
-    return DONE if found.ok and not live.repairs and not live.skipped else FAILED
+        _show_cycles(cycles)
+    return DONE if found.ok and cycles.ok and not live.repairs and not live.skipped else FAILED
 
 
 def _live_document(live: ReconcileReport) -> dict[str, Any]:
@@ -97,6 +106,19 @@ def _show(found: Audit, live: ReconcileReport) -> None:
     out.print(f"  below epoch {found.watermark.epoch}, offsets {{{offsets}}}, in {found.seconds:.1f} s", soft_wrap=True)
     verdict = "balances" if found.ok else "does not balance"
     out.print(f"  every accepted event in one class: {verdict}", style="green" if found.ok else "red")
+
+
+def _show_cycles(cycles: CyclesAudit) -> None:
+    for fault in cycles.faults[:_SHOWN_MAX]:
+        out.print(str(fault), style="red", markup=False, soft_wrap=True)
+    if len(cycles.faults) > _SHOWN_MAX:
+        out.print(f"and {len(cycles.faults) - _SHOWN_MAX} more cycles", style="red")
+    if cycles.unsettled:
+        out.print(f"  {cycles.unsettled} cycles are settled by the next invoice, after a void or a credit note")
+    if cycles.not_compared:
+        out.print(f"  {cycles.not_compared} counts were made beyond what ClickHouse has now", style="red")
+    verdict = "what they cost" if cycles.ok else "not what they cost"
+    out.print(f"  {cycles.cycles} cycles billed: {verdict}", style="green" if cycles.ok else "red")
 
 
 def _show_organization(each: Conservation) -> None:

@@ -97,6 +97,7 @@ def print_report(report: CloseReport) -> None:
 
 app = App(name="invoice", help="Invoices: show, explain, verify, preview, simulate, void, credit.")
 app.command("usage_billing.commands.void_credit:void", help="Void an invoice that is not paid, at Stripe too.")
+app.command("usage_billing.commands.void_credit:settle", help="End the hold of an invoice that was paid twice.")
 app.command("usage_billing.commands.void_credit:credit", help="Have Stripe issue a credit note, and refund it.")
 
 

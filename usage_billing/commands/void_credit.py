@@ -12,10 +12,11 @@ from cyclopts import Parameter
 from billing_job.ledger import LedgerUnavailable
 from billing_job.steps import Billing, InvoiceStopped
 from billing_job.stripe_api import StripeFailure
-from billing_job.void_credit import NotPossible, credit_amount, opened, reissue
+from billing_job.void_credit import NotPossible, credit_amount, opened, reissue, settle_paid_twice
 from billing_job.void_credit import credit as credit_invoice
 from billing_job.void_credit import void as void_invoice
 from schemas.invoice_ledger import Invoice
+from schemas.ledger import CreditFor
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
 
 InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID")]
@@ -50,6 +51,13 @@ def credit(
     refund: Annotated[
         bool, Parameter(help="Of a paid invoice: back to the card, not to the balance.", negative="")
     ] = False,
+    for_: Annotated[
+        CreditFor,
+        Parameter(
+            name="--for",
+            help="usage: billed by mistake, void its events too; goodwill: what was billed stays.",
+        ),
+    ] = "goodwill",
 ) -> int:
     """Have Stripe issue a credit note: less is to pay, now or with the next invoice, or it is refunded."""
     try:
@@ -62,11 +70,27 @@ def credit(
     def done(billing: Billing, invoice: Invoice) -> str:
         before = set(invoice.adjustments)
         after = credit_invoice(
-            billing, invoice, credit_amount(invoice, wanted), refund=refund, reason=reason, by=getpass.getuser()
+            billing,
+            invoice,
+            credit_amount(invoice, wanted),
+            refund=refund,
+            reason=reason,
+            credit_for=for_,
+            by=getpass.getuser(),
         )
         notes = [each for id_, each in after.adjustments.items() if id_ not in before]
         issued = ", ".join(f"{each.adjustment} {each.number or each.object_id}" for each in notes)
         return f"{invoice_id} is credited: {issued}; it is {after.state}"
+
+    return _done(invoice_id, done)
+
+
+def settle(invoice_id: InvoiceId, /, *, reason: Reason) -> int:
+    """End the hold of an invoice that was paid twice: the second payment was dealt with. A full refund ends it, too."""
+
+    def done(billing: Billing, invoice: Invoice) -> str:
+        after = settle_paid_twice(billing, invoice, reason, by=getpass.getuser())
+        return f"{invoice_id}: the second payment is settled; it is {after.state}"
 
     return _done(invoice_id, done)
 

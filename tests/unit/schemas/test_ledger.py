@@ -482,3 +482,53 @@ def test_a_retry_lets_what_failed_for_good_begin_once_more() -> None:
     assert ledger.invoices[ID].retry_asked_at == 7
     assert ledger.apply(step("finalize", "intent", attempt=2))
     assert not ledger.apply(step("draft", "intent", attempt=2)), "what was made is not made again"
+
+
+# --- Paid twice -------------------------------------------------------------------------------------------------------
+
+PAID_TWICE: tuple[LedgerRecord, ...] = (
+    fixed(),
+    step("draft", "intent"),
+    step("draft", "done", object_id="in_1"),
+    step("observe", "done", stripe=seen("paid")),
+    order(),
+    step("gate", "failed", code="charged_twice", reason="Stripe invoice in_2 was paid", object_id="in_2"),
+)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        step("gate", "done"),
+        step("approve", "done"),
+        step("retry", "done"),
+        step("observe", "done", stripe=seen("paid", credited_minor=5, seen_at=9)),
+        step("settle", "done", object_id="in_3", memo="another"),
+    ],
+)
+def test_paid_twice_is_not_forgotten_by_itself(later: LedgerRecord) -> None:
+    """A close with manual approval, or any news of Stripe, made it paid with nothing refunded."""
+    ledger, _ = folded(*PAID_TWICE, later)
+    invoice = ledger.invoices[ID]
+    assert (invoice.state, invoice.held_by, invoice.paid_twice) == ("mismatch", "charged_twice", ("in_2",))
+    assert invoice.reason == "Stripe invoice in_2 was paid for the same cycle: refund it"
+
+
+def test_paid_twice_is_settled_by_a_record_and_not_found_again() -> None:
+    found_again = PAID_TWICE[-1]
+    ledger, won = folded(
+        *PAID_TWICE, step("settle", "done", object_id="in_2", memo="refunded", by="key_1"), found_again
+    )
+    invoice = ledger.invoices[ID]
+    assert won[-2:] == [True, False]
+    assert (invoice.state, invoice.held_by, invoice.reason) == ("paid", None, "refunded")
+    assert invoice.finished
+
+
+def test_a_hold_from_before_its_stripe_invoice_was_in_the_record_names_it() -> None:
+    old = step(
+        "gate", "failed", code="charged_twice", reason="Stripe invoice in_2 was paid for the same cycle: refund it"
+    )
+    ledger, _ = folded(*PAID_TWICE[:-1], old)
+    assert ledger.invoices[ID].paid_twice == ("in_2",)
+    assert ledger.by_second_payment("in_2") is ledger.invoices[ID]
