@@ -6,9 +6,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, cast
 
 from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from dashboard.auth import authenticate
+from dashboard.auth import Principal, authenticate
 from dashboard.problems import problem_responses
 from dashboard.services import services_of
 from runtime.actor import act_as
@@ -37,6 +38,16 @@ class _ApiRoute(APIRoute):
             view = services_of(request).catalog.view
             principal = authenticate(request, self.scope, view)
             act_as(principal.key_id)
+            limits = services_of(request).limits
+            limits.admit(principal.organization_id, principal.key_id)
+            try:
+                return await answer(request, principal)
+            except (Problem, RequestValidationError) as error:
+                status = error.status if isinstance(error, Problem) else 422
+                limits.answered(principal.organization_id, principal.key_id, status)
+                raise
+
+        async def answer(request: Request, principal: Principal) -> Response:
             exact = _ExactRequest(request.scope, request.receive)
             exact.state.principal = principal
             if self.body_field is not None:
@@ -79,5 +90,5 @@ def api_router(route_class: type[_ApiRoute], tag: str) -> APIRouter:
         prefix="/api/v1",
         route_class=route_class,
         tags=[tag],
-        responses=problem_responses(400, 401, 403, 422, 503),
+        responses=problem_responses(400, 401, 403, 422, 429, 503),
     )

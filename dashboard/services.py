@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from fastapi import Request
@@ -19,6 +20,7 @@ from dashboard.voiding import EventVoids
 from dashboard.warehouse_access import WarehouseAccess
 from dashboard.webhooks.worker import DeliveryLog
 from runtime.health import Check
+from runtime.limits import KeyLimits
 from schemas.settings import Settings
 
 
@@ -49,6 +51,11 @@ class Services:
     figures: Countings[Figures] = field(default_factory=Countings[Figures])
     upcoming: Countings[Upcoming] = field(default_factory=Countings[Upcoming])
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @cached_property
+    def limits(self) -> KeyLimits:
+        """What a key and an organization may ask of the API and the pages."""
+        return KeyLimits(self.settings)
 
     @property
     def checks(self) -> dict[str, Check]:

@@ -31,6 +31,7 @@ from runtime.body import (
     read_body,
 )
 from runtime.health import Check
+from runtime.limits import KeyLimits
 from runtime.problem import MEDIA_TYPE, Problem
 from schemas.event import TEXT_LENGTH_MAX, client_identity
 from schemas.organization import Scope
@@ -47,6 +48,8 @@ _CLOSE_SECONDS = 1.0
 _PLACED_MAX = 200_000
 _VOID_BYTES_MAX = 64 * 1024
 _CLIENT_GONE = 499  # as nginx counts them; no answer has this status
+_KEY = "usage.key"
+"""Of a request's scope: organization and key, once they are known."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -73,6 +76,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, catalog: CatalogStore) -> None:
         self._settings = settings
+        self._limits = KeyLimits(settings)
         self._view = catalog.view
         self._catalog = catalog
         self._partitions = settings.event_partitions
@@ -124,6 +128,9 @@ class Gateway:
             answer, status = problem.body(), problem.status
             headers = [(b"content-type", MEDIA_TYPE.encode())]
             headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
+            if _KEY in scope:
+                organization_id, key_id = scope[_KEY]
+                self._limits.answered(organization_id, key_id, problem.status)
         (metrics.ACCEPTED if status == 202 else metrics.REQUESTS.labels(status)).inc()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -138,6 +145,8 @@ class Gateway:
         # Before the body is read: a stranger costs no memory.
         wanted = Scope.INGEST if path == PATH else Scope.ADMIN
         key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), wanted)
+        scope[_KEY] = key.organization_id, key.id
+        self._limits.admit(*scope[_KEY])
         check_content_type(headers)
         if path == VOID_PATH:
             return await self._void(key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))

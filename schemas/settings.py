@@ -177,6 +177,25 @@ class Settings(BaseSettings):
     body_bytes_max: Annotated[
         int, Field(ge=1024, description="largest request body, before and after decompression")
     ] = 4 * 1024 * 1024
+    key_requests_per_second: Annotated[
+        int | None, Field(ge=1, description="requests of one API key to one process before 429; none: no limit")
+    ] = None
+    organization_requests_per_second: Annotated[
+        int | None, Field(ge=1, description="requests of all keys of an organization to one process before 429")
+    ] = None
+    key_failures_per_minute: Annotated[
+        int | None,
+        Field(ge=1, description="answers 400, 403, 408, 413, 415 and 422 to one API key before 429"),
+    ] = None
+    organization_failures_per_minute: Annotated[
+        int | None, Field(ge=1, description="the same of all keys of an organization")
+    ] = None
+    key_streams_max: Annotated[
+        int, Field(ge=1, description="open streams of one API key or its sessions in one process before 429")
+    ] = 50
+    organization_streams_max: Annotated[
+        int, Field(ge=1, description="open streams of an organization in one process before 429")
+    ] = 500
     linger_ms: Annotated[
         int,
         Field(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from dashboard.conservation import Conservations
@@ -128,8 +128,17 @@ async def live_alerts(request: Request, visitor: Visitor, all: bool = False) -> 
     )
 
 
+def _open_stream(request: Request, visitor: Visitor) -> Generator[None]:
+    with services_of(request).limits.stream(visitor.organization_id, visitor.key_id):
+        yield
+
+
+OpenStream = Annotated[None, Depends(_open_stream)]
+"""Counted until its answer has ended."""
+
+
 @router.get("/live/stream", response_class=EventSourceResponse)
-async def live_stream(request: Request, visitor: Visitor) -> AsyncIterator[ServerSentEvent]:
+async def live_stream(request: Request, visitor: Visitor, _: OpenStream) -> AsyncIterator[ServerSentEvent]:
     """The same events as /api/v1/stream, for the visitor's pages."""
     sessions, cookie = sessions_of(request), request.cookies.get(COOKIE)
     is_signed_in = lambda: sessions.read(cookie) is not None  # noqa: E731

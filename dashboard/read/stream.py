@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from dashboard.auth import Caller
@@ -23,8 +23,17 @@ ROWS_PER_EVENT_MAX = 500
 ALLOWED_SECONDS = 1.0
 
 
+def _open_stream(request: Request, caller: Caller) -> Generator[None]:
+    with services_of(request).limits.stream(caller.organization_id, caller.key_id):
+        yield
+
+
+OpenStream = Annotated[None, Depends(_open_stream)]
+"""Counted until its answer has ended."""
+
+
 @router.get("/stream", response_class=EventSourceResponse)
-async def stream(request: Request, caller: Caller) -> AsyncIterator[ServerSentEvent]:
+async def stream(request: Request, caller: Caller, _: OpenStream) -> AsyncIterator[ServerSentEvent]:
     """What changes, within a moment.
 
     `ready`: once, at the start. `totals`: rows as in /usage/live. `alerts`: as in /alerts. `resync`: more changed than

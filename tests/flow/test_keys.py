@@ -14,13 +14,14 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas.organization import ApiKey, Scope, new_secret, secret_digest
 from schemas.settings import Settings
-from tests.flow.board import KEY, Running, own, running_board, signed_in
+from tests.flow.board import KEY, READ_KEY, Running, own, running_board, signed_in
+from tests.waiting import until
 from usage_billing.bootstrap import bootstrap
 
 
 @pytest.fixture(scope="module")
 def running(kafka: KafkaBroker, clickhouse: ClickHouseLocal) -> Iterator[Running]:
-    with running_board(kafka, clickhouse, "keys") as running:
+    with running_board(kafka, clickhouse, "keys", key_streams_max=2) as running:
         yield running
 
 
@@ -138,3 +139,22 @@ def test_every_change_says_who_made_it(running: Running) -> None:
     assert first["data"][0]["object_id"] == by_page
     second = running.get("/changes", KEY, limit=1, cursor=first["next_cursor"])
     assert second["data"][0]["object_id"] == made["id"]
+
+
+def test_open_streams_of_a_key_are_limited(running: Running) -> None:
+    with (
+        httpx.Client(base_url=running.address, headers={"Authorization": f"Bearer {READ_KEY}"}, timeout=30) as client,
+        client.stream("GET", "/api/v1/stream") as first,
+        client.stream("GET", "/api/v1/stream") as second,
+    ):
+        assert (first.status_code, second.status_code) == (200, 200)
+        refused = client.get("/api/v1/stream")
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+        assert int(refused.headers["Retry-After"]) >= 1
+        second.close()
+        until(lambda: _opens(client))
+
+
+def _opens(client: httpx.Client) -> bool:
+    with client.stream("GET", "/api/v1/stream") as answer:
+        return answer.status_code == 200
