@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from dashboard.auth import Principal, authenticate
 from dashboard.problems import problem_responses
 from dashboard.services import services_of
+from runtime.access import KEY
 from runtime.actor import act_as
 from runtime.body import Deadlines, Receive, headers_of
 from runtime.body import read_body as body_of
@@ -38,6 +39,7 @@ class _ApiRoute(APIRoute):
             view = services_of(request).catalog.view
             principal = authenticate(request, self.scope, view)
             act_as(principal.key_id)
+            request.scope[KEY] = principal.organization_id, principal.key_id
             limits = services_of(request).limits
             limits.admit(principal.organization_id, principal.key_id)
             try:

@@ -18,6 +18,7 @@ from ingest_gateway.coalesce import split
 from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_naming_errors, decode_valid, decode_void
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
+from runtime.access import KEY, RECEIPT
 from runtime.auth import authorize
 from runtime.body import (
     STRANGERS_MAX,
@@ -48,8 +49,6 @@ _CLOSE_SECONDS = 1.0
 _PLACED_MAX = 200_000
 _VOID_BYTES_MAX = 64 * 1024
 _CLIENT_GONE = 499  # as nginx counts them; no answer has this status
-_KEY = "usage.key"
-"""Of a request's scope: organization and key, once they are known."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -128,8 +127,8 @@ class Gateway:
             answer, status = problem.body(), problem.status
             headers = [(b"content-type", MEDIA_TYPE.encode())]
             headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
-            if _KEY in scope:
-                organization_id, key_id = scope[_KEY]
+            if KEY in scope:
+                organization_id, key_id = scope[KEY]
                 self._limits.answered(organization_id, key_id, problem.status)
         (metrics.ACCEPTED if status == 202 else metrics.REQUESTS.labels(status)).inc()
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -145,8 +144,8 @@ class Gateway:
         # Before the body is read: a stranger costs no memory.
         wanted = Scope.INGEST if path == PATH else Scope.ADMIN
         key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), wanted)
-        scope[_KEY] = key.organization_id, key.id
-        self._limits.admit(*scope[_KEY])
+        scope[KEY] = key.organization_id, key.id
+        self._limits.admit(*scope[KEY])
         check_content_type(headers)
         if path == VOID_PATH:
             return await self._void(key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))
@@ -170,7 +169,7 @@ class Gateway:
             raise _invalid(errors)
         parts = split(events, organization_id, idempotency_key, self._partition_of(organization_id))
         try:
-            receipt = await self._running_pipeline.accept(parts, len(body))
+            receipt = scope[RECEIPT] = await self._running_pipeline.accept(parts, len(body))
         except (NotAccepted, OutcomeUnknown) as error:
             raise _unavailable(str(error)) from error
         unmatched = find_unmatched(

@@ -177,6 +177,13 @@ class Settings(BaseSettings):
     body_bytes_max: Annotated[
         int, Field(ge=1024, description="largest request body, before and after decompression")
     ] = 4 * 1024 * 1024
+    access_log_sample: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="one of so many successful posts of events is logged, other requests all; 0: none",
+        ),
+    ] = 100
     key_requests_per_second: Annotated[
         int | None, Field(ge=1, description="requests of one API key to one process before 429; none: no limit")
     ] = None

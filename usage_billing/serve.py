@@ -36,6 +36,7 @@ from schemas.networks import is_loopback
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.organization import Scope as KeyScope
 from schemas.settings import Settings
+from usage_billing.access_log import AccessLog
 from usage_billing.bootstrap import bootstrap
 from usage_billing.invoice_desk import LedgerDesk
 from usage_billing.session_secret import with_session_secret
@@ -178,8 +179,9 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             rest = cast(App, pages.app)
             hooks = cast(App, webhooks.app)
             checks |= {f"webhooks_{name}": check for name, check in webhooks.checks.items()}
+        composition = Composition(ingest, hooks, rest, checks, lambda scope: may_see_metrics(scope, catalog.view))
         server = Server(
-            Composition(ingest, hooks, rest, checks, lambda scope: may_see_metrics(scope, catalog.view)),
+            AccessLog(composition, settings.access_log_sample, settings.proxies),
             address=settings.http_host,
             port=settings.http_port,
             interface=Interfaces.ASGI,

@@ -18,6 +18,7 @@ from pyrate_limiter import Duration, Rate, RateItem, StateBucket, TokenBucket
 from catalog.view import CatalogView
 from dashboard.routing import read_body
 from dashboard.services import services_of
+from runtime.access import KEY
 from runtime.actor import act_as
 from runtime.body import Deadlines
 from runtime.problem import Problem
@@ -147,6 +148,7 @@ async def _signed_in(request: Request) -> Session:  # async: in a thread it coul
     if session is None:
         raise SignInNeeded
     act_as(f"dashboard, {session.key_id}")
+    request.scope[KEY] = session.organization_id, session.key_id
     return session
 
 
