@@ -23,7 +23,7 @@ from schemas.watermark import Watermark
 from warehouse.client import PROMPT, ClickHouseError, WarehouseUnavailable, connect, unavailable
 from warehouse.counted_at import CountedAt, totals_at
 from warehouse.coverage import coverage
-from warehouse.epochs import UnknownTopic, lookup_epoch
+from warehouse.epochs import Epochs, UnknownTopic, lookup_epochs
 from warehouse.evidence import CountedEvent, counted_events, row_faults
 from warehouse.late import late_windows
 from warehouse.one_store import StoreReplaced, is_marked, one_store
@@ -132,20 +132,20 @@ class Counts:
 
         Raises NotCovered where no sink has read this topic yet, and KafkaException, WarehouseUnavailable.
         """
-        epoch = self._epoch()
+        epochs = self._epochs()
         places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
         consumer = Consumer({**self._settings.kafka_properties, "group.id": f"{self._topic}-ends"})
         try:
             ends = {place.partition: log_bounds(consumer, place, _KAFKA_SECONDS)[1] for place in places}
         finally:
             consumer.close()
-        return Watermark(epoch, ends)
+        return Watermark(epochs.base, ends, epochs.own)
 
     def covered(self) -> Watermark:
         """Everything below it is in ClickHouse now. Raises NotCovered, KafkaException, WarehouseUnavailable."""
-        epoch = self._epoch()
+        epochs = self._epochs()
         try:
-            return coverage(self._client, epoch, self._partitions)
+            return coverage(self._client, epochs.base, self._partitions, epochs.own)
         except ClickHouseError as error:
             raise unavailable(error) from error
 
@@ -168,7 +168,7 @@ class Counts:
         """Raises NotCovered unless ClickHouse has everything below each of them now; and what `covered` raises."""
         stored = self.covered()
         for watermark in watermarks:
-            if not watermark.reached_by(stored.epoch, stored.offsets):
+            if not watermark.reached_by(stored):
                 raise NotCovered(
                     "not_stored", "ClickHouse does not have all events that were counted",
                     _missing(watermark, stored.offsets),
@@ -244,26 +244,31 @@ class Counts:
     def _lag(self, watermark: Watermark) -> NotCovered | None:
         """Why not yet; None: it is reached."""
         try:
-            stored = coverage(self._client, watermark.epoch, self._partitions)
+            own = self._epochs().own
+            stored = coverage(self._client, watermark.epoch, self._partitions, own)
+        except NotCovered as lag:
+            return lag
+        except WarehouseUnavailable as error:
+            return NotCovered("clickhouse_away", "ClickHouse does not answer", str(error))
         except ClickHouseError as error:
             return NotCovered("clickhouse_away", "ClickHouse does not answer", str(unavailable(error)))
-        if not watermark.reached_by(stored.epoch, stored.offsets):
+        if not watermark.reached_by(stored):
             reason = "ClickHouse does not have all events of the watermark yet"
             return NotCovered("not_stored", reason, _missing(watermark, stored.offsets))
         committed = self._committed()
-        if not watermark.reached_by(watermark.epoch, committed):
+        if not watermark.reached_by(Watermark(watermark.epoch, committed, own)):
             reason = "the sink has not committed all events of the watermark yet"
             return NotCovered("not_committed", reason, _missing(watermark, committed))
         return None
 
-    def _epoch(self) -> int:
+    def _epochs(self) -> Epochs:
         try:
             topic = describe_topic(self._settings, USAGE_EVENTS, self._admin)
         except KafkaException:
             self._admin = admin_client(self._settings)  # one that was told of no brokers never works again
             raise
         try:
-            return lookup_epoch(self._client, topic.topic_id)
+            return lookup_epochs(self._client, topic.topic_id)
         except UnknownTopic as error:
             raise NotCovered("no_sink", "no sink has read usage.events yet", str(error)) from error
         except ClickHouseError as error:

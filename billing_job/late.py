@@ -120,7 +120,7 @@ def _held(billed: BilledSubscription, currency: str, watermark: Watermark) -> st
     """Why earlier cycles are not looked at now; the next invoice does it."""
     if any(each.held_by in _IN_DOUBT for each in billed.invoices if each.state == "mismatch"):
         return "an invoice of the subscription is held"
-    if not all(bill.counted_to.reached_by(watermark.epoch, watermark.offsets) for bill in billed.bills.values()):
+    if not all(bill.counted_to.reached_by(watermark) for bill in billed.bills.values()):
         return "the log was read further by another run"
     if any(bill.fixed.currency != currency for bill in billed.bills.values()):
         return "earlier cycles were billed in another currency"
@@ -213,9 +213,7 @@ def pending(
         if (invoices := tuple(each for each in ledger.of_subscription(*key) if _issued(each, issued_by_us)))
         and not any(each.fixed is not None and each.fixed.final and each.state != "void" for each in invoices)
     ]
-    if not all(
-        bill.counted_to.reached_by(watermark.epoch, watermark.offsets) for each in found for bill in each.bills.values()
-    ):
+    if not all(bill.counted_to.reached_by(watermark) for each in found for bill in each.bills.values()):
         raise WarehouseUnavailable("ClickHouse does not have everything that was invoiced")
     late = _with_late_events(counts, [each for each in found if each.counted], watermark)
     changed = [

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.alert_rule import AlertRule
 from schemas.customer import Customer
+from schemas.log_break import LogBreak
 from schemas.meter import Meter
 from schemas.organization import ApiKey, Organization
 from schemas.product import Product
@@ -31,7 +32,16 @@ class Topology(BaseModel):
 
 
 CatalogObject = (
-    Organization | ApiKey | Meter | Product | Customer | Subscription | AlertRule | WebhookEndpoint | Topology
+    Organization
+    | ApiKey
+    | Meter
+    | Product
+    | Customer
+    | Subscription
+    | AlertRule
+    | WebhookEndpoint
+    | Topology
+    | LogBreak
 )
 
 
@@ -47,6 +57,7 @@ class Kind(StrEnum):
     SUBSCRIPTION = "subscription"
     ALERT_RULE = "alert_rule"
     WEBHOOK_ENDPOINT = "webhook_endpoint"
+    LOG_BREAK = "log_break"
 
 
 MODELS: dict[Kind, type[CatalogObject]] = {
@@ -59,6 +70,7 @@ MODELS: dict[Kind, type[CatalogObject]] = {
     Kind.SUBSCRIPTION: Subscription,
     Kind.ALERT_RULE: AlertRule,
     Kind.WEBHOOK_ENDPOINT: WebhookEndpoint,
+    Kind.LOG_BREAK: LogBreak,
 }
 
 

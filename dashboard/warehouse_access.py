@@ -12,7 +12,7 @@ from schemas.settings import Settings
 from schemas.watermark import Watermark
 from warehouse.client import ASIDE, PROMPT, ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
 from warehouse.coverage import coverage
-from warehouse.epochs import epochs
+from warehouse.epochs import newest_epochs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,10 +72,10 @@ class WarehouseAccess:
 
     def _stored(self, client: Client) -> Watermark | None:
         try:
-            epoch = max(epochs(client).values(), default=None)
-            if epoch is None:
+            epochs = newest_epochs(client)
+            if epochs is None:
                 return None
-            return coverage(client, epoch, self._settings.event_partitions)
+            return coverage(client, epochs.base, self._settings.event_partitions, epochs.own)
         except ClickHouseError as error:
             raise unavailable(error) from error
 

@@ -43,6 +43,7 @@ from schemas import alert as alert_codec
 from schemas import repair as repair_codec
 from schemas.alert import Alert
 from schemas.alert_rule import AlertRule
+from schemas.log_break import LogBreak, starts_of
 from schemas.meter import Meter
 from schemas.partition import partition_of
 from schemas.period import SECOND_US
@@ -94,6 +95,7 @@ _WATCH_SECONDS = 1.0
 _TOPIC_CHECK_SECONDS = 15.0
 _STILL_SECONDS_MAX = 5.0
 _STALLED_SECONDS_MAX = 120.0
+_NAMED_SECONDS_MAX = 20.0
 _STOP_SECONDS_MAX = 40.0
 _HOUR_US = 3600 * SECOND_US
 _RULE_AGE_US = 10 * SECOND_US
@@ -170,6 +172,8 @@ class Aggregator:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._flushing = asyncio.Lock()
+        self._applying = asyncio.Lock()
+        self._short: dict[int, float] = {}  # partition → since when its log is shorter than what was read
         self._unflushed: list[Any] = []
         self._unflushed_bytes = 0
         self._known: dict[int, PartitionState] = {}  # states that have been held against all rules
@@ -208,7 +212,12 @@ class Aggregator:
             horizon_us=self._settings.dedupe_horizon_hours * _HOUR_US,
             ids_max=self._settings.dedupe_ids_max,
             grace_us=self._grace_us,
+            breaks=len(self._starts(partition)),
         )
+
+    def _starts(self, partition: int) -> tuple[int, ...]:
+        """Where the partition's log went on, each time that it had lost its end."""
+        return starts_of(self._view.all(LogBreak), self._topic_id, partition)
 
     def _grace_us(self, organization_id: str) -> int:
         organization = self._view.organization(organization_id)
@@ -233,8 +242,9 @@ class Aggregator:
             state = await self.table.state_of(partition, generation)
             if state is not None:
                 self._apply_catalog_changes()
-                self._meet(state)
-                await self._apply(state, by_offset)
+                async with self._applying:
+                    self._meet(state)
+                    await self._apply(state, by_offset)
         self._unflushed.extend(events)
         self._unflushed_bytes += sum(len(event.value or b"") for event in events)
         self._woken.set()
@@ -255,11 +265,14 @@ class Aggregator:
             # The group's committed offset is far behind: no need to read what is in the state.
             await self._go_back(state, last + 1)
             return
+        if await self._gone_on(state):
+            return
         rules = self._view.all(AlertRule)
         state.moments.watched = bool(rules)
         # Later than the log has come to: none but after a stop.
         state.moments.made_at = sorted(rule.created_at for rule in rules if rule.created_at >= state.log_time)
-        while run := list(_run_from(state.next_offset, by_offset)):
+        until = state.next_break(self._starts(state.partition))
+        while run := list(_run_from(state.next_offset, by_offset, until)):
             messages = [(offset, _decoded(event.message)) for offset, event in run]
             applied = state.apply(messages)
             metrics.EVENTS_APPLIED.inc(applied.events)
@@ -268,8 +281,45 @@ class Aggregator:
             self._gaps.pop(state.partition, None)
             self._woken.set()
             await asyncio.sleep(0)
+        if await self._gone_on(state):
+            return
         if last > state.next_offset:
             await self._go_back(state, last)
+
+    async def _gone_on(self, state: PartitionState) -> bool:
+        """Where the log had lost its end and all before that place is applied: go on there. Whether it did.
+
+        What was applied beyond it stays counted; what ClickHouse does not have of it is taken off by `reconcile`.
+        """
+        starts = self._starts(state.partition)
+        at = state.next_break(starts)
+        if at is None or state.next_offset < at:
+            return False
+        # Both written alone: a write that broke off must not leave totals of the one log beside the other's progress.
+        await self.flush()
+        log.error("log_lost_its_end", partition=state.partition, read_to=state.next_offset, goes_on_at=at)
+        state.go_on(starts)
+        await self._taken_up(state)
+        return True
+
+    async def _taken_up(self, state: PartitionState) -> None:
+        await self.flush()
+        self._gaps.pop(state.partition, None)
+        self._short.pop(state.partition, None)
+        self._progressed.pop(state.partition, None)
+        await rewind(self._app, self._events_topic, state.partition, state.next_offset)
+
+    async def _mind_lost_end(self, state: PartitionState, end: int) -> None:
+        """The log ends before what was applied. Soon the sink says where it goes on, or has not read what is lost."""
+        since = self._short.setdefault(state.partition, time.monotonic())
+        metrics.LAG.labels(state.partition).set(0)
+        async with self._applying:
+            if await self._gone_on(state) or time.monotonic() - since < _NAMED_SECONDS_MAX:
+                return
+            await self.flush()
+            log.error("log_lost_its_end", partition=state.partition, read_to=state.next_offset, goes_on_at=end)
+            state.go_on_unnamed(end)
+            await self._taken_up(state)
 
     async def _go_back(self, state: PartitionState, seen: int) -> None:
         """Seek to the next offset to apply. What was fetched before it still comes, and changes nothing."""
@@ -498,7 +548,13 @@ class Aggregator:
                         if first > state.next_offset and partition not in self._gaps:
                             self._gaps[partition] = _Gap(state.next_offset, time.monotonic(), 0.0)
                         self._event_ends[partition] = end
-                        self._observe(state, end)
+                        if end < state.next_offset:
+                            await self._mind_lost_end(state, end)
+                        else:
+                            self._short.pop(partition, None)
+                            async with self._applying:
+                                await self._gone_on(state)
+                            self._observe(state, end)
                     if time.monotonic() - checked > _TOPIC_CHECK_SECONDS:
                         checked = time.monotonic()
                         topic = await asyncio.to_thread(describe_topic, self._settings, USAGE_EVENTS)
@@ -512,9 +568,7 @@ class Aggregator:
 
     def _observe(self, state: PartitionState, end: int) -> None:
         partition = state.partition
-        lag = end - state.next_offset
-        if lag < 0:
-            die(f"partition {partition} ends at {end}, before {state.next_offset}: the log lost what is counted")
+        lag = max(0, end - state.next_offset)
         metrics.LAG.labels(partition).set(lag)
         horizon = (state.log_time - state.dedupe.known_since(state.log_time)) / 1e6
         metrics.DEDUPE_HORIZON_SECONDS.labels(partition).set(horizon)
@@ -549,7 +603,9 @@ class Aggregator:
             return "the consumer group is rebalancing"
         if not knows(app, self._events_topic):
             return f"{self._events_topic} has not been seen in the cluster yet"
-        return f"loading partitions {self.table.loading}" if self.table.loading else None
+        if self.table.loading:
+            return f"loading partitions {self.table.loading}"
+        return f"the log of partitions {sorted(self._short)} has lost its end" if self._short else None
 
     def check_catalog(self) -> str | None:
         return None if self._catalog.ready else "the catalog is not being read"
@@ -567,9 +623,10 @@ def _tell_if_counted_anew(state: PartitionState) -> None:
         )  # fmt: skip
 
 
-def _run_from(next_offset: int, by_offset: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
-    """Messages from the next offset on without a gap, not too many at a stretch."""
-    for offset in range(next_offset, next_offset + RUN_MESSAGES_MAX):
+def _run_from(next_offset: int, by_offset: Mapping[int, Any], until: int | None) -> Iterator[tuple[int, Any]]:
+    """Messages from the next offset on, and before `until`, without a gap, not too many at a stretch."""
+    end = next_offset + RUN_MESSAGES_MAX
+    for offset in range(next_offset, end if until is None else min(end, until)):
         if (event := by_offset.get(offset)) is None:
             return
         yield offset, event

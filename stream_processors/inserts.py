@@ -173,14 +173,22 @@ _ACCOUNT_COLUMNS = (
 )
 
 
-def account(epoch: int, letters: Sequence[DeadLetter], gaps: Sequence[Gap], engine: Engine) -> None:
-    """A row in ingest_batches for what has no events, so that coverage stays contiguous."""
-    rows = [(letter.partition, letter.offset, letter.offset + 1, letter.reason) for letter in letters]
-    rows += [(gap.partition, gap.first, gap.after, gap.reason) for gap in gaps]
+def account(
+    epoch_at: Callable[[int, int], int], letters: Sequence[DeadLetter], gaps: Sequence[Gap], engine: Engine
+) -> None:
+    """A row in ingest_batches for what has no events, so that coverage stays contiguous.
+
+    epoch_at: (partition, offset) → the epoch of the message there.
+    """
+    rows = [(each.epoch, each.partition, each.offset, each.offset + 1, each.reason) for each in letters]
+    rows += [
+        (gap.epoch or epoch_at(gap.partition, gap.first), gap.partition, gap.first, gap.after, gap.reason)
+        for gap in gaps
+    ]
     if not rows:
         return
     now = datetime.now(UTC)
-    data = [[epoch, p, first, after, bytes(16), now, now, 0, 0, reason] for p, first, after, reason in rows]
+    data = [[epoch, p, first, after, bytes(16), now, now, 0, 0, reason] for epoch, p, first, after, reason in rows]
     while (
         error := engine.attempt(lambda client: client.insert("ingest_batches", data, column_names=_ACCOUNT_COLUMNS))
     ) is not None:

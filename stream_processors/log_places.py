@@ -11,12 +11,14 @@ class LogTooShort(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Offsets [first, after) of a partition that hold no message for us. reason: see warehouse.coverage."""
+    """Offsets [first, after) of a partition that hold no message for us. reason: see warehouse.coverage. epoch: None:
+    that of the messages around them."""
 
     partition: int
     first: int
     after: int
     reason: str
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

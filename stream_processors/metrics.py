@@ -46,6 +46,11 @@ PROJECTION_FAILURES = Counter(
 )
 PROJECTION_LAG = Gauge("usage_projections_lag", "Records of catalog, ledger and alerts that are in no table yet.")
 SINK_LAG = Gauge("usage_sink_lag", "Messages of usage.events that ClickHouse does not have yet.", ["partition"])
+LOG_ENDS_LOST = Gauge(
+    "usage_log_ends_lost",
+    "How often the log of a partition has lost its end: acknowledged events may be gone.",
+    ["partition"],
+)
 ROWS = Counter("usage_sink_rows_total", "Events inserted, repeated ones too.")
 BYTES = Counter("usage_sink_bytes_total", "Bytes of the messages inserted.")
 DEAD_LETTERS = Counter("usage_sink_dead_letters_total", "Messages set aside as unreadable.", ["reason"])

@@ -29,6 +29,7 @@ from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
 from schemas.watermark import Watermark
 from stream_processors import metrics
 from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
+from stream_processors.state import UNNAMED
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.one_store import one_store
 from warehouse.settled import settled
@@ -295,11 +296,11 @@ class Reconciler:
         """The partition's place once ClickHouse has everything below it; else why it has not."""
         deadline = time.monotonic() + wait_seconds
         while True:
-            current, stored = settled(self._client(), self._settings, self._admin)
-            if current != topic_id:
-                return "the aggregator has not begun with the topic as it is now"
+            epochs, stored = settled(self._client(), self._settings, self._admin)
+            if epochs.log_id(partition) != topic_id.partition(UNNAMED)[0]:
+                return "the aggregator has not begun with the log as it is now"
             if stored.offsets.get(partition, 0) >= offset:
-                return Watermark(stored.epoch, {partition: offset})
+                return Watermark(stored.place(partition)[0], {partition: offset})
             if time.monotonic() > deadline or stopping():
                 return f"ClickHouse has it up to {stored.offsets.get(partition, 0)}, the totals up to {offset}"
             time.sleep(_POLL_SECONDS)

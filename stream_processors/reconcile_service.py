@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException
 from catalog.cycles import Affected, affected_by
 from catalog.record import CatalogRecord
 from catalog.store import CatalogStore
+from schemas.log_break import LogBreak
 from schemas.partition import partition_of
 from schemas.repair import RepairReason
 from schemas.settings import Settings
@@ -71,6 +72,7 @@ class ReconcileService:
         self._catalog = catalog
         self._partitions = partitions
         self._noted: list[Noted] = []
+        self._broken: dict[int, float] = {}  # partition whose log lost its end → since when, monotonic seconds
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._client: Client | None = None
@@ -94,7 +96,10 @@ class ReconcileService:
 
     def _on_catalog_record(self, record: CatalogRecord) -> None:
         """In the catalog's thread."""
-        if (scope := affected_by(record)) is not None:
+        if isinstance(record.state, LogBreak):
+            with self._lock:
+                self._broken[record.state.partition] = time.monotonic()
+        elif (scope := affected_by(record)) is not None:
             self._note(Noted(scope, RepairReason.LATE_CATALOG, time.monotonic()))
 
     def _note(self, noted: Noted) -> None:
@@ -108,6 +113,7 @@ class ReconcileService:
             while not self._stopping.wait(_ROUND_SECONDS):
                 try:
                     self._work_off(reconciler)
+                    self._mend(reconciler)
                     if time.monotonic() >= everything_at:
                         everything_at = time.monotonic() + self._settings.reconcile_seconds
                         self._tell(self._reconcile(reconciler, self._partitions(), None, RepairReason.RECONCILE))
@@ -150,6 +156,20 @@ class ReconcileService:
             left += [each for each in of_reason if not each.done_by(report, began)]
         with self._lock:
             self._noted = left + self._noted
+
+    def _mend(self, reconciler: Reconciler) -> None:
+        """What live totals counted of a lost end and ClickHouse does not have, or the other way round."""
+        with self._lock:
+            began = time.monotonic()
+            broken = [p for p, at in self._broken.items() if began - at >= SETTLE_SECONDS]
+        if not (mine := [partition for partition in self._partitions() if partition in broken]):
+            return
+        report = self._reconcile(reconciler, mine, None, RepairReason.RECONCILE)
+        self._tell(report)
+        with self._lock:
+            for each in report.partitions:
+                if each.skipped is None and not each.repairs:
+                    self._broken.pop(each.partition, None)
 
     def _reconcile(
         self, reconciler: Reconciler, partitions: Sequence[int], scope: Sequence[Affected] | None, reason: RepairReason

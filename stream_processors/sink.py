@@ -20,7 +20,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from catalog.record import Topology
-from catalog.store import CatalogStore, CatalogUnavailable
+from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
 from runtime.health import Check, HealthServer
 from runtime.kafka_watch import TopicWatch, watched
 from runtime.signals import stop_on_signals
@@ -34,6 +34,7 @@ from runtime.topics import (
     log_bounds,
 )
 from schemas.dead_letter import DeadLetter
+from schemas.log_break import LogBreak, break_id, starts_of
 from schemas.settings import Settings
 from schemas.topics import MESSAGE_BYTES_MAX, SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.usage_void import decode as decode_voids
@@ -42,11 +43,12 @@ from stream_processors import avro_splice, inserts, metrics
 from stream_processors.avro_splice import Unreadable
 from stream_processors.dead_letters import DeadLetters, DeadLettersUnwritten, dead_letter
 from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
+from stream_processors.log_probe import LogProbe
 from stream_processors.projections import Projections
 from stream_processors.reconcile_service import ReconcileService
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
-from warehouse.coverage import EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
-from warehouse.epochs import EpochsExhausted, register_epoch
+from warehouse.coverage import EARLIER_EPOCH, EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
+from warehouse.epochs import Epochs, EpochsExhausted, lookup_epochs, register_break, register_epoch
 from warehouse.one_store import is_marked, leave_mark
 from warehouse.own_objects import foreign_object
 
@@ -63,6 +65,7 @@ _TOPIC_CHECK_SECONDS = 5.0
 _CHECKPOINT_SECONDS = 60.0
 _POLL_AGE_SECONDS_MAX = 30.0
 _REPLICA_SECONDS_MAX = 3.0
+_SHORT_SECONDS = 5.0
 _LOST = (
     KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
     KafkaError.OFFSET_OUT_OF_RANGE,
@@ -99,13 +102,15 @@ OnVoids = Callable[[int, int, Iterable[tuple[str, str, str]]], None]
 class Sink:
     """One consumer of the group. run() until told to stop; any exception ends the process, which is started again."""
 
-    def __init__(self, settings: Settings, topic: TopicState, stopping: threading.Event) -> None:
+    def __init__(self, settings: Settings, topic: TopicState, stopping: threading.Event, catalog: CatalogStore) -> None:
         self._settings = settings
+        self._catalog = catalog
+        self._probe = LogProbe(settings, topic.name)
         self.on_voids: OnVoids | None = None
         self._stopping = stopping
         self._topic = topic
         self._admin = admin_client(settings)
-        self._epoch = 0
+        self._epochs = Epochs(topic.topic_id, 0)
         self._client: Client | None = None
         self._dead_letters = DeadLetters(settings)
         self._given: list[int] | None = None  # partitions that are ours, and not yet begun
@@ -178,6 +183,7 @@ class Sink:
             log.info("stopped_before_start")
         finally:
             self._consumer.close()
+            self._probe.close()
             self._drop_client()
 
     def _step(self) -> None:
@@ -213,19 +219,21 @@ class Sink:
         """Start reading the partitions that were given; what can't be read any more is told and accounted for."""
         self._next.clear()
         self._doubted.clear()
-        stored = dict[int, int]()
-
-        def ask(client: Client) -> None:
-            stored.update(recounted_coverage(client, self._epoch, self._topic.partitions).offsets)
-
+        short_since: float | None = None
         while True:
             try:
-                if (error := self.attempt(ask)) is not None:
-                    self.wait(error)
-                    continue
-                starts = {partition: self._start(partition, stored[partition]) for partition in given}
+                patient = short_since is None or time.monotonic() - short_since < _SHORT_SECONDS
+                self._find_breaks(given, patient=patient)
+                covered = self._covered(given)
+                starts = {partition: self._start(partition, covered[partition]) for partition in given}
                 break
-            except (KafkaException, LogTooShort) as error:
+            except (ClickHouseError, WarehouseUnavailable, OSError) as error:
+                self.wait(error)
+            except LogTooShort as error:
+                short_since = short_since or time.monotonic()
+                self._kafka_problem = str(error)
+                self.wait(error)
+            except (KafkaException, CatalogUnavailable) as error:
                 self._kafka_problem = str(error)
                 self.wait(error)
         self._kafka_problem = None
@@ -235,6 +243,10 @@ class Sink:
             # ClickHouse lost what was committed. The commit goes back with it: rows of one insert become visible in no
             # fixed order, so whoever waits for the log to be stored looks at coverage and commit.
             self._uncommitted[partition] = start.at
+            metrics.LOG_ENDS_LOST.labels(partition).set(len(self._epochs.breaks.get(partition, ())))
+            self._enter_epoch(gone, partition, start.at - 1, start.at)
+            if any(gap.partition == partition for gap in gone.gaps):
+                gone.reached[partition] = start.at
             if start.missing is not None:
                 log.error("messages_expired_unread", partition=partition, first=start.missing[0], next=start.missing[1])
                 gone.gaps.append(Gap(partition, start.missing[0], start.missing[1], EXPIRED))
@@ -249,11 +261,112 @@ class Sink:
         self._consumer.resume(self._consumer.assignment())
         log.info("assigned", starts={p: start.at for p, start in starts.items()})
 
-    def _start(self, partition: int, covered: int) -> Start:
+    # -- a log that lost its end ---------------------------------------------------------------------------------------
+
+    def _find_breaks(self, given: Sequence[int], *, patient: bool) -> None:
+        """Have every end that the log has lost in catalog and ClickHouse, of which each may lack what the other has.
+
+        patient: a log that is only shorter than what was read may be a broker's that is still catching up. Raises
+        LogTooShort while that is waited for, KafkaException, CatalogUnavailable, ClickHouseError, WarehouseUnavailable.
+        """
+        client = self._connected()
+        self._epochs = lookup_epochs(client, self._topic.topic_id)
+        for partition in given:
+            known = starts_of(self._catalog.view.all(LogBreak), self._topic.topic_id, partition)
+            stored = [each.start for each in self._epochs.breaks.get(partition, ())]
+            for number, start in enumerate(stored[len(known) :], start=len(known) + 1):
+                self._tell_of_break(partition, number, start, start)
+            for number, start in enumerate(known[len(stored) :], start=len(stored) + 1):
+                register_break(client, self._topic.topic_id, partition, number, start)
+        self._epochs = lookup_epochs(client, self._topic.topic_id)
+        for partition in given:
+            if (start := self._lost_from(client, partition, patient=patient)) is None:
+                continue
+            number = len(self._epochs.breaks.get(partition, ())) + 1
+            read_to = max(self._committed(partition) or 0, last_stored(client, self._now(partition))[partition])
+            log.error("log_lost_its_end", partition=partition, read_to=read_to, goes_on_at=start)
+            start = self._tell_of_break(partition, number, start, read_to)
+            register_break(client, self._topic.topic_id, partition, number, start)
+        self._epochs = lookup_epochs(client, self._topic.topic_id)
+
+    def _lost_from(self, client: Client, partition: int, *, patient: bool) -> int | None:
+        """Where the log goes on with other messages than those that were read; None: it is as it was read."""
+        low, high = self._bounds(partition)
+        start, epoch = self._epochs.of(partition)[-1]
+        kept = self._probe.kept_to(client, epoch, partition, max(low, start), high)
+        if kept is not None:
+            return kept
+        stored = last_stored(client, {partition: epoch})[partition]
+        read_to = max(stored, self._committed(partition) or 0)
+        if read_to <= high:
+            return None
+        if patient:
+            raise LogTooShort(f"partition {partition} was read up to {read_to}, but the log ends at {high}")
+        if stored <= high:  # of an older copy: what it has is as the log has it
+            return high
+        # What lies between the last message that is as it was stored and the end was set aside: it is read again.
+        return max(low, min(start, high), self._probe.last_stored_below(client, epoch, partition, high))
+
+    def _tell_of_break(self, partition: int, number: int, start: int, read_to: int) -> int:
+        """Write it to the catalog, for everyone; where it goes on by the record that is in force."""
+        topic_id = self._topic.topic_id
+        record = LogBreak(
+            id=break_id(topic_id, partition, number), topic_id=topic_id, partition=partition, number=number,
+            start=start, read_to=read_to, created_at=time.time_ns() // 1000,
+        )  # fmt: skip
+        try:
+            return self._catalog.write(record, 0).start
+        except CatalogConflict:  # another sink was first
+            found = self._catalog.view.get(LogBreak, "", record.id)
+            if found is None:
+                raise
+            return found.start
+
+    def _now(self, partition: int) -> dict[int, int]:
+        """The partition's epoch of now, as last_stored takes it."""
+        return {partition: self._epochs.of(partition)[-1][1]}
+
+    def _covered(self, given: Sequence[int]) -> dict[int, int]:
+        """Partition → the offset up to which ClickHouse has the log as it is now, through all its epochs."""
+        client = self._connected()
+        found = dict(recounted_coverage(client, self._epochs.base, self._topic.partitions).offsets)
+        for partition in given:
+            reached = found[partition]
+            for start, epoch in self._epochs.of(partition)[1:]:
+                if reached < start:
+                    break  # what came before is not complete: first that
+                later = recounted_coverage(client, self._epochs.base, self._topic.partitions, {partition: epoch})
+                reached = max(start, later.offsets[partition])
+            found[partition] = reached
+        return found
+
+    def _enter_epoch(self, batch: Batch, partition: int, before: int, reached: int) -> None:
+        """Note, where a partition comes to the beginning of an epoch, that nothing of it lies before."""
+        for start, epoch in self._epochs.of(partition)[1:]:
+            if before < start <= reached:
+                batch.gaps.append(Gap(partition, 0, reached, EARLIER_EPOCH, epoch))
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._client = connect(self._settings)
+        return self._client
+
+    def _bounds(self, partition: int) -> tuple[int, int]:
+        return log_bounds(self._consumer, TopicPartition(self._topic.name, partition), _REQUEST_SECONDS)
+
+    def _committed(self, partition: int) -> int | None:
         place = TopicPartition(self._topic.name, partition)
         (commit,) = self._consumer.committed([place], timeout=_REQUEST_SECONDS)
-        low, high = log_bounds(self._consumer, place, _REQUEST_SECONDS)
-        return starting_place(commit.offset if commit.offset >= 0 else None, covered, low, high)
+        return commit.offset if commit.offset >= 0 else None
+
+    # -- reading on ----------------------------------------------------------------------------------------------------
+
+    def _start(self, partition: int, covered: int) -> Start:
+        low, high = self._bounds(partition)
+        committed = self._committed(partition)
+        # A commit of before the log lost its end is of other messages.
+        committed = None if committed is None else min(committed, high)
+        return starting_place(committed, covered, low, high)
 
     def _read(self) -> list[Message]:
         """Messages for one insert: whatever there is, once there is enough or the last insert is a moment ago."""
@@ -313,13 +426,15 @@ class Sink:
                 if self._mark is not None and not is_marked(client, self._mark):
                     raise EngineRestored("ClickHouse is not the store that it was: a mark that was left in it is gone")
                 self._mark = leave_mark(client)
-                stored.update(checkpoint(client, self._epoch, self._topic.partitions, self._mark).offsets)
+                epochs = self._epochs
+                stored.update(checkpoint(client, epochs.base, self._topic.partitions, self._mark, epochs.own).offsets)
             else:
-                stored.update(last_stored(client, self._epoch, self._next))
+                stored.update(last_stored(client, {p: self._epochs.of(p)[-1][1] for p in self._next}))
 
         if (error := self.attempt(look)) is not None:
             return error
-        lost = {p: (stored[p], at) for p, at in self._next.items() if stored[p] < at}
+        # Up to where its epoch begins, a partition is filled with what came before it.
+        lost = {p: (stored[p], at) for p, at in self._next.items() if stored[p] < at and at > self._epochs.start(p)}
         if not lost:
             self._short_since = None
             if is_whole:
@@ -382,14 +497,17 @@ class Sink:
             return False
         log.warning("offsets_without_message", partition=partition, first=expected, next=offset)
         batch.gaps.append(Gap(partition, expected, offset, NO_MESSAGE))
+        self._enter_epoch(batch, partition, expected, offset)
         batch.reached[partition] = offset
         return True
 
     def _add(self, batch: Batch, partition: int, offset: int, message: Message) -> None:
         batch.reached[partition] = offset + 1
+        self._enter_epoch(batch, partition, offset, offset + 1)
         key, payload = _raw(message.key()), _raw(message.value())
+        epoch = self._epochs.at(partition, offset)
         try:
-            batch.messages.append(avro_splice.read_head(self._epoch, partition, offset, payload, key))
+            batch.messages.append(avro_splice.read_head(epoch, partition, offset, payload, key))
         except Unreadable as error:
             batch.letters.append(self._letter(partition, offset, key, payload, error.code, str(error)))
 
@@ -398,7 +516,7 @@ class Sink:
     ) -> DeadLetter:
         metrics.DEAD_LETTERS.labels(reason).inc()
         log.error("dead_letter", partition=partition, offset=offset, reason=reason, detail=detail[:300])
-        place = (self._epoch, partition, offset)
+        place = (self._epochs.at(partition, offset), partition, offset)
         return dead_letter(self._topic.name, place, key, payload, reason, detail, time.time_ns() // 1000)
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -425,7 +543,7 @@ class Sink:
             batch.letters.append(letter)
         if batch.letters:
             self._dead_letters.write(batch.letters)
-        inserts.account(self._epoch, batch.letters, batch.gaps, self)
+        inserts.account(self._epochs.at, batch.letters, batch.gaps, self)
         metrics.INSERT_SECONDS.observe(time.monotonic() - started)
         self._count(batch)
         # Commit after insert: a crash repeats rows, never loses them.
@@ -483,7 +601,7 @@ class Sink:
         if (whose := foreign_object(error)) is not None:
             metrics.FOREIGN_FAILURES.labels(whose).inc()
             log.error("foreign_view_fails", whose=whose, remedy="mend or drop it: no event is stored until then")
-        if not isinstance(error, KafkaException | LogTooShort):
+        if not isinstance(error, KafkaException | LogTooShort | CatalogUnavailable):
             said = f"ClickHouse: {' '.join(str(error).split())[:300]}"
             self._problem = said if whose is None else f"{whose}, which is not ours, fails: mend or drop it. {said}"
             self._checkpoint_at = 0.0
@@ -511,7 +629,8 @@ class Sink:
 
     def _register_epoch(self) -> None:
         def register(client: Client) -> None:
-            self._epoch = register_epoch(client, self._topic.topic_id)
+            register_epoch(client, self._topic.topic_id)
+            self._epochs = lookup_epochs(client, self._topic.topic_id)
 
         while (error := self.attempt(register)) is not None:
             self.wait(error)
@@ -540,9 +659,10 @@ def run(settings: Settings) -> int:
     """Store events and project the other logs until SIGTERM or SIGINT: 0. Whatever goes wrong: 1."""
     stopping = stop_on_signals()
     try:
-        sink = Sink(settings, _checked_topic(settings), stopping)
+        topic = _checked_topic(settings)
         catalog = CatalogStore(settings)
         catalog.start()
+        sink = Sink(settings, topic, stopping, catalog)
     except (TopicMismatch, KafkaException, CatalogUnavailable, TimeoutError) as error:
         log.error("sink_not_started", error=str(error))
         return 1

@@ -22,6 +22,7 @@ import numpy as np
 
 from schemas.alert import Alert
 from schemas.event import NO_IDENTITY
+from schemas.log_break import breaks_in, log_id
 from schemas.repair import UsageRepair
 from schemas.totals import (
     BEGUN_KEY,
@@ -48,6 +49,7 @@ IDS_PER_PACK_MAX = 65_536  # 512 KiB a record, half of what a broker takes by de
 SMALL_PACKS_MAX = 128
 _IDS = INTERNAL + b"ids\0"
 _FIRED = INTERNAL + b"fired\0"
+UNNAMED = "~"  # in a topic_id: its offsets are of the log since an end was lost that only the aggregator had read
 
 
 class Fired(msgspec.Struct, frozen=True):
@@ -80,12 +82,12 @@ class OutOfOrder(Exception):
 class PartitionState:
     """Everything that is derived from one partition of usage.events, up to next_offset.
 
-    topic_id: of usage.events as it is now; what was kept of an earlier topic of that name counts on, with offsets from
-    0 again. log_time: greatest received_at so far, µs; 0 before the first. repairs_next: the next offset of
-    usage.repairs; None: nobody has begun to read it, and what lies in it already was not computed from these totals.
-    abandoned: keys of a changelog that had lost its beginning; they are deleted with the next write. moments: what
-    totals said since the last write, and when. written_at: µs, the clock at the last write; 0 before the first.
-    alerts_due: noted as fired, not published yet.
+    topic_id: names what the offsets are of, usage.events as it is now and how often the partition's log has lost its
+    end; what was kept of an earlier topic of that name counts on, with offsets from 0 again. log_time: greatest
+    received_at so far, µs; 0 before the first. repairs_next: the next offset of usage.repairs; None: nobody has begun
+    to read it, and what lies in it already was not computed from these totals. abandoned: keys of a changelog that had
+    lost its beginning; they are deleted with the next write. moments: what totals said since the last write, and when.
+    written_at: µs, the clock at the last write; 0 before the first. alerts_due: noted as fired, not published yet.
     """
 
     def __init__(
@@ -97,9 +99,12 @@ class PartitionState:
         horizon_us: int,
         ids_max: int,
         grace_us: GraceUs = lambda _: 0,
+        breaks: int = 0,
     ) -> None:
+        """breaks: how often the partition's log has lost its end, as is known (schemas/log_break.py)."""
         self.partition = partition
-        self.topic_id = topic_id
+        self._kafka_topic_id = topic_id
+        self.topic_id = log_id(topic_id, breaks)
         self.next_offset = 0
         self.log_time = 0
         self.repairs_next: int | None = None
@@ -112,6 +117,7 @@ class PartitionState:
         self._new_fired: list[tuple[str, Fired]] = []
         self.abandoned: list[bytes] = []
         self._begun = False
+        self._written_topic = self.topic_id
         self._written_offset = 0
         self._written_repairs: int | None = None
         self._fresh: list[Hashes] = []
@@ -168,6 +174,32 @@ class PartitionState:
                 found.append(None if is_new else [False] * len(batch))
         return found
 
+    # -- a log that lost its end ---------------------------------------------------------------------------------------
+
+    @property
+    def _breaks(self) -> int:
+        return breaks_in(self.topic_id.partition(UNNAMED)[0], self._kafka_topic_id) or 0
+
+    def next_break(self, starts: Sequence[int]) -> int | None:
+        """Where the log goes on with other messages than it had there; None: as far as is known it does not.
+
+        starts: see schemas.log_break.starts_of. What comes before it is still to be applied; what was applied beyond it
+        is gone from the log, and stays counted.
+        """
+        return starts[self._breaks] if self._breaks < len(starts) else None
+
+    def go_on(self, starts: Sequence[int]) -> None:
+        """Take the log up again at next_break. All that has changed must have been written."""
+        self._restart(log_id(self._kafka_topic_id, self._breaks + 1), starts[self._breaks])
+
+    def go_on_unnamed(self, end: int) -> None:
+        """Take the log up again at its end, where nobody else had read what it lost, and so nobody named the place."""
+        self._restart(f"{self.topic_id.partition(UNNAMED)[0]}{UNNAMED}{self.next_offset}-{end}", end)
+
+    def _restart(self, name: str, offset: int) -> None:
+        self.topic_id, self.next_offset = name, offset
+        self.totals.forget_offsets()
+
     def skip_to(self, offset: int) -> None:
         """Go on at a later offset: what was before it is no longer in the log."""
         self.next_offset = max(self.next_offset, offset)
@@ -199,8 +231,9 @@ class PartitionState:
 
     @property
     def has_changes(self) -> bool:
-        at = (self.next_offset, self.repairs_next)
-        return bool(at != (self._written_offset, self._written_repairs) or self._new_fired or self.abandoned)
+        at = (self.topic_id, self.next_offset, self.repairs_next)
+        written = (self._written_topic, self._written_offset, self._written_repairs)
+        return bool(at != written or self._new_fired or self.abandoned)
 
     def changes(self, now: int) -> list[Record]:
         """What has changed since the last call, in the order in which it must be written. now: µs."""
@@ -216,6 +249,7 @@ class PartitionState:
         self._new_fired.clear()
         progress = Progress(self.topic_id, self.partition, self.next_offset, self.log_time, now, self.repairs_next)
         records.append((PROGRESS_KEY, encode(progress)))
+        self._written_topic = self.topic_id
         self._written_offset, self._written_repairs = self.next_offset, self.repairs_next
         return records
 
@@ -284,7 +318,9 @@ class PartitionState:
             self.log_time = self.moments.log_time = read.progress.log_time
             self.written_at = read.progress.updated_at
             self.repairs_next = self._written_repairs = read.repairs_next
-            if read.progress.topic_id == self.topic_id:
+            if breaks_in(read.progress.topic_id.partition(UNNAMED)[0], self._kafka_topic_id) is not None:
+                # Written before the log lost its end, perhaps: next_break says what comes.
+                self.topic_id = self._written_topic = read.progress.topic_id
                 self.next_offset = self._written_offset = read.progress.next_offset
         for key, total in read.totals.items():
             # Compaction will leave the last record of a key alone, so what is newer must be written again after it.

@@ -291,6 +291,13 @@ class Totals:
             total.changed = True
             self._changed.append(total)
 
+    def forget_offsets(self) -> None:
+        """The log's offsets begin to mean other messages: the numbers stay. All that has changed is written."""
+        self._written_through = NO_OFFSET
+        for series in self._series.values():
+            for total in series.totals:
+                total.first_offset = total.last_offset = NO_OFFSET
+
     def forget_tiles(self, affected: Affected) -> None:
         """Assign later events by the catalog as it is now."""
         if affected.customer_id is not None:

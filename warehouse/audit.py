@@ -21,7 +21,7 @@ from typing import Any
 from schemas import usage_batch
 from schemas.decimals import decimal_text, exact
 from schemas.subscription import Subscription
-from schemas.watermark import Watermark
+from schemas.watermark import Watermark, from_json
 from warehouse.audit_windows import (
     AuditedInvoice,
     AuditedSubscription,
@@ -29,7 +29,7 @@ from warehouse.audit_windows import (
     windows,
 )
 from warehouse.client import ClickHouseError, Client, unavailable
-from warehouse.coverage import EXPIRED
+from warehouse.coverage import EARLIER_EPOCH, EXPIRED
 from warehouse.places import IDENTITY_HASH_SQL, ORDER_SQL, Place, place_of
 from warehouse.watermark_sql import below, not_voided
 
@@ -191,6 +191,11 @@ _MESSAGES = """
     LIMIT LISTED
 """
 # What the log deleted before anyone had read it: whose it was, and how much, nobody knows any more.
+_LOST_ENDS = """
+    SELECT kafka_epoch, kafka_partition, max(next_offset)
+    FROM ingest_batches WHERE reason = {reason:String}
+    GROUP BY kafka_epoch, kafka_partition ORDER BY kafka_epoch
+"""
 _EXPIRED = """
     SELECT kafka_epoch, kafka_partition, kafka_offset, max(next_offset)
     FROM ingest_batches WHERE reason = {reason:String} AND BELOW
@@ -263,14 +268,32 @@ class Conservation:
 
 
 @dataclass(frozen=True, slots=True)
+class LostEnd:
+    """A partition's log had lost its end: from `offset` on, its messages are of this epoch. What had been acknowledged
+    beyond it counts where it was stored before; what was not stored is gone, and nobody knows how much that is."""
+
+    epoch: int
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return (
+            f"the log of partition {self.partition} lost its end and went on at offset {self.offset}, epoch {self.epoch}: "
+            "events acknowledged beyond that and not stored yet are gone"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
-    """unreadable: messages set aside whose events no one can count. seconds: what it took."""
+    """unreadable: messages set aside whose events no one can count. lost_ends: named, since no count can miss what
+    nobody has. seconds: what it took."""
 
     watermark: Watermark
     organizations: tuple[Conservation, ...]
     faults: tuple[Fault, ...]
     unreadable: int = 0
     seconds: float = 0.0
+    lost_ends: tuple[LostEnd, ...] = ()
 
     def with_faults(self, faults: Iterable[Fault]) -> Audit:
         """With what was found elsewhere."""
@@ -297,6 +320,7 @@ def audit(client: Client, watermark: Watermark, partitions: int, organization_id
                 made.compare_messages(partition)
         made.count_dead_letters()
         made.find_expired()
+        made.find_lost_ends()
     except ClickHouseError as error:
         raise unavailable(error) from error
     return made.result(time.monotonic() - started)
@@ -319,6 +343,7 @@ class _Audit:
         self._faults: dict[tuple[str, str], tuple[Tally, list[Place]]] = {}
         self._unreadable = 0
         self._staged = 0
+        self._lost_ends: list[LostEnd] = []
 
     def result(self, seconds: float) -> Audit:
         organizations = [
@@ -336,7 +361,9 @@ class _Audit:
             Fault(kind, organization_id, tally, tuple(sorted(places, key=_log_order)[:LISTED_MAX]))
             for (organization_id, kind), (tally, places) in sorted(self._faults.items())
         ]
-        return Audit(self._watermark, tuple(organizations), tuple(faults), self._unreadable, seconds)
+        return Audit(
+            self._watermark, tuple(organizations), tuple(faults), self._unreadable, seconds, tuple(self._lost_ends)
+        )
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -404,6 +431,10 @@ class _Audit:
                     one = Tally(1, Decimal(0) if value is None else usage_batch.decimal_of(value))
                     self._accepted[organization_id] += one
                     self._classes[organization_id][EventClass.DEAD_LETTER] += one
+
+    def find_lost_ends(self) -> None:
+        for epoch, partition, offset in self._rows(_LOST_ENDS, reason=EARLIER_EPOCH):
+            self._lost_ends.append(LostEnd(int(epoch), int(partition), int(offset)))
 
     def find_expired(self) -> None:
         for epoch, partition, first, after in self._rows(_EXPIRED, reason=EXPIRED):
@@ -481,10 +512,7 @@ def audited(subscription: Subscription) -> AuditedSubscription:
 
 
 def _watermark(text: str) -> Watermark | None:
-    if not text:
-        return None
-    found = json.loads(text)
-    return Watermark(found["epoch"], {int(partition): int(offset) for partition, offset in found["offsets"].items()})
+    return from_json(json.loads(text)) if text else None
 
 
 def _log_order(place: Place) -> tuple[int, int, int, int]:
@@ -523,6 +551,9 @@ def document(found: Audit) -> dict[str, Any]:
             for fault in found.faults
         ],
         "unreadable_dead_letters": found.unreadable,
+        "lost_ends": [
+            {"epoch": each.epoch, "partition": each.partition, "offset": each.offset} for each in found.lost_ends
+        ],
     }
 
 

@@ -78,7 +78,8 @@ class Window:
 
 def order_of(watermark: Watermark, partition: int) -> int:
     """The order in the log (see usage_events.position) of the first event that the watermark does not count."""
-    return watermark.epoch << 54 | watermark.offsets.get(partition, 0) << 10
+    epoch, offset = watermark.place(partition)
+    return epoch << 54 | offset << 10
 
 
 def windows(

@@ -1,5 +1,8 @@
 """Kafka's topic id → epoch, the number of an incarnation of usage.events, kept in ClickHouse.
 
+A partition whose log has lost its end goes on in an epoch of its own: offsets that were read are given again to other
+messages, and order is (epoch, offset, index). It is numbered like a topic, under a name that says where it begins.
+
 ClickHouse has no unique keys, so a number is claimed by writing it and then looking whether another topic claimed the
 same: the earlier claim holds, the other topic claims a higher one. Numbers only grow.
 """
@@ -7,9 +10,11 @@ same: the earlier claim holds, the other topic claims a higher one. Numbers only
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+from schemas.log_break import log_id
 from warehouse.client import Client
 
 EPOCH_MAX = 1023  # 10 bits of the order in the log
@@ -48,17 +53,89 @@ def settle(claims: Iterable[Claim]) -> dict[str, int]:
     return held
 
 
+@dataclass(frozen=True, slots=True)
+class Break:
+    """A partition's log had lost its end. start: first offset of what came after. epoch: of that."""
+
+    start: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """Which epoch each message of a topic is of. base: the topic's. breaks: partition → its breaks, oldest first."""
+
+    topic_id: str
+    base: int
+    breaks: Mapping[int, tuple[Break, ...]] = field(default_factory=dict[int, tuple[Break, ...]])
+
+    @property
+    def own(self) -> dict[int, int]:
+        """Partition → its epoch now, where that is not the topic's: as a Watermark has it."""
+        return {partition: breaks[-1].epoch for partition, breaks in self.breaks.items() if breaks}
+
+    def of(self, partition: int) -> tuple[tuple[int, int], ...]:
+        """(first offset, epoch) of each epoch of a partition, oldest first."""
+        return ((0, self.base), *((each.start, each.epoch) for each in self.breaks.get(partition, ())))
+
+    def at(self, partition: int, offset: int) -> int:
+        """The epoch of the message that the log has at an offset now."""
+        return next(epoch for start, epoch in reversed(self.of(partition)) if offset >= start)
+
+    def start(self, partition: int) -> int:
+        """First offset of the partition's epoch of now."""
+        return self.of(partition)[-1][0]
+
+    def log_id(self, partition: int) -> str:
+        """Names what the partition's offsets of now are of; see schemas.log_break."""
+        return log_id(self.topic_id, len(self.breaks.get(partition, ())))
+
+
 def epochs(client: Client) -> dict[str, int]:
-    """Topic id → epoch of every incarnation known."""
+    """Topic id, or name of a break → epoch."""
     return settle(_claims(client))
+
+
+def lookup_epochs(client: Client, topic_id: str) -> Epochs:
+    """The epochs of a topic. Raises UnknownTopic."""
+    found = epochs(client)
+    if topic_id not in found:
+        raise UnknownTopic(f"topic {topic_id} has no epoch: no sink has read it yet")
+    return _epochs_of(topic_id, found)
+
+
+def newest_epochs(client: Client) -> Epochs | None:
+    """Of the topic that was numbered last; None: there is none."""
+    found = epochs(client)
+    topics = {name: epoch for name, epoch in found.items() if "/" not in name}
+    return _epochs_of(max(topics, key=topics.__getitem__), found) if topics else None
+
+
+def _epochs_of(topic_id: str, found: Mapping[str, int]) -> Epochs:
+    breaks: dict[int, list[tuple[int, Break]]] = defaultdict(list)
+    for name, epoch in found.items():
+        if name.startswith(f"{topic_id}/"):
+            partition, number, start = map(int, name.removeprefix(f"{topic_id}/").split("/"))
+            breaks[partition].append((number, Break(start, epoch)))
+    return Epochs(
+        topic_id,
+        found[topic_id],
+        {partition: tuple(each for _, each in sorted(some, key=_number)) for partition, some in breaks.items()},
+    )
+
+
+def _number(numbered: tuple[int, Break]) -> int:
+    return numbered[0]
+
+
+def register_break(client: Client, topic_id: str, partition: int, number: int, start: int) -> int:
+    """The epoch of what came after a partition's log had lost its end, the number-th time. As register_epoch."""
+    return register_epoch(client, f"{topic_id}/{partition}/{number}/{start}")
 
 
 def lookup_epoch(client: Client, topic_id: str) -> int:
     """The epoch of a topic. Raises UnknownTopic."""
-    found = epochs(client).get(topic_id)
-    if found is None:
-        raise UnknownTopic(f"topic {topic_id} has no epoch: no sink has read it yet")
-    return found
+    return lookup_epochs(client, topic_id).base
 
 
 def register_epoch(client: Client, topic_id: str) -> int:

@@ -10,11 +10,11 @@ from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.coverage import coverage
-from warehouse.epochs import lookup_epoch
+from warehouse.epochs import Epochs, lookup_epochs
 
 
-def settled(client: Client, settings: Settings, admin: AdminClient | None = None) -> tuple[str, Watermark]:
-    """Id of usage.events as it is now, and the watermark below which every row of it can be seen.
+def settled(client: Client, settings: Settings, admin: AdminClient | None = None) -> tuple[Epochs, Watermark]:
+    """The epochs of usage.events as it is now, and the watermark below which every row of it can be seen.
 
     Rows of one insert become visible in no fixed order, so a partition counts up to the lower of what ClickHouse covers
     and what the sink has committed. Raises UnknownTopic (no sink has read the topic), KafkaException,
@@ -22,10 +22,11 @@ def settled(client: Client, settings: Settings, admin: AdminClient | None = None
     """
     topic = describe_topic(settings, USAGE_EVENTS, admin)
     try:
-        epoch = lookup_epoch(client, topic.topic_id)
+        epochs = lookup_epochs(client, topic.topic_id)
         group = topic_name(settings, SINK_GROUP)
         committed = committed_offsets(settings, group, topic.name, range(topic.partitions))
-        covered = coverage(client, epoch, topic.partitions)
+        covered = coverage(client, epochs.base, topic.partitions, epochs.own)
     except ClickHouseError as error:
         raise unavailable(error) from error
-    return topic.topic_id, Watermark(epoch, {p: min(at, committed.get(p, 0)) for p, at in covered.offsets.items()})
+    offsets = {p: min(at, committed.get(p, 0)) for p, at in covered.offsets.items()}
+    return epochs, Watermark(epochs.base, offsets, epochs.own)

@@ -13,14 +13,19 @@ def below(watermark: Watermark | None, *, name: str = "below") -> tuple[str, dic
     """
     if watermark is None:
         return "1", {}
-    partitions = max(watermark.offsets, default=-1) + 1
+    partitions = max((*watermark.offsets, *watermark.epochs), default=-1) + 1
     # Arrays count from 1, and what is beyond their end is 0.
     offsets = [watermark.offsets.get(partition, 0) for partition in range(partitions)]
+    parameters: dict[str, object] = {f"{name}_epoch": watermark.epoch, f"{name}_offsets": offsets}
+    epoch = f"{{{name}_epoch:UInt16}}"
+    if watermark.epochs:  # of partitions whose log has lost its end: later than the topic's
+        epoch = f"greatest({epoch}, {{{name}_epochs:Array(UInt16)}}[kafka_partition + 1])"
+        parameters[f"{name}_epochs"] = [watermark.epochs.get(partition, 0) for partition in range(partitions)]
     condition = (
-        f"(kafka_epoch < {{{name}_epoch:UInt16}} OR (kafka_epoch = {{{name}_epoch:UInt16}}"
+        f"(kafka_epoch < {epoch} OR (kafka_epoch = {epoch}"
         f" AND kafka_offset < {{{name}_offsets:Array(Int64)}}[kafka_partition + 1]))"
     )
-    return condition, {f"{name}_epoch": watermark.epoch, f"{name}_offsets": offsets}
+    return condition, parameters
 
 
 def not_voided(below_condition: str) -> str:

@@ -36,7 +36,7 @@ from schemas.meter import Meter
 from schemas.period import Cycle, calendar_month_containing
 from schemas.subscription import Subscription
 from schemas.totals import UsageTotal
-from schemas.watermark import Watermark
+from schemas.watermark import from_json
 
 router = APIRouter(include_in_schema=False)
 ROWS_SHOWN = 50
@@ -238,10 +238,9 @@ def _counted_by(view: CatalogView, invoice: dict[str, Any], meter_id: str) -> Ev
     cycle: Cycle = invoice["cycle"]
     ends_at = subscription.ends_at if subscription else None
     period = Cycle(cycle.start_us, cycle.end_us if ends_at is None else min(cycle.end_us, ends_at))
-    offsets = {int(partition): int(offset) for partition, offset in watermark["offsets"].items()}
     return EventFilter(
         period,
         customer_id=invoice["customer_id"],
         event_name=meter.event_name,
-        watermark=Watermark(int(watermark["epoch"]), offsets),
+        watermark=from_json(watermark),
     )

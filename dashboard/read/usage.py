@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from dashboard.auth import Caller, Principal
 from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
@@ -55,10 +55,17 @@ class UsageRowOut(BaseModel):
 
 
 class WatermarkOut(BaseModel):
-    """epoch: the log's incarnation. offsets: partition → next offset; everything before it counts."""
+    """epoch: the log's incarnation. offsets: partition → next offset; everything before it counts. epochs: of
+    partitions whose log has lost its end, their own."""
 
     epoch: int
     offsets: dict[str, int]
+    epochs: dict[str, int] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        return document if self.epochs else {name: each for name, each in document.items() if name != "epochs"}
 
 
 class UsageAnswer(BaseModel):

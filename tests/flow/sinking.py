@@ -23,7 +23,7 @@ from tests.services import Service, environment
 from tests.waiting import until
 from warehouse.client import Client, connect
 from warehouse.coverage import coverage
-from warehouse.epochs import lookup_epoch
+from warehouse.epochs import lookup_epoch, lookup_epochs
 from warehouse.migrate import migrate
 
 PARTITIONS = 3
@@ -94,7 +94,8 @@ class SinkWorld:
 
     def stored(self) -> dict[int, int]:
         """Partition → first offset that ClickHouse does not have."""
-        return dict(coverage(self.client, self.epoch(), self.settings.event_partitions).offsets)
+        epochs = lookup_epochs(self.client, describe_topic(self.settings, USAGE_EVENTS).topic_id)
+        return dict(coverage(self.client, epochs.base, self.settings.event_partitions, epochs.own).offsets)
 
     def epoch(self) -> int:
         return lookup_epoch(self.client, describe_topic(self.settings, USAGE_EVENTS).topic_id)

@@ -99,6 +99,8 @@ def _show(found: Audit, live: ReconcileReport) -> None:
         _show_organization(each)
     if found.unreadable:
         out.print(f"  {found.unreadable} dead letters could not be read; whose they are is not known")
+    for lost in found.lost_ends:
+        out.print(str(lost), style="yellow", markup=False, soft_wrap=True)
     for fault in found.faults:
         out.print(str(fault), style="red", markup=False, soft_wrap=True)
     _show_live(live)

@@ -1,0 +1,160 @@
+"""usage.events lost its end (a power cut with one broker): nothing goes on silently, and what comes after it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from catalog.store import CatalogStore
+from deploy.local.clickhouse_http import ClickHouseLocal
+from deploy.local.kafka import KafkaBroker
+from schemas.log_break import LogBreak
+from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.partition import partition_of
+from stream_processors.live_totals import LiveTotalsReader
+from tests.flow.metering import Event
+from tests.flow.sinking import PARTITIONS, SinkWorld
+from tests.flow.test_sink_faults import reasons
+from tests.services import Service, environment
+from tests.truncation import cut_log
+from tests.waiting import until
+from warehouse.audit import audit
+from warehouse.settled import settled
+
+pytestmark = pytest.mark.timeout(400)
+HOME = partition_of(DEFAULT_ORGANIZATION, "c1", PARTITIONS)
+SENT, KEPT = 10, 6
+
+
+@pytest.fixture
+def broker(kafka_factory: Callable[[], KafkaBroker]) -> KafkaBroker:
+    made = kafka_factory()
+    made.start()
+    return made
+
+
+@pytest.fixture
+def world(broker: KafkaBroker, clickhouse: ClickHouseLocal, unique: str, tmp_path: Path) -> Iterator[SinkWorld]:
+    with SinkWorld(broker, clickhouse, unique, tmp_path, reconcile_seconds=5.0) as made:
+        yield made
+
+
+def send(world: SinkWorld, count: int, value: str) -> None:
+    """Each a batch of the log of its own."""
+    for _ in range(count):
+        world.send(Event("c1", value=value))
+
+
+def cut(world: SinkWorld, broker: KafkaBroker) -> None:
+    """The broker comes back without the last messages of a partition."""
+    broker.stop()
+    assert cut_log(broker.data_dir, world.topic, HOME, KEPT) == KEPT
+    broker.start()
+    # One that knows what the broker forgot would be told so.
+    world.producer = Producer({**world.settings.kafka_properties, "acks": "all", "enable.idempotence": True})
+
+
+def breaks(world: SinkWorld) -> list[tuple[int, int, int]]:
+    with CatalogStore(world.settings) as catalog:
+        return [(each.partition, each.number, each.start) for each in catalog.view.all(LogBreak)]
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("again", [3, 30])
+def test_offsets_that_are_given_again_are_other_events(
+    world: SinkWorld, broker: KafkaBroker, running: bool, again: int
+) -> None:
+    """again: events that come after it, fewer or more than were lost: then the log's end tells nothing."""
+    sink = world.sink().start()
+    send(world, SENT, "1")
+    world.settle()
+    if not running:
+        assert sink.stop() == 0
+    cut(world, broker)
+    send(world, again, "100")
+    if not running:
+        sink.start()
+    world.settle(90)
+    assert world.count_and_sum("c1") == (SENT + again, Decimal(SENT + 100 * again))
+    assert world.rows("SELECT count() FROM usage_accepted FINAL") == [(SENT + again,)]
+    assert breaks(world) == [(HOME, 1, KEPT)]
+    until(lambda: reasons(sink) == {})
+    assert f'usage_log_ends_lost{{partition="{HOME}"}} 1.0' in sink.get("/metrics").text
+    epochs, watermark = settled(world.client, world.settings)
+    assert watermark.epochs == {HOME: epochs.base + 1}
+    found = audit(world.client, watermark, PARTITIONS)
+    assert found.ok
+    assert [(each.partition, each.offset) for each in found.lost_ends] == [(HOME, KEPT)]
+    # Another start is another look, and changes nothing.
+    sink.stop()
+    sink.start()
+    world.settle()
+    assert world.count_and_sum("c1") == (SENT + again, Decimal(SENT + 100 * again))
+    assert breaks(world) == [(HOME, 1, KEPT)]
+
+
+def test_an_older_copy_of_clickhouse_gets_the_same_epochs_again(world: SinkWorld, broker: KafkaBroker) -> None:
+    sink = world.sink().start()
+    send(world, SENT, "1")
+    world.settle()
+    cut(world, broker)
+    send(world, 3, "100")
+    world.settle(90)
+    sink.stop()
+    for table in ("usage_events", "usage_accepted", "ingest_batches", "coverage_checkpoints"):
+        world.client.command(f"TRUNCATE TABLE {table}")
+    world.client.command("DELETE FROM kafka_epochs WHERE topic_id LIKE '%/%'")
+    sink.start()
+    world.settle(90)
+    # What only the lost end and the lost tables had is gone.
+    assert world.count_and_sum("c1") == (KEPT + 3, Decimal(KEPT + 300))
+    assert breaks(world) == [(HOME, 1, KEPT)]
+
+
+def live(world: SinkWorld) -> tuple[int, Decimal]:
+    reader = LiveTotalsReader(world.settings)
+    try:
+        totals = reader.snapshot(HOME).totals.values()
+        return sum(each.count for each in totals), sum((Decimal(each.sum) for each in totals), Decimal(0))
+    finally:
+        reader.close()
+
+
+@pytest.fixture
+def aggregator(world: SinkWorld, tmp_path: Path) -> Iterator[Service]:
+    service = Service("aggregator", environment(world.settings), tmp_path).start()
+    yield service
+    service.kill()
+
+
+def test_live_totals_go_on_where_the_log_does(world: SinkWorld, broker: KafkaBroker, aggregator: Service) -> None:
+    world.sink().start()
+    send(world, SENT, "1")
+    world.settle()
+    until(lambda: live(world) == (SENT, SENT), 60)
+    cut(world, broker)
+    send(world, 3, "100")
+    until(lambda: live(world) == world.count_and_sum("c1") == (SENT + 3, Decimal(SENT + 300)), 120)
+    until(lambda: reasons(aggregator) == {}, 60)
+
+
+def test_what_only_the_aggregator_had_read_is_taken_off_again(
+    world: SinkWorld, broker: KafkaBroker, aggregator: Service
+) -> None:
+    """Acknowledged, counted live, and lost before it was stored: no one has it any more."""
+    sink = world.sink().start()
+    send(world, KEPT - 1, "1")
+    world.settle()
+    assert sink.stop() == 0
+    send(world, SENT - KEPT + 1, "1")
+    until(lambda: live(world) == (SENT, SENT), 60)
+    cut(world, broker)
+    until(lambda: "lost its end" in reasons(aggregator).get("assignment", ""), 60)
+    sink.start()
+    until(lambda: reasons(aggregator) == {}, 90)
+    send(world, 3, "100")
+    until(lambda: live(world) == world.count_and_sum("c1") == (KEPT + 3, Decimal(KEPT + 300)), 120)
