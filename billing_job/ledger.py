@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from runtime.kafka_watch import watched
+from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas.invoice_ledger import InvoiceLedger
@@ -29,7 +29,6 @@ _LOAD_BATCH = 10_000
 _APPENDED_AT_ONCE = (
     5_000  # so that neither the producer's queue nor the time for an answer depends on how many there are
 )
-_GAPS = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # pyright: ignore[reportPrivateUsage]
 
 
 Place = tuple[int, int]
@@ -256,7 +255,9 @@ class LedgerLog:
             error = message.error()
             if error is None:
                 self._fold(message)
-            elif error.fatal() or error.code() in _GAPS:
+            elif error.fatal() or error.code() in LOST_PLACE:
+                if error.code() in LOST_PLACE:
+                    end_process_of_lost_log(self._topic, error)
                 raise KafkaException(error)
             else:  # librdkafka goes on by itself
                 log.warning("ledger_read_error", error=str(error))

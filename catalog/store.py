@@ -9,12 +9,12 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
 from runtime.actor import actor
-from runtime.kafka_watch import watched
+from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas.settings import Settings
@@ -25,7 +25,6 @@ Listener = Callable[[CatalogRecord], None]
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
-_GAPS = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # pyright: ignore[reportPrivateUsage]
 _LOAD_BATCH = 10_000
 
 
@@ -213,7 +212,9 @@ class CatalogStore:
             error = message.error()
             if error is None:
                 self._take(message)
-            elif error.fatal() or error.code() in _GAPS:
+            elif error.fatal() or error.code() in LOST_PLACE:
+                if error.code() in LOST_PLACE:
+                    end_process_of_lost_log(self._topic, error)
                 raise KafkaException(error)
             else:  # librdkafka goes on by itself
                 log.warning("catalog_read_error", error=str(error))

@@ -5,6 +5,9 @@ whole may answer at last that it has none; a client whose connection is closed i
 (librdkafka's issue 5301, open; docs/decisions/chaos.md). What it is given fails, but one that only reads falls silent.
 Its statistics tell: they name the cluster's brokers, reachable or not, unless all are forgotten.
 
+A log that lost its end: a view that has read records which no longer exist can't take them back. A new process reads
+the log as it is.
+
 A topic made again: its partitions' epochs begin anew, and librdkafka takes them for old news when it has seen greater
 ones (its issue 4898, open): it waits for ever, silently. Nor would we want to go on as if the log were the same.
 """
@@ -20,7 +23,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient  # pyright: ignore[reportPrivateImportUsage]
 
 from runtime.topics import admin_client, topic_ids
@@ -63,6 +66,20 @@ def watched(properties: Mapping[str, str]) -> dict[str, Any]:
                 threading.Thread(target=_end, args=(dict(properties),), name="kafka-lost", daemon=True).start()
 
     return {**properties, "statistics.interval.ms": _INTERVAL_MS, "stats_cb": on_statistics}
+
+
+LOST_PLACE = (
+    KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
+    KafkaError._LOG_TRUNCATION,  # pyright: ignore[reportPrivateUsage]
+    KafkaError.OFFSET_OUT_OF_RANGE,
+)
+"""Codes of an error that says, with auto.offset.reset=error: what was read up to here is not in the log any more."""
+
+
+def end_process_of_lost_log(topic: str, error: KafkaError) -> None:
+    """Ends the process of a service, with EXIT_CODE; elsewhere nothing happens."""
+    if _ends_process.is_set():
+        _end_now(f"the log of {topic} is not what was read of it: {error}")
 
 
 class TopicWatch:

@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 _TIMEOUT_SECONDS = 15.0
 _RECORD_OVERHEAD_BYTES = 1024  # of a record and its batch around a message
+_BROKERS_OWN = -1  # as many replicas as its default.replication.factor says
 _SPREAD_SECONDS = 5.0
 _COMMITTED_SECONDS = 10.0
 _MEMBERS_SECONDS = 5.0
@@ -69,8 +70,9 @@ def create_topics(settings: Settings) -> list[str]:
     specs = {spec.name: spec for spec in topic_specs(settings)}
     admin = admin_client(settings)
     existing = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+    replicas = settings.kafka_replication_factor or _BROKERS_OWN
     wanted = [
-        NewTopic(spec.name, spec.partitions, settings.kafka_replication_factor, config=spec.config)
+        NewTopic(spec.name, spec.partitions, replicas, config=spec.config)
         for spec in specs.values()
         if spec.name not in existing
     ]

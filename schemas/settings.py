@@ -96,8 +96,13 @@ class Settings(BaseSettings):
             description="Kafka brokers; further `USAGE_KAFKA_…` are librdkafka's",
         ),
     ] = Field(default_factory=lambda known: f"127.0.0.1:{known['local_kafka_port']}")
-    kafka_replication_factor: Annotated[int, Field(ge=1, le=7, description="replication of the topics we create")] = 1
-    kafka_min_insync_replicas: Annotated[int, Field(ge=1, le=7, description="min.insync.replicas of those topics")] = 1
+    kafka_replication_factor: Annotated[
+        int | None,
+        Field(ge=1, le=7, description="replicas of the topics that we create; none: the broker's own default"),
+    ] = None
+    kafka_min_insync_replicas: Annotated[
+        int | None, Field(ge=1, le=7, description="min.insync.replicas of those topics; none: the broker's own default")
+    ] = None
     event_partitions: Annotated[
         int, Field(ge=1, le=1024, description="partitions of usage.events; fixed at first start")
     ] = 12

@@ -47,11 +47,11 @@ def topic_name(settings: Settings, topic: str) -> str:
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """All topics. Everything about a customer has the partitioning of usage.events, so that it meets in one place."""
     by_customer = settings.event_partitions
-    # Said for every topic: a cluster's own default may be smaller.
-    common = {
-        "min.insync.replicas": str(settings.kafka_min_insync_replicas),
-        "max.message.bytes": str(RECORD_BATCH_BYTES_MAX),
-    }
+    # Said for every topic: a cluster's own default may be smaller. And a replica that lacks what was acknowledged never
+    # becomes the leader: the partition waits for one that has it.
+    common = {"max.message.bytes": str(RECORD_BATCH_BYTES_MAX), "unclean.leader.election.enable": "false"}
+    if settings.kafka_min_insync_replicas is not None:
+        common["min.insync.replicas"] = str(settings.kafka_min_insync_replicas)
     kept_for_ever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     # Segments close soon enough for the cleaner; nothing is compacted before a frozen worker's last write could arrive.
     compacted = {

@@ -660,7 +660,7 @@ def make_app(
         broker=broker_urls(settings.kafka_properties),
         broker_credentials=credentials(settings.kafka_properties),
         topic_partitions=topic.partitions,
-        topic_replication_factor=settings.kafka_replication_factor,
+        topic_replication_factor=settings.kafka_replication_factor or 1,  # Faust creates none of ours
         datadir=data_dir,
         consumer_max_fetch_size=8 * MESSAGE_BYTES_MAX,
         stream_buffer_maxsize=2 * TAKE_MESSAGES_MAX,

@@ -23,7 +23,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from catalog.record import UnreadableRecord
 from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
-from runtime.kafka_watch import watched
+from runtime.kafka_watch import LOST_PLACE, watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas import alert as alerts
@@ -170,7 +170,8 @@ class Projections:
                 **watched(self._settings.kafka_properties),
                 "group.id": topic_name(self._settings, SINK_PROJECTIONS_GROUP),  # never joined, nothing committed
                 "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
+                # What was read and is gone is in the fold: a new process reads the log as it is.
+                "auto.offset.reset": "error",
             }
         )
         try:
@@ -214,7 +215,7 @@ class Projections:
         rows: list[Projected] = []
         for message in messages:
             if error := message.error():
-                if error.fatal():
+                if error.fatal() or error.code() in LOST_PLACE:
                     raise KafkaException(error)
                 log.warning("projection_read_error", error=str(error))
                 continue

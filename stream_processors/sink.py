@@ -21,8 +21,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from catalog.record import Topology
 from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
+from runtime.durability import warn_of_weak_topics
 from runtime.health import Check, HealthServer
-from runtime.kafka_watch import TopicWatch, watched
+from runtime.kafka_watch import LOST_PLACE, TopicWatch, watched
 from runtime.signals import stop_on_signals
 from runtime.topics import (
     TopicMismatch,
@@ -66,10 +67,6 @@ _CHECKPOINT_SECONDS = 60.0
 _POLL_AGE_SECONDS_MAX = 30.0
 _REPLICA_SECONDS_MAX = 3.0
 _SHORT_SECONDS = 5.0
-_LOST = (
-    KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
-    KafkaError.OFFSET_OUT_OF_RANGE,
-)
 _END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 
 
@@ -459,7 +456,7 @@ class Sink:
         for message in messages:
             error = message.error()
             if error is not None and error.code() != _END:
-                if error.code() in _LOST:
+                if error.code() in LOST_PLACE:
                     self._begin_again(error)
                     break
                 if error.fatal():
@@ -644,6 +641,7 @@ def _raw(data: str | bytes | None) -> bytes | None:
 def _checked_topic(settings: Settings) -> TopicState:
     """usage.events, made if it is missing. Raises TopicMismatch when its partitions are not those it began with."""
     create_topics(settings)
+    warn_of_weak_topics(settings)
     topic = check_partitions(settings)
     with CatalogStore(settings) as catalog:
         for topology in catalog.view.all(Topology):

@@ -67,6 +67,10 @@ app.command(
 app.command(
     "usage_billing.commands.local:up", help="Start the local stack and all services; returns when everything is ready."
 )
+app.command(
+    "usage_billing.commands.doctor:doctor",
+    help="Check what is configured, and say what to mend; 1 when anything is found.",
+)
 app.command("usage_billing.commands.local:down", help="End what `up` started.")
 app.command(
     "usage_billing.commands.local:status", help="Show every process of the local stack; 1 unless all are ready."

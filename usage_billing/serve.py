@@ -28,6 +28,7 @@ from dashboard.app import Dashboard
 from ingest_gateway.app import PATH, VOID_PATH, Gateway
 from runtime.auth import authorize
 from runtime.body import App, BodiesFirst, ClientGone
+from runtime.durability import warn_of_weak_topics
 from runtime.health import Check, HealthServer, readiness
 from runtime.kafka_watch import TopicWatch
 from runtime.problem import MEDIA_TYPE, Problem
@@ -144,6 +145,7 @@ def _connections_max() -> int:
 def run(settings: Settings, *, gateway: bool = True, dashboard: bool = True) -> int:
     """Serve until SIGTERM or SIGINT; then let requests end, drain, and stop. The exit code."""
     check_partitions(settings)
+    warn_of_weak_topics(settings)
     with CatalogStore(settings) as catalog, TopicWatch(settings):
         bootstrap(settings, catalog)
         # What is there by now stays: the collector need not walk it for every few batches.

@@ -278,8 +278,8 @@ class LostEnd:
 
     def __str__(self) -> str:
         return (
-            f"the log of partition {self.partition} lost its end and went on at offset {self.offset}, epoch {self.epoch}: "
-            "events acknowledged beyond that and not stored yet are gone"
+            f"the log of partition {self.partition} lost its end and went on at offset {self.offset}, epoch "
+            f"{self.epoch}: events acknowledged beyond that and not stored yet are gone"
         )
 
 

@@ -22,6 +22,8 @@ _QUERY_SETTINGS = {
     "do_not_merge_across_partitions_select_final": 1,
     # A condition on a timestamp must not drop a first event before its duplicates are collapsed into it.
     "optimize_move_to_prewhere_if_final": 0,
+    # A customer may have more events than memory holds groups: beyond this they go to the disk, which is slower.
+    "max_bytes_before_external_group_by": 2 * 1024**3,
     # From its third run on a query may be compiled, and compiled decimals are wrong in several versions, in both counts
     # of a bill alike: max(-1, 7) is -1 (ClickHouse 100740), if() loses the scale (103808), overflows wrap (118958).
     **dict.fromkeys(_COMPILED, 0),

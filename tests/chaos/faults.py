@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import clickhouse_connect
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
 from runtime.topics import admin_client, answer_of, create_topics
@@ -161,6 +162,22 @@ def changelog_lost(bench: Bench, parts: Sequence[Part]) -> Fault:
     yield from _resumed(bench, parts)
 
 
+def failing_view(bench: Bench, part: Part) -> Fault:
+    """An analyst hangs a view on our tables that fails for every event, and takes it away again."""
+    client = clickhouse_connect.get_client(dsn=bench.stack.engine.dsn("usage"), autogenerate_session_id=False)
+    try:
+        client.command("CREATE TABLE IF NOT EXISTS analysts_table (n UInt64) ENGINE = MergeTree ORDER BY n")
+        client.command(
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS analysts_view TO analysts_table AS "
+            "SELECT toUInt64(concat('n', customer_id)) AS n FROM usage_events"
+        )
+        yield bench.random.uniform(2, 8)
+    finally:
+        client.command("DROP VIEW IF EXISTS analysts_view SYNC")
+        client.close()
+    yield from _recovered(bench, part.kind, note=False)
+
+
 def poisoned(bench: Bench) -> Fault:
     """Messages that are no batches, between those that are: truncated, of an unknown schema, garbage, empty."""
     producer = bench.stack.producer
@@ -244,6 +261,7 @@ def next_fault(bench: Bench) -> tuple[str, list[Part], Fault] | None:
         (3, "engine down", [stack.clickhouse], lambda: outage(bench, stack.clickhouse)),
         (2, "engine slow", [stack.clickhouse], lambda: slow_engine(bench, stack.clickhouse)),
         (3, "engine restored", [stack.clickhouse], lambda: engine_restored(bench, stack.clickhouse)),
+        (2, "analyst's failing view", [stack.clickhouse], lambda: failing_view(bench, stack.clickhouse)),
         (2, "rebalance", [stack.guest], lambda: rebalanced(bench, stack.guest)),
         (1, "aggregators' group reset", aggregators, lambda: group_reset(bench, aggregators)),
         (1, "sinks' group reset", sinks, lambda: group_reset(bench, sinks)),

@@ -1,0 +1,40 @@
+"""Which epoch a message is of, where its partition's log has lost its end once and again."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.log_break import LogBreak, break_id, breaks_in, log_id, starts_of
+from warehouse.epochs import Break, Epochs
+
+EPOCHS = Epochs("topic", 3, {1: (Break(80, 4), Break(60, 7))})
+
+
+@pytest.mark.parametrize(("partition", "offset", "epoch"), [(0, 0, 3), (0, 99, 3), (1, 59, 3), (1, 60, 7), (1, 99, 7)])
+def test_the_epoch_of_a_message_that_the_log_has_now(partition: int, offset: int, epoch: int) -> None:
+    assert EPOCHS.at(partition, offset) == epoch
+
+
+def test_the_epochs_of_now() -> None:
+    assert EPOCHS.own == {1: 7}
+    assert (EPOCHS.start(0), EPOCHS.start(1)) == (0, 60)
+    assert (EPOCHS.log_id(0), EPOCHS.log_id(1)) == ("topic", "topic/2")
+
+
+def test_a_log_is_known_by_its_topic_and_how_often_it_lost_its_end() -> None:
+    for breaks in (0, 1, 12):
+        assert breaks_in(log_id("topic", breaks), "topic") == breaks
+    assert breaks_in("another", "topic") is None
+    assert breaks_in("topic/x", "topic") is None
+
+
+def test_starts_are_of_one_topic_and_partition_in_their_order() -> None:
+    def of(topic: str, partition: int, number: int, start: int) -> LogBreak:
+        return LogBreak(
+            id=break_id(topic, partition, number), topic_id=topic, partition=partition, number=number,
+            start=start, read_to=0, created_at=0,
+        )  # fmt: skip
+
+    found = [of("t", 0, 2, 60), of("t", 0, 1, 80), of("t", 1, 1, 5), of("old", 0, 1, 9)]
+    assert starts_of(found, "t", 0) == (80, 60)
+    assert starts_of(found, "t", 2) == ()
