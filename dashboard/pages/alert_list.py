@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import ROUND_DOWN, Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 
 from dashboard.pages.formats import money, number
 from dashboard.services import Services
@@ -19,6 +19,7 @@ _NOT_SENT = {
     NotSent.CYCLE_OVER: "not sent: the billing period was over",
     NotSent.ALREADY_REACHED: "not sent: already reached when the rule was created",
 }
+_WIDE = Context(prec=80)  # the default one refuses more than 28 digits
 _TENTH = Decimal("0.1")
 
 
@@ -56,7 +57,7 @@ def _reached_text(alert: Alert, unit: str) -> str:
         case AlertKind.AMOUNT:
             return money(alert.quantity, alert.currency) if alert.currency else f"an amount of {number(alert.quantity)}"
         case _:
-            return f"{number(Decimal(alert.quantity).quantize(_TENTH, ROUND_DOWN))} %"
+            return f"{number(Decimal(alert.quantity).quantize(_TENTH, ROUND_DOWN, _WIDE))} %"
 
 
 def alert_list(

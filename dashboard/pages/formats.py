@@ -8,6 +8,7 @@ from functools import lru_cache
 from whenever import Instant, ZonedDateTime
 
 from schemas.currency import currency_units
+from schemas.decimals import decimal_text
 from schemas.period import Cycle
 
 _SYMBOLS = {"eur": "€", "usd": "$", "gbp": "£", "jpy": "¥"}
@@ -29,15 +30,14 @@ def money(amount: Decimal | str, currency: str) -> str:
     """135 eur → €135.00, as many decimals as the currency has, or more where the amount needs them."""
     value = Decimal(amount)
     places = max(currency_units(currency).exponent, _places(value))
-    text = format(abs(value), f",.{places}f")
+    text = format(value.copy_abs(), f",.{places}f")  # abs() would round to 28 digits
     symbol = _SYMBOLS.get(currency)
     shown = f"{symbol}{text}" if symbol else f"{text} {currency.upper()}"
     return f"−{shown}" if value < 0 else shown
 
 
 def _places(value: Decimal) -> int:
-    exponent = value.normalize().as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
+    return len(decimal_text(value).partition(".")[2])
 
 
 @lru_cache(maxsize=4096)

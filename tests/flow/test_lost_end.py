@@ -13,8 +13,9 @@ from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas.log_break import LogBreak
-from schemas.organization import DEFAULT_ORGANIZATION
+from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of
+from schemas.topics import CATALOG, topic_name
 from stream_processors.live_totals import LiveTotalsReader
 from tests.flow.metering import Event
 from tests.flow.sinking import PARTITIONS, SinkWorld
@@ -158,3 +159,20 @@ def test_what_only_the_aggregator_had_read_is_taken_off_again(
     until(lambda: reasons(aggregator) == {}, 90)
     send(world, 3, "100")
     until(lambda: live(world) == world.count_and_sum("c1") == (KEPT + 3, Decimal(KEPT + 300)), 120)
+
+
+def test_a_view_of_a_catalog_that_lost_its_end_ends_its_process(world: SinkWorld, broker: KafkaBroker) -> None:
+    """What it has read can't be taken back; a new process reads the log as it is."""
+    sink = world.sink().start()
+    with CatalogStore(world.settings) as catalog:
+        for name in ("kept", "lost"):
+            catalog.write(Organization(id=name, organization_id=name, created_at=0, name=name), 0)
+    until(lambda: world.rows("SELECT id FROM organizations ORDER BY id") == [("kept",), ("lost",)], 60)
+    broker.stop()
+    assert cut_log(broker.data_dir, topic_name(world.settings, CATALOG), 0, 1) == 1
+    broker.start()
+    until(lambda: not sink.running, 120)
+    assert "is not what was read of it" in sink.log_path.read_text()
+    sink.start()
+    with CatalogStore(world.settings) as catalog:
+        assert [each.id for each in catalog.view.all(Organization)] == ["kept"]
