@@ -7,12 +7,16 @@ import time
 from datetime import UTC, datetime
 
 import httpx
+import structlog
 from standardwebhooks import Webhook
 
 from dashboard.webhooks.targets import RefusedTarget, resolve
+from runtime.one_by_one import reason_of
 from schemas.settings import Settings
 from schemas.webhook_delivery import Attempt, WebhookDelivery
 from schemas.webhook_endpoint import WebhookEndpoint
+
+log = structlog.get_logger(__name__)
 
 ERROR_LENGTH_MAX = 200
 _USER_AGENT = "usage-billing-webhooks/1"
@@ -47,6 +51,9 @@ class Sender:
             error = f"no answer within {self._seconds:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as failure:
             error = f"{type(failure).__name__}: {failure}".rstrip(": ")
+        except Exception as failure:  # of a secret or a payload that can't be sent: this delivery's, and no other's
+            log.exception("webhook_not_sent", endpoint=endpoint.id, delivery=delivery.id)
+            error = reason_of(failure)
         milliseconds = round((time.monotonic() - started) * 1000)
         return Attempt(at, status, error and error[:ERROR_LENGTH_MAX], milliseconds)
 

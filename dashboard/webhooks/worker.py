@@ -27,6 +27,7 @@ from dashboard.webhooks.attempts import attempted, given_up
 from dashboard.webhooks.send import Sender
 from dashboard.webhooks.shelf import Shelf
 from runtime.kafka_watch import watched
+from runtime.one_by_one import OneByOne
 from schemas import alert as alerts
 from schemas import webhook_delivery as deliveries
 from schemas.alert import UnreadableAlert
@@ -84,6 +85,7 @@ class WebhookWorker:
         self._alerts_topic = topic_name(settings, USAGE_ALERTS)
         self._deliveries_topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
         self._shelves: dict[int, Shelf] = {}
+        self._loop = OneByOne("webhooks", lambda _: False)  # an alert that no delivery can be made of
         self._busy: Counter[str] = Counter()  # endpoint → requests in flight
         self._sending: set[asyncio.Task[None]] = set()
         self._unwritten: list[tuple[Shelf, WebhookDelivery]] = []
@@ -211,8 +213,9 @@ class WebhookWorker:
             changed += [(shelf, delivery) for delivery in shelf.followed_requests(now)]
             new: dict[str, WebhookDelivery] = {}
             for offset, alert in shelf.waiting:
-                endpoints = self._endpoints(alert.organization_id) if alert.not_sent is None else ()
-                new |= {each.id: each for each in shelf.new_deliveries(alert, endpoints, now)}
+                with self._loop.one(alert.id):
+                    endpoints = self._endpoints(alert.organization_id) if alert.not_sent is None else ()
+                    new |= {each.id: each for each in shelf.new_deliveries(alert, endpoints, now)}
                 self._read[partition] = TopicPartition(self._alerts_topic, partition, offset + 1)
             shelf.waiting.clear()
             changed += [(shelf, delivery) for delivery in new.values()]

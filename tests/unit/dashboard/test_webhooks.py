@@ -9,10 +9,12 @@ from msgspec import structs
 from pydantic import TypeAdapter, ValidationError
 
 from dashboard.webhooks.attempts import attempted, begun, given_up, retried, wait_seconds
+from dashboard.webhooks.send import Sender
 from dashboard.webhooks.shelf import Shelf
 from dashboard.webhooks.targets import RefusedTarget, check_address, resolve
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind
+from schemas.settings import Settings
 from schemas.webhook_delivery import (
     ATTEMPTS_KEPT,
     Attempt,
@@ -228,3 +230,17 @@ def test_signatures_are_those_of_the_standard() -> None:
     stale = {**headers, "webhook-timestamp": str(int((now - timedelta(hours=1)).timestamp()))}
     with pytest.raises(Exception, match="too old"):
         hook.verify(body, stale)
+
+
+def test_a_delivery_that_can_not_be_signed_fails_alone() -> None:
+    async def send() -> Attempt:
+        sender = Sender(Settings(webhook_private_targets=True))  # pyright: ignore[reportCallIssue]
+        try:
+            endpoint = ENDPOINT.model_copy(update={"url": "http://127.0.0.1:9/h", "secret": "whsec_a"})
+            return await sender.send(endpoint, pending())
+        finally:
+            await sender.close()
+
+    made = asyncio.run(send())
+    assert made.status is None
+    assert (made.error or "").startswith("Error: ")
