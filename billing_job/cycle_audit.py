@@ -131,7 +131,7 @@ def audit_cycles(
             unsettled += len(off)
         else:
             faults += off
-    comparable = [each for each in said if each.at.reached_by(stored.epoch, stored.offsets)]
+    comparable = [each for each in said if each.at.reached_by(stored)]
     asked = [
         (each, meter, (each.need.window(meter), each.at))
         for each in comparable
