@@ -104,6 +104,17 @@ _ANSWER = {
 }
 
 
+_CLOUD_EVENT_EXAMPLE: dict[str, Any] = {
+    "specversion": "1.0",
+    "type": "api_request",
+    "id": "5f0c9b1e",
+    "source": "checkout",
+    "subject": "cus_1",
+    "time": "2026-03-30T12:00:00Z",
+    "data": {"value": 1, "region": "eu"},
+}
+
+
 def _problem(status: int) -> dict[str, Any]:
     return {
         "description": HTTPStatus(status).phrase,
@@ -111,7 +122,46 @@ def _problem(status: int) -> dict[str, Any]:
     }
 
 
+_CLOUD_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["specversion", "id", "source", "type", "subject"],
+    "properties": {
+        "specversion": {"type": "string", "enum": ["1.0"]},
+        "id": {**_TEXT, "description": "With source, what makes it the same event."},
+        "source": {**_TEXT, "description": "A URI reference."},
+        "type": {**_TEXT, "description": "The event_name."},
+        "subject": {**_TEXT, "description": "The customer ID."},
+        "time": {"type": "string", "format": "date-time", "description": "Absent: when the event was received."},
+        "data": {"type": "object", "description": "value, and properties under any other name."},
+    },
+}
+_CLOUD_EVENTS = {
+    "application/cloudevents+json": {"schema": _CLOUD_EVENT, "example": _CLOUD_EVENT_EXAMPLE},
+    "application/cloudevents-batch+json": {
+        "schema": {"type": "array", "minItems": 1, "maxItems": EVENTS_PER_BATCH_MAX, "items": _CLOUD_EVENT},
+        "example": [_CLOUD_EVENT_EXAMPLE],
+    },
+}
+
+
 PATHS: dict[str, Any] = {
+    "/api/v1/events": {
+        "post": {
+            "tags": ["Usage"],
+            "summary": "Post CloudEvents",
+            "description": (
+                "CloudEvents 1.0 as OpenMeter's clients and collector send them; 204 once Kafka has stored them. "
+                "/api/v1/usage/events takes them too and answers with a receipt. Scope ingest."
+            ),
+            "operationId": "post_cloud_events",
+            "security": [{"API key": []}],
+            "requestBody": {"required": True, "content": _CLOUD_EVENTS},
+            "responses": {
+                "204": {"description": "Accepted"},
+                **{str(status): _problem(status) for status in (400, 401, 403, 413, 415, 422, 429, 503)},
+            },
+        }
+    },
     "/api/v1/usage/events": {
         "post": {
             "tags": ["Usage"],

@@ -12,10 +12,18 @@ from typing import Any
 import msgspec
 
 from catalog.store import CatalogStore
-from ingest_gateway import metrics
+from ingest_gateway import cloud_events, metrics
 from ingest_gateway.check import Unmatched, check_batch, find_unmatched
 from ingest_gateway.coalesce import split
-from ingest_gateway.decode import EventError, InvalidBatch, NotJson, decode_naming_errors, decode_valid, decode_void
+from ingest_gateway.decode import (
+    EventError,
+    Events,
+    InvalidBatch,
+    NotJson,
+    decode_naming_errors,
+    decode_valid,
+    decode_void,
+)
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
 from runtime.access import KEY, RECEIPT
@@ -24,6 +32,7 @@ from runtime.body import (
     STRANGERS_MAX,
     ClientGone,
     Deadlines,
+    Headers,
     Incoming,
     Receive,
     Send,
@@ -37,12 +46,14 @@ from runtime.problem import MEDIA_TYPE, Problem
 from schemas.event import TEXT_LENGTH_MAX, client_identity
 from schemas.organization import Scope
 from schemas.partition import partition_of
+from schemas.period import format_rfc3339
 from schemas.settings import Settings
 from schemas.usage_void import UsageVoids, encode
 
 PATH = "/api/v1/usage/events"
 VOID_PATH = f"{PATH}/void"
-PATHS = (PATH, VOID_PATH)
+CLOUD_EVENTS_PATH = "/api/v1/events"  # where OpenMeter's clients and collector post
+PATHS = (PATH, VOID_PATH, CLOUD_EVENTS_PATH)
 RETRY_AFTER_SECONDS = "1"
 _DRAIN_SECONDS = 10.0
 _CLOSE_SECONDS = 1.0
@@ -83,6 +94,9 @@ class Gateway:
         self._strangers = Deadlines(STRANGERS_MAX)
         # One thread: batches that are wrong wait for one another, and take no more than their share of the processor.
         self._naming = ThreadPoolExecutor(1, "naming-errors")
+        self._translating = ThreadPoolExecutor(
+            1, "cloud-events"
+        )  # apart from wrong batches, which it must not wait for
         self._producer: EventProducer | None = None
         self._pipeline: Pipeline | None = None
 
@@ -95,6 +109,7 @@ class Gateway:
             await self._pipeline.drain(_DRAIN_SECONDS)
             await asyncio.to_thread(self._producer.close, _CLOSE_SECONDS)
         self._naming.shutdown(wait=False)
+        self._translating.shutdown(wait=False)
 
     @property
     def checks(self) -> Mapping[str, Check]:
@@ -117,8 +132,9 @@ class Gateway:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         incoming = Incoming(receive)
         try:
-            answer, status = await self._accept(scope, incoming), 202
-            headers = [(b"content-type", b"application/json")]
+            answer = await self._accept(scope, incoming)
+            status = 202 if answer else 204
+            headers = [(b"content-type", b"application/json")] if answer else []
         except ClientGone:
             metrics.REQUESTS.labels(_CLIENT_GONE).inc()
             return
@@ -130,11 +146,12 @@ class Gateway:
             if KEY in scope:
                 organization_id, key_id = scope[KEY]
                 self._limits.answered(organization_id, key_id, problem.status)
-        (metrics.ACCEPTED if status == 202 else metrics.REQUESTS.labels(status)).inc()
+        (metrics.ACCEPTED if status in (202, 204) else metrics.REQUESTS.labels(status)).inc()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
     async def _accept(self, scope: dict[str, Any], receive: Receive) -> bytes:
+        """The receipt's JSON; nothing where the sender expects 204."""
         path = scope["path"]
         if path not in PATHS:
             raise Problem(404, "not_found", f"there is only {' and '.join(PATHS)} here")
@@ -142,20 +159,21 @@ class Gateway:
             raise Problem(405, "method_not_allowed", "only POST is taken here", headers={"allow": "POST"})
         headers = headers_of(scope)
         # Before the body is read: a stranger costs no memory.
-        wanted = Scope.INGEST if path == PATH else Scope.ADMIN
+        wanted = Scope.ADMIN if path == VOID_PATH else Scope.INGEST
         key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), wanted)
         scope[KEY] = key.organization_id, key.id
         self._limits.admit(*scope[KEY])
-        check_content_type(headers)
         if path == VOID_PATH:
+            check_content_type(headers)
             return await self._void(key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))
+        declared = cloud_events.declared_by(headers)
+        if not declared:
+            check_content_type(headers)
         idempotency_key = _idempotency_key(headers.get(b"idempotency-key"))
         body = await read_body(receive, headers, self._settings.body_bytes_max)
         organization_id, view = key.organization_id, self._view
         try:
-            events = decode_valid(body)
-            if events is None:
-                events = await asyncio.get_running_loop().run_in_executor(self._naming, decode_naming_errors, body)
+            events, in_senders_terms = await self._read(headers, body, declared)
         except NotJson as error:
             raise Problem(400, "invalid_json", str(error)) from error
         except InvalidBatch as error:
@@ -166,7 +184,7 @@ class Gateway:
             needs_value=lambda event_name: view.needs_value(organization_id, event_name),
         )
         if errors:
-            raise _invalid(errors)
+            raise _invalid(in_senders_terms(errors))
         parts = split(events, organization_id, idempotency_key, self._partition_of(organization_id))
         try:
             receipt = scope[RECEIPT] = await self._running_pipeline.accept(parts, len(body))
@@ -177,9 +195,23 @@ class Gateway:
             is_metered=lambda event_name: bool(view.meters_reading(organization_id, event_name)),
             is_customer=lambda customer_id: view.has_customer(organization_id, customer_id),
         )
+        if path == CLOUD_EVENTS_PATH:
+            return b""
         return _encoder.encode(
             {"accepted": len(events), "unmatched": unmatched.events, "receipt": receipt, **_named_unmatched(unmatched)}
         )
+
+    async def _read(self, headers: Headers, body: bytes, declared: bool) -> tuple[Events, cloud_events.Naming]:
+        """The body's events, and how to name their errors. Raises NotJson or InvalidBatch."""
+        loop = asyncio.get_running_loop()
+        if not declared:
+            events = decode_valid(body)
+            if events is not None:
+                return events, _as_they_are
+            if not cloud_events.may_be_cloud_events(body):
+                return await loop.run_in_executor(self._naming, decode_naming_errors, body), _as_they_are
+        now = format_rfc3339(time.time_ns() // 1000)
+        return await loop.run_in_executor(self._translating, cloud_events.read, headers, body, now)
 
     async def _void(self, organization_id: str, body: bytes) -> bytes:
         try:
@@ -225,6 +257,10 @@ def _idempotency_key(header: bytes | None) -> str | None:
         message = f"must have 1 to {TEXT_LENGTH_MAX} printable ASCII characters"
         raise _invalid([EventError(None, "Idempotency-Key", "idempotency_key_invalid", message)])
     return key
+
+
+def _as_they_are(errors: Sequence[EventError]) -> Sequence[EventError]:
+    return errors
 
 
 def _named_unmatched(unmatched: Unmatched) -> dict[str, Sequence[str]]:

@@ -8,17 +8,20 @@ Source: CloudEvents specification 1.0.2, its JSON format (structured and batched
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 import msgspec
 from msgspec import Raw
 
-from ingest_gateway.decode import EventError, NotJson
+from ingest_gateway.decode import EventError, Events, InvalidBatch, NotJson, decode_events
 
 EVENT_TYPE = b"application/cloudevents+json"
 BATCH_TYPE = b"application/cloudevents-batch+json"
+Naming = Callable[[Sequence[EventError]], Sequence[EventError]]
+"""Errors of a usage batch → the same in the terms of the request."""
+
 _VERSION = b'"1.0"'
 _BINARY_PREFIX = b"ce-"
 _JSON_TYPES = ("application/json", "text/json")
@@ -28,6 +31,7 @@ _FIELDS = {"customer_id": "subject", "event_name": "type", "timestamp": "time", 
 _Attributes = Mapping[str, Raw]
 _event_decoder = msgspec.json.Decoder(dict[str, Raw])
 _batch_decoder = msgspec.json.Decoder(list[Raw])
+_any_decoder = msgspec.json.Decoder(Raw)
 _text_decoder = msgspec.json.Decoder(str)
 _encode = msgspec.json.Encoder().encode
 
@@ -56,6 +60,26 @@ class Translation:
         return tuple(sorted([*self.errors, *renamed], key=lambda error: -1 if error.index is None else error.index))
 
 
+def declared_by(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the headers say that the request is one of CloudEvents, in any of the three modes."""
+    kind = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
+    return kind in (EVENT_TYPE, BATCH_TYPE) or is_binary(headers)
+
+
+def read(headers: Mapping[bytes, bytes], body: bytes, now: str) -> tuple[Events, Naming]:
+    """The request's events. now: RFC 3339. Raises NotJson, or InvalidBatch in the terms of CloudEvents."""
+    translation = translate_binary(headers, body, now) if is_binary(headers) else translate(body, now)
+    try:
+        events = decode_events(translation.body)
+    except InvalidBatch as invalid:
+        # A request without one object that could be an event has only that to be told.
+        of_batch = invalid.errors if translation.indexes or not translation.errors else ()
+        raise InvalidBatch(translation.all_errors(of_batch)) from None
+    if translation.errors:
+        raise InvalidBatch(translation.all_errors())
+    return events, translation.all_errors
+
+
 def is_binary(headers: Mapping[bytes, bytes]) -> bool:
     """Whether the request has its event's attributes in headers."""
     return b"ce-specversion" in headers
@@ -71,7 +95,7 @@ def translate(body: bytes, now: str) -> Translation:
     """One event or a list of them, in JSON. now: RFC 3339, the time of events that have none. Raises NotJson."""
     try:
         # A list of what are no events is for the batch's own errors to name.
-        events = _batch_decoder.decode(body) if body.lstrip()[:1] == b"[" else [Raw(body)]
+        events = _batch_decoder.decode(body) if body.lstrip()[:1] == b"[" else [_any_decoder.decode(body)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotJson(f"the body is not JSON: {error}") from error
     return _translation([_attributes(event) for event in events], now)

@@ -25,7 +25,7 @@ from billing_job.webhooks import StripeWebhooks
 from catalog.store import CatalogStore
 from catalog.view import CatalogView
 from dashboard.app import Dashboard
-from ingest_gateway.app import PATH, VOID_PATH, Gateway
+from ingest_gateway.app import CLOUD_EVENTS_PATH, PATH, VOID_PATH, Gateway
 from runtime.auth import authorize
 from runtime.body import App, BodiesFirst, ClientGone
 from runtime.durability import warn_of_weak_topics
@@ -83,7 +83,9 @@ class Composition:
 
     async def _route(self, scope: Scope, receive: Any, send: Any) -> None:
         path: str = scope["path"]
-        to_gateway = path == VOID_PATH or (path == PATH and (scope["method"] == "POST" or self._rest is None))
+        to_gateway = path in (VOID_PATH, CLOUD_EVENTS_PATH) or (
+            path == PATH and (scope["method"] == "POST" or self._rest is None)
+        )
         if self._gateway is not None and to_gateway:
             await self._gateway(scope, receive, send)
         elif self._webhooks is not None and path == WEBHOOKS_PATH:

@@ -154,12 +154,8 @@ def test_an_element_that_is_no_object_is_named_by_its_index():
 
 @pytest.mark.parametrize("body", [b"[", b"", b'{"specversion":', b"[\xff]"])
 def test_what_is_no_json_is_said_to_be_none(body: bytes):
-    translation = None
-    try:
-        translation = translate(body, NOW)
-    except NotJson:
-        return
-    assert translation.errors == (EventError(0, None, "event_type", "a CloudEvent is a JSON object"),)
+    with pytest.raises(NotJson):
+        translate(body, NOW)
 
 
 @pytest.mark.parametrize(
