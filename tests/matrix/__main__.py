@@ -82,7 +82,8 @@ def main() -> int:
     uv = os.environ.get("UV", "uv")
     for version in versions:
         install(version, uv)
-    return sum(not run(version) for version in versions) and 1
+    failed = [version.name for version in versions if not run(version)]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
