@@ -24,6 +24,8 @@ _QUERY_SETTINGS = {
     "optimize_move_to_prewhere_if_final": 0,
     # A customer may have more events than memory holds groups: beyond this they go to the disk, which is slower.
     "max_bytes_before_external_group_by": 2 * 1024**3,
+    # 24.8 names the elements of a tuple after their columns, and the client makes dictionaries of named ones.
+    "enable_named_columns_in_function_tuple": 0,
     # From its third run on a query may be compiled, and compiled decimals are wrong in several versions, in both counts
     # of a bill alike: max(-1, 7) is -1 (ClickHouse 100740), if() loses the scale (103808), overflows wrap (118958).
     **dict.fromkeys(_COMPILED, 0),

@@ -156,15 +156,21 @@ def test_late_windows_are_those_with_something_at_or_after_the_watermark(
         for name in NAMES
         for start, length in spans
     ]
+
+    def with_any(items: Sequence[Sent | Void]) -> set[TotalsRequest]:
+        return {
+            request
+            for request in wanted
+            for item in items
+            if (item.customer, item.name) == (request.customer_id, request.event_name)
+            and (isinstance(item, Void) or request.start_us <= item.at < request.end_us)
+        }
+
+    folded = fold(log)
+    firsts = [each.event for each in folded.counted + folded.voided if not since.covers(*each.place)]
     late = [item for place, message in log.items() if not since.covers(*place) for item in message.items]
-    expected = {
-        request
-        for request in wanted
-        for item in late
-        if (item.customer, item.name) == (request.customer_id, request.event_name)
-        and (isinstance(item, Void) or request.start_us <= item.at < request.end_us)
-    }
-    assert late_windows(client, wanted, since, until_now) == expected
+    # A merge may have taken a duplicate away, which changes no total.
+    assert with_any(firsts) <= late_windows(client, wanted, since, until_now) <= with_any(late)
 
 
 def test_what_was_stored_by_its_place_is_not_counted_again_after_the_upgrade(clickhouse: ClickHouseLocal) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 _CODE = re.compile(r"Code: (\d+)")
-_INSERT = re.compile(rb"\s*INSERT\s[^\n]*?\sFORMAT\s+(\w+)\s*", re.IGNORECASE)
+# Data begins after one line break: a byte of it may look like another.
+_INSERT = re.compile(rb"\s*INSERT\s[^\n]*?\sFORMAT\s+(\w+)[ \t]*\n", re.IGNORECASE)
 # Parameters of the request itself; every other one is a setting or a parameter of the query.
 _RESERVED = {
     "query", "database", "default_format", "query_id", "session_id", "session_timeout", "wait_end_of_query", "compress",
