@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -96,6 +96,20 @@ class CyclesBilled:
 
 
 @dataclass(frozen=True, slots=True)
+class BillingRun:
+    """What billing every ended period came to, or would come to.
+
+    invoices: documents of those that were not settled before. problems: invoice id → why it could not go on. later: how
+    many periods have ended and still wait for late events. waiting: why nothing more can be counted now.
+    """
+
+    invoices: tuple[dict[str, Any], ...]
+    problems: Mapping[str, str]
+    later: int
+    waiting: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Voided:
     """invoice: its document. reissued_as: id of the invoice that its cycle will have; None: the cycle has none."""
 
@@ -172,6 +186,10 @@ class InvoiceDesk(Protocol):
 
     def customer_changed(self, before: Customer | None, after: Customer, by: str) -> None:
         """What the catalog has now reaches Stripe, and what waited for it is tried again by the next close."""
+        ...
+
+    def run_billing(self, organization_id: str, *, dry_run: bool) -> BillingRun:
+        """Bill every period of the organization that has ended; dry_run: show what that would be."""
         ...
 
     def possible(self, invoice_id: str) -> Possible:

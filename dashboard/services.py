@@ -12,7 +12,7 @@ from fastapi import Request
 
 from catalog.store import CatalogStore
 from dashboard.counting import Countings
-from dashboard.invoice_desk import InvoiceDesk
+from dashboard.invoice_desk import BillingRun, InvoiceDesk
 from dashboard.live import LiveTotals
 from dashboard.revenue_book import RevenueBook
 from dashboard.usage_figures import Figures
@@ -50,6 +50,7 @@ class Services:
     desk: InvoiceDesk | None = None
     figures: Countings[Figures] = field(default_factory=Countings[Figures])
     upcoming: Countings[Upcoming] = field(default_factory=Countings[Upcoming])
+    runs: Countings[BillingRun] = field(default_factory=Countings[BillingRun])
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @cached_property

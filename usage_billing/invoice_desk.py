@@ -26,6 +26,7 @@ from billing_job.stripe_api import IdempotencyMisuse, StripeApi, StripeDeclined,
 from billing_job.void_credit import NotPossible, NotPossibleCode
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import (
+    BillingRun,
     Credited,
     CyclesBilled,
     DeskConflict,
@@ -47,6 +48,7 @@ from schemas.product import ProductSpec
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
+from usage_billing.billing_run import run_billing
 from warehouse.client import WarehouseUnavailable
 
 T = TypeVar("T")
@@ -178,6 +180,11 @@ class LedgerDesk:
 
     def customer_changed(self, before: Customer | None, after: Customer, by: str) -> None:
         self._answered(lambda: customer_desk.changed(self._billing, self._catalog.view, before, after, by))
+
+    def run_billing(self, organization_id: str, *, dry_run: bool) -> BillingRun:
+        return self._answered(
+            lambda: run_billing(self._settings, self._catalog, self._ledger, organization_id, dry_run=dry_run)
+        )
 
     def possible(self, invoice_id: str) -> Possible:
         invoice = self._invoice(invoice_id)

@@ -8,6 +8,7 @@ from dashboard.conservation import Conservations
 from dashboard.pages import (
     alerts,
     api_keys,
+    billing_run,
     customers,
     docs,
     duplicates,
@@ -42,6 +43,7 @@ def routers() -> list[APIRouter]:
             void,
             duplicates,
             usage,
+            billing_run,  # before `/invoices/{id}`
             invoice_changes,  # before `…/{what}`
             invoices,
             orders,

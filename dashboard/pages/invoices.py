@@ -24,7 +24,6 @@ router = APIRouter(include_in_schema=False)
 PAGE = 50
 WAIT_SECONDS = 0.01
 """A page comes with open cycles when they are counted as soon as the rest of it; else they come to it."""
-RETRIED = ("waiting", "mismatch", "computed", "draft")
 STATES = ("paid", "open", "payment_failed", "mismatch", "waiting", "draft", "computed", "uncollectible", "void")
 
 
@@ -120,7 +119,7 @@ async def invoice_page(
         explained=explained,
         problem=problem,
         done=done,
-        can_retry=services.desk is not None and document["state"] in RETRIED and not possible.approve,
+        can_retry=possible.retry and not possible.approve,
         can_approve=possible.approve,
         approved=possible.approved,
         can_void=possible.void,
@@ -162,7 +161,7 @@ async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -
 _ASKED = {
     ("approve", True): "Approved. It will be charged within a minute.",
     ("approve", False): "This invoice was already approved.",
-    ("retry", True): "It will be tried again within a minute.",
+    ("retry", True): "Retrying within a minute.",
     ("retry", False): "There is nothing to retry.",
 }
 

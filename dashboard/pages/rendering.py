@@ -15,6 +15,7 @@ from dashboard.pages import formats
 from dashboard.pages.forms import REQUEST_FIELD, new_request_key
 from dashboard.pages.session import CSRF_FIELD, Session, organization_of
 from dashboard.services import now_us
+from schemas.period import parse_rfc3339
 
 _HERE = Path(__file__).parent.parent
 STATIC = _HERE / "static"
@@ -70,6 +71,7 @@ def render(
         common |= {
             "organization": organization,
             "zone": zone,
+            "us": parse_rfc3339,
             "moment": partial(formats.moment, zone=zone),
             "day": partial(formats.day, zone=zone),
             "span": partial(formats.span, zone=zone),

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 PAGES = {
     "overview": "/", "usage": "/usage", "events": "/usage/events", "duplicates": "/usage/duplicates",
-    "event-void": "/usage/events/void?event_id=e1", "invoices": "/invoices", "orders": "/orders", "alerts": "/alerts",
+    "event-void": "/usage/events/void?event_id=e1", "invoices": "/invoices", "billing-run": "/invoices/run", "orders": "/orders", "alerts": "/alerts",
     "customers": "/customers", "customer-new": "/customers/new",
     "subscriptions": "/subscriptions", "subscription-new": "/subscriptions/new",
     "products": "/products", "product-editor": "/products/new", "meters": "/meters", "meter-new": "/meters/new",

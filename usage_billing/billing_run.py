@@ -1,0 +1,38 @@
+"""catalog, ledger → every period that has ended, billed now: what `close --as-of now` does, asked for on a page."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from billing_job.close import Stage, close_cycles, is_ours_to_do
+from billing_job.counts import Counts
+from billing_job.ledger import LedgerLog
+from billing_job.share import Share
+from billing_job.steps import system_clock
+from billing_job.stripe_api import StripeApi, calls_per_second
+from catalog.store import CatalogStore
+from dashboard.invoice_desk import BillingRun
+from schemas.settings import Settings
+
+
+def run_billing(
+    settings: Settings, catalog: CatalogStore, ledger: LedgerLog, organization_id: str, *, dry_run: bool
+) -> BillingRun:
+    """Bill what has ended and is not settled, or (dry run) show what would be. Workers beside it do no harm.
+
+    Raises LedgerUnavailable, WarehouseUnavailable, KafkaException.
+    """
+    settled = {each.id for each in ledger.state.invoices.values() if each.fixed and not is_ours_to_do(each)}
+    with ExitStack() as stack:
+        counts = stack.enter_context(Counts(settings))
+        charges = not dry_run and calls_per_second(settings) is not None
+        rate = (stack.enter_context(Share(settings, is_worker=False)).of_rate,) if charges else ()
+        api = stack.enter_context(StripeApi(settings, *rate))
+        stage = Stage(settings, catalog, ledger, api, counts)
+        report = close_cycles(stage, system_clock(), organization_id=organization_id, dry_run=dry_run)
+    return BillingRun(
+        invoices=tuple(each.document() for each in report.invoices if each.id not in settled),
+        problems=report.problems,
+        later=len(report.in_grace),
+        waiting=report.waiting,
+    )
