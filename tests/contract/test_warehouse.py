@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast
 
@@ -580,3 +581,36 @@ def unused_port() -> int:
     from deploy.local.process import free_ports
 
     return free_ports(1)[0]
+
+
+# -- finance -----------------------------------------------------------------------------------------------------------
+
+
+def test_revenue_subtracts_no_credit_note_of_a_void_invoice(client: Client) -> None:
+    """What the void invoice billed is not revenue, so what was credited on it is none that went away."""
+    organization, at = f"o{secrets.token_hex(4)}", datetime(2026, 4, 1, tzinfo=UTC)
+    common: dict[str, Any] = {"organization_id": organization, "customer_id": "c", "currency": "eur", "version": 1}
+    for id_, state in (("inv_void", "void"), ("inv_again", "paid")):
+        invoice = {
+            "id": id_,
+            "subscription_id": "s",
+            "cycle_start": at,
+            "cycle_end": at,
+            "issued_at": at,
+            "updated_at": at,
+            "state": state,
+        }
+        line = {"invoice_id": id_, "line": 0, "month": at.date(), "amount": Decimal(100), "meter_id": "mtr"}
+        note = {
+            "id": f"cn_{id_}", "invoice_id": id_, "type": "credit_note", "amount": Decimal(30), "net": Decimal(30),
+            "status": "issued", "month": at.date(), "created_at": at,
+        }  # fmt: skip
+        for table, row in (("stored_invoices", invoice), ("stored_invoice_lines", line), ("stored_adjustments", note)):
+            values = {**common, **row}
+            client.insert(table, [list(values.values())], column_names=list(values))
+    for view in ("finance_revenue", "finance_revenue_by_period"):
+        found = client.query(
+            f"SELECT net, invoices FROM {view} WHERE organization_id = {{o:String}} ORDER BY net",
+            parameters={"o": organization},
+        ).result_rows
+        assert [tuple(row) for row in found] == [(Decimal(-30), 1), (Decimal(100), 1)], view
