@@ -12,6 +12,7 @@ from pathlib import Path
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
+from deploy.local.stripe_standin.process import StripeStandin
 from tests.fuzz.run import failing
 from tests.fuzz.suite import fuzzed, settings_of
 
@@ -30,8 +31,9 @@ def main() -> int:
         kafka.start()
         try:
             engine.start()
-            settings = settings_of(kafka, engine, "fuzz", directory)
-            outcome = asyncio.run(fuzzed(settings, asked.seed, asked.inputs, progress=True))
+            with StripeStandin(directory / "stripe", log_path=directory / "stripe.log") as stripe:
+                settings = settings_of(kafka, engine, stripe, "fuzz", directory)
+                outcome = asyncio.run(fuzzed(settings, directory, asked.seed, asked.inputs, progress=True))
         finally:
             engine.stop()
             kafka.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import sys
@@ -23,6 +24,8 @@ WARM_UP = 0.4
 """Part of the run after which memory must not grow: by then every cache has what it holds."""
 GROWTH_BYTES_MAX = 96 * 1024 * 1024
 FAILURES_MAX = 20
+_ADDRESSES = (f"10.{a}.{b}.{c}" for a, b, c in itertools.cycle(itertools.product(range(250), repeat=3)))
+"""Of clients: from one alone sign-in would soon hear no more."""
 
 
 @dataclass(slots=True)
@@ -102,7 +105,7 @@ async def answered(world: FuzzWorld, it: Input) -> tuple[str | None, int]:
     scope: dict[str, Any] = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": it.method,
         "scheme": "http", "path": it.path, "raw_path": quoted(it.path), "query_string": it.query.encode(), "root_path": "",
-        "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {}, "extensions": {},
+        "headers": headers, "client": (next(_ADDRESSES), 1), "server": ("127.0.0.1", 80), "state": {}, "extensions": {},
     }  # fmt: skip
 
     async def receive() -> dict[str, Any]:
