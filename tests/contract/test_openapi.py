@@ -12,6 +12,7 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
+from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.organization import new_secret
 from schemas.settings import Settings
@@ -36,15 +37,19 @@ def service(
         clickhouse_dsn=clickhouse.dsn("openapi"),
         admin_key=KEY,  # pyright: ignore[reportArgumentType]
     )
+    stripe = StripeStandin(tmp_path_factory.mktemp("stripe"))
     create_topics(settings)
     migrate(settings)
     directory = tmp_path_factory.mktemp("openapi")
     sink = Service("sink", environment(settings), directory).start()
-    started = Service("serve", environment(settings), directory).start()
+    stripe.__enter__()
+    asked = {"STRIPE_API_BASE": stripe.address, "STRIPE_API_KEY": stripe.api_key}
+    started = Service("serve", environment(settings) | asked, directory).start()
     until(lambda: httpx.get(f"{started.address}/api/v1/audit", headers=AUTHORIZED, timeout=30).status_code == 200)
     yield started
     started.stop()
     sink.stop()
+    stripe.__exit__()
 
 
 @pytest.mark.timeout(400)

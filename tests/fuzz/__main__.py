@@ -14,7 +14,7 @@ from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from deploy.local.stripe_standin.process import StripeStandin
 from tests.fuzz.run import failing
-from tests.fuzz.suite import fuzzed, settings_of
+from tests.fuzz.test_fuzz import fuzzed, settings_of
 
 
 def main() -> int:

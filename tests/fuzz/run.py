@@ -36,9 +36,12 @@ class Outcome:
     failures: list[tuple[str, Input]] = field(default_factory=list[tuple[str, Input]])
     growth_bytes: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
 
     def __str__(self) -> str:
-        lines = [f"{sum(self.statuses.values())} inputs in {self.seconds:.0f} s: {dict(sorted(self.statuses.items()))}"]
+        lines = [
+            f"{sum(self.statuses.values())} inputs in {self.seconds:.0f} s ({self.processor_seconds:.0f} s of processor time): {dict(sorted(self.statuses.items()))}"
+        ]
         lines.append(f"memory grew by {self.growth_bytes / 1e6:.0f} MB after the warm-up")
         lines += [f"{what}: {found.line()}" for what, found in self.failures]
         return "\n".join(lines)
@@ -47,6 +50,7 @@ class Outcome:
 async def run(world: FuzzWorld, seed: int, count: int, *, progress: bool = False) -> Outcome:
     """The corpus, then so many mutations of it and of a request for every route."""
     chance, outcome, started = random.Random(seed), Outcome(), time.monotonic()
+    processor_before = time.process_time()
     seeds = [*corpus(), *of_every_route(world)]
     names = field_names(world, seeds)
     seen: set[tuple[str, str, str]] = set()
@@ -82,6 +86,7 @@ async def run(world: FuzzWorld, seed: int, count: int, *, progress: bool = False
     await asyncio.gather(*(work(waiting) for _ in range(UNDER_WAY)))
     outcome.growth_bytes = resident_bytes() - warm
     outcome.seconds = time.monotonic() - started
+    outcome.processor_seconds = time.process_time() - processor_before
     return outcome
 
 

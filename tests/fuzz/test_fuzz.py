@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.stripe_standin.process import StripeStandin
@@ -46,6 +48,7 @@ async def fuzzed(settings: Settings, directory: Path, seed: int, count: int, *, 
             sink.stop()
 
 
+@pytest.mark.timeout(600)
 def test_no_input_breaks_a_route(kafka: KafkaBroker, clickhouse: ClickHouseLocal, unique: str, tmp_path: Path) -> None:
     with StripeStandin(tmp_path / "stripe", log_path=tmp_path / "stripe.log") as stripe:
         settings = settings_of(kafka, clickhouse, stripe, unique, tmp_path)
