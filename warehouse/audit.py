@@ -42,14 +42,16 @@ _SCOPE = "kafka_partition = {partition:UInt16} AND BELOW AND ORGANIZATION"
 
 # A group is an identity: all that was accepted of it, and all rows that are stored of it, merged or not. Where values
 # are compared, none is told from 0.
+# Pairs of expressions: a tuple of bare columns has names in ClickHouse 24.8, and is read as a dict.
 _IDENTITIES = f"""
     SELECT
         organization,
         sum(accepted), sum(accepted_value),
         sumIf(accepted - 1, accepted > 0), sum(accepted_value - if(accepted > 0, first_value, 0)),
         countIf(accepted > 1 AND least_value != greatest_value),
-        groupArraySortedIf(LISTED)((first_accepted, last_accepted), accepted > 1),
-        groupArraySortedIf(LISTED)((first_accepted, last_accepted), accepted > 1 AND least_value != greatest_value),
+        groupArraySortedIf(LISTED)((toUInt64(first_accepted), toUInt64(last_accepted)), accepted > 1),
+        groupArraySortedIf(LISTED)(
+            (toUInt64(first_accepted), toUInt64(last_accepted)), accepted > 1 AND least_value != greatest_value),
         FAULTS
     FROM
     (
