@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from dashboard.auth import Principal, authenticate
-from dashboard.problems import problem_responses
+from dashboard.problems import field_problem, problem_responses
 from dashboard.services import services_of
 from runtime.access import KEY
 from runtime.actor import act_as
@@ -54,10 +54,34 @@ class _ApiRoute(APIRoute):
             exact.state.principal = principal
             if self.body_field is not None:
                 _require_json(exact)
-                await read_body(exact, BODY_BYTES_MAX)
+                _require_text(await read_body(exact, BODY_BYTES_MAX))
             return await handle(exact)
 
         return authenticated
+
+
+def _require_text(body: bytes) -> None:
+    """Raises Problem 422 for a text with half of a surrogate pair: pydantic raises when it reports one."""
+    if b"\\u" not in body:
+        return
+    try:
+        document = loads_exact(body)
+    except (ValueError, RecursionError):
+        return  # refused where it is read
+    waiting: list[tuple[str, Any]] = [("", document)]
+    while waiting:
+        path, node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += [(f"{path}.{name}", value) for name, value in cast(dict[str, Any], node).items()]
+        elif isinstance(node, list):
+            waiting += [(f"{path}.{place}", value) for place, value in enumerate(cast(list[Any], node))]
+        elif isinstance(node, str) and not node.isascii():
+            try:
+                node.encode()
+            except UnicodeEncodeError:
+                raise field_problem(
+                    path[1:] or None, "string_unicode", "must not contain half of a surrogate pair"
+                ) from None
 
 
 def _require_json(request: Request) -> None:

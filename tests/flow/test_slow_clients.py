@@ -157,6 +157,7 @@ def test_half_of_a_surrogate_pair_is_named(serve: Service) -> None:
         (EVENTS, BATCH[:-1] + b',"\\ud800":1}', "\\ud800"),
         (f"{EVENTS}/void", b'{"\\ud800":1}', "\\ud800"),
         ("/api/v1/meters", b'{"name":"\\ud800"}', "name"),
+        ("/api/v1/products", b'{"prices":[{"model":"\\ud800"}]}', "prices.0.model"),
         ("/api/v1/meters", b'{"\\ud800":1}', "\\ud800"),
     ]
     for path, body, field in bodies:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dashboard.pages.forms import nested
 from dashboard.pages.products import example
 from dashboard.read.parameters import decoded_place
+from dashboard.routing import _require_text  # pyright: ignore[reportPrivateUsage]
 from runtime.problem import Problem
 from tests.unit.stream_processors.facts import meter
 
@@ -66,3 +67,11 @@ def test_a_cursor_that_no_page_gave_is_named(text: str) -> None:
 def test_half_of_a_surrogate_pair_is_no_id() -> None:
     with pytest.raises(Problem):
         decoded_place(base64.urlsafe_b64encode(b'[1,"\\ud800"]').decode(), int, str)
+
+
+def test_half_of_a_surrogate_pair_in_a_document_is_named() -> None:
+    """pydantic raises UnicodeEncodeError when it reports a price model of that name."""
+    with pytest.raises(Problem) as refused:
+        _require_text(b'{"prices":[{"model":"\\ud800"}]}')
+    assert (refused.value.status, refused.value.errors[0]["field"]) == (422, "prices.0.model")
+    _require_text(b'{"name":"\\ud83d\\ude00"}')
