@@ -45,7 +45,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/unit clients/python/tests -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit clients/python/client_tests -n 2 $(PYTEST_ARGS)
 
 # What is left of `make test` for other versions of ClickHouse; each in an environment of its own, 600 MB in .cache.
 test-clickhouse: $(VENV)/.installed-dev | $(UV)
