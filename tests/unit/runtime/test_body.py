@@ -164,7 +164,9 @@ def test_all_frames_and_members_are_one_body() -> None:
         assert decompress(gzip.compress(TEXT[:at]) + gzip.compress(TEXT[at:]), b"gzip", MAX) == TEXT
 
 
-@pytest.mark.parametrize(("encoding", "body"), [(b"gzip", gzip.compress(TEXT, mtime=0)), (b"zstd", zstd(TEXT) + zstd(TEXT[:9]))])
+@pytest.mark.parametrize(
+    ("encoding", "body"), [(b"gzip", gzip.compress(TEXT, mtime=0)), (b"zstd", zstd(TEXT) + zstd(TEXT[:9]))]
+)
 def test_a_body_that_is_cut_off_is_no_body(encoding: bytes, body: bytes) -> None:
     whole = len(zstd(TEXT)) if encoding == b"zstd" else len(body)
     for end in range(1, len(body)):
