@@ -39,6 +39,13 @@ def new_rule_shown(services: Services, rule: AlertRule, version: int, now: int) 
     return NewAlertRuleOut.model_validate({**fields_of(rule, version), "customers_reached": count})
 
 
+def new_rule_tried(services: Services, rule: AlertRule, now: int) -> NewAlertRuleOut:
+    """What would be created (version 0); nothing is. Raises Problem when the catalog would not take it."""
+    if refusal := services.catalog.view.refusal(CatalogRecord(rule, 0, now)):
+        raise refusal_problem(refusal)
+    return new_rule_shown(services, rule, 0, now)
+
+
 @router.post(
     "/alert-rules",
     status_code=201,
@@ -64,10 +71,8 @@ async def create_alert_rule(
         created_at=now,
     )
     if dry_run:
-        if refusal := services.catalog.view.refusal(CatalogRecord(alert_rule, 0, now)):
-            raise refusal_problem(refusal)
         response.status_code = 200
-        return new_rule_shown(services, alert_rule, 0, now)
+        return new_rule_tried(services, alert_rule, now)
     alert_rule, version = await create(services.catalog, alert_rule, idempotency_key)
     return answered(response, new_rule_shown(services, alert_rule, version, now), version)
 

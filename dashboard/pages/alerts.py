@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from dashboard.control.alert_rules import new_rule_tried
 from dashboard.control.common import validated
 from dashboard.control.webhook_deliveries import send_again
 from dashboard.control.webhook_endpoints import make_endpoint
@@ -26,6 +27,8 @@ from schemas.webhook_endpoint import WebhookEndpoint, WebhookEndpointSpec
 
 router = APIRouter(include_in_schema=False)
 DELIVERIES_SHOWN = 100
+_ANSWERED = "answered"
+"""Field of the page that asks whether customers above the threshold are alerted too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,15 @@ class DeliveryLine:
     url: str | None
     customer: str
     last: Attempt | None
+
+
+@dataclass(frozen=True, slots=True)
+class _NewRule:
+    """A rule that is created, or is to be asked about. reached: customers above already; None: not known now."""
+
+    rule: AlertRule
+    reached: int | None
+    is_created: bool
 
 
 def _page(
@@ -106,22 +118,49 @@ async def alerts(request: Request, visitor: Visitor) -> Response:
 
 @router.post("/alerts/rules")
 async def create_rule(request: Request, visitor: Visitor, form: Form) -> Response:
-    store = services_of(request).catalog
+    """Where customers have reached the threshold already, or that is not known, ask first whether to alert them."""
+    services = services_of(request)
+    fields = filled(form)
+    is_answered = fields.pop(_ANSWERED, None) is not None
 
-    async def making() -> AlertRule:
-        spec = validated(AlertRuleSpec, filled(form))
+    async def making() -> _NewRule:
         rule = AlertRule(
-            **dict(spec),
+            **dict(validated(AlertRuleSpec, fields)),
             id=object_id("alert_rule", visitor.organization_id, request_key(form)),
             organization_id=visitor.organization_id,
             created_at=now_us(),
         )
-        return (await create(store, rule, request_key(form)))[0]
+        is_made = services.catalog.view.get(AlertRule, visitor.organization_id, rule.id) is not None
+        if not is_answered and not is_made:  # the same form sent twice is not asked about what it has made
+            reached = new_rule_tried(services, rule, rule.created_at).customers_reached
+            if reached != 0:
+                return _NewRule(rule, reached, is_created=False)
+        return _NewRule((await create(services.catalog, rule, request_key(form)))[0], 0, is_created=True)
 
-    rule, errors, status = await attempted(making())
-    if rule is None:
+    new, errors, status = await attempted(making())
+    if new is None:
         return _page(request, visitor, form, errors, status)
+    if not new.is_created:
+        return _question(request, visitor, form, new.rule, new.reached)
     return RedirectResponse("/alerts", 303)
+
+
+def _question(
+    request: Request, visitor: Session, form: dict[str, str], rule: AlertRule, reached: int | None
+) -> Response:
+    """A page whose form has every field of the first one, and the answer."""
+    view = services_of(request).catalog.view
+    meter = view.get(Meter, visitor.organization_id, rule.meter_id)
+    return render(
+        request,
+        "alert_rule_question.html",
+        visitor,
+        fields={**form, _ANSWERED: "1"},
+        meter=meter.name if meter else rule.meter_id,
+        threshold=threshold_text(rule.kind, plain(rule.threshold), _unit(meter)),
+        customer=rule.customer_id and view.get(Customer, visitor.organization_id, rule.customer_id),
+        reached=reached,
+    )
 
 
 @router.post("/alerts/rules/{id}")
