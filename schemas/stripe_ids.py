@@ -39,7 +39,7 @@ def _checks(digits: str) -> bool:
 def _no_card_number(text: str) -> str:
     """The catalog's log is never rewritten: a card's number that reached it would stay there."""
     if holds_card_number(text):
-        raise PydanticCustomError("card_number", "this is a card's number: enter the id of a Stripe payment method")
+        raise PydanticCustomError("card_number", "That is a card number. Enter a payment method ID (pm_…).")
     return text
 
 
