@@ -67,6 +67,7 @@ def asked(log: LedgerLog, invoice: Invoice, step: Literal["approve", "retry"], b
             phase="done",
             at=system_clock(),
             reason=by,
+            by=by,
             writer=log.writer,
         )
     )

@@ -49,7 +49,8 @@ class DeskConflict(Exception):
 class Possible:
     """What may be done to an invoice now. credit: up to how much, tax included; None: nothing. refund: it was paid.
 
-    approve: it waits for someone's approval. approved: someone approved it, and it is not charged yet.
+    approve: it waits for someone's approval. approved: someone approved it, and it is not charged yet. approved_by: a
+    key or user; None: not known.
     retry: something failed, or it is open and its payment was refused.
     """
 
@@ -58,6 +59,7 @@ class Possible:
     refund: bool
     approve: bool = False
     approved: bool = False
+    approved_by: str | None = None
     retry: bool = False
 
 

@@ -79,6 +79,7 @@ class Invoice:
     the newest facts known. steps: (step, index) → its latest attempt. adjustments: Stripe's id → credit note, refund or
     dispute. reissued: void, and its cycle is invoiced by the next revision. paid_twice: other Stripe invoices that were
     paid for it, too: it is held until each is refunded or someone settles it. settled: those of which that is so.
+    approved_by: a key or user; None: an older record doesn't say.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Invoice:
     gate: Phase | None = None
     code: str | None = None
     approved: bool = False
+    approved_by: str | None = None
     retry_asked_at: int = 0
     steps: Mapping[StepKey, Attempt] = field(default_factory=lambda: NO_STEPS)
     adjustments: Mapping[str, InvoiceAdjusted] = field(default_factory=lambda: NO_ADJUSTMENTS)
@@ -392,7 +394,8 @@ class InvoiceLedger:
                 return self._gate(record, known)
             case "approve":
                 # What was counted when it was fixed is counted again before it is charged.
-                return not known.approved and self._put(replace(known, approved=True, gate=None, updated_at=record.at))
+                approved = replace(known, approved=True, approved_by=record.by, gate=None, updated_at=record.at)
+                return not known.approved and self._put(approved)
             case "retry":
                 return self._retry(record, known)
             case "observe":

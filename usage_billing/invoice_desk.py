@@ -195,6 +195,7 @@ class LedgerDesk:
             refund=invoice.stripe is not None and invoice.stripe.status == "paid",
             approve=desk.awaits_approval(self._catalog.view, invoice),
             approved=invoice.approved and invoice.state == "computed",
+            approved_by=invoice.approved_by,
             retry=invoice.fixed is not None and desk.may_retry(invoice),
         )
 

@@ -18,12 +18,14 @@ from dashboard.services import Services, Upcoming, now_us, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
 from runtime.problem import Problem
 from schemas.customer import Customer
+from schemas.organization import ApiKey
 from schemas.period import Cycle, parse_rfc3339
 
 router = APIRouter(include_in_schema=False)
 PAGE = 50
 WAIT_SECONDS = 0.01
 """A page comes with open cycles when they are counted as soon as the rest of it; else they come to it."""
+_SOON = "It is charged within a minute."
 STATES = ("paid", "open", "payment_failed", "mismatch", "waiting", "draft", "computed", "uncollectible", "void")
 
 
@@ -107,13 +109,13 @@ async def invoice_page(
 ) -> Response:
     """verified, explained: None unless they were asked for. problem: why it could not be done. done: what was."""
     services = services_of(request)
-    possible = await _possible(services.desk, document["id"])
+    possible, view = await _possible(services.desk, document["id"]), services.catalog.view
     return render(
         request,
         "invoice.html",
         visitor,
         status=status,
-        invoice=shown(document, services.catalog.view),
+        invoice=shown(document, view),
         can_verify=services.desk is not None and document.get("hash") is not None,
         verified=verified,
         explained=explained,
@@ -121,10 +123,18 @@ async def invoice_page(
         done=done,
         can_retry=possible.retry and not possible.approve,
         can_approve=possible.approve,
-        approved=possible.approved,
+        approved=_approved_text(view, visitor.organization_id, possible.approved_by) if possible.approved else None,
         can_void=possible.void,
         can_credit=possible.credit is not None,
     )
+
+
+def _approved_text(view: CatalogView, organization_id: str, by: str | None) -> str:
+    """by: a key or user, as the ledger has it; None: not known."""
+    if by is None:
+        return f"Approved. {_SOON}"
+    key = view.get(ApiKey, organization_id, by.removeprefix("dashboard, "))
+    return f"Approved by {f'{key.name} (key …{key.hint})' if key else by}. {_SOON}"
 
 
 async def _possible(desk: InvoiceDesk | None, id_: str) -> Possible:
@@ -159,7 +169,6 @@ async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -
 
 
 _ASKED = {
-    ("approve", True): "Approved. It will be charged within a minute.",
     ("approve", False): "This invoice was already approved.",
     ("retry", True): "Retrying within a minute.",
     ("retry", False): "There is nothing to retry.",
@@ -176,8 +185,12 @@ async def ask_for_invoice(
     if desk is None:
         raise Problem(404, "not_found", "this process has no access to billing's ledger")
     try:
-        asked = await asyncio.to_thread(desk.ask, id, what, f"dashboard, {visitor.key_id}")
+        by = f"dashboard, {visitor.key_id}"
+        asked = await asyncio.to_thread(desk.ask, id, what, by)
     except DeskUnavailable as error:
         return await invoice_page(request, visitor, document, status=503, problem=str(error))
-    done = _ASKED[what, asked]
+    if what == "approve" and asked:
+        done = _approved_text(services_of(request).catalog.view, visitor.organization_id, by)
+    else:
+        done = _ASKED[what, asked]
     return await invoice_page(request, visitor, document, done=done)
