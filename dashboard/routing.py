@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from dashboard.auth import Principal, authenticate
-from dashboard.problems import field_problem, problem_responses
+from dashboard.problems import invalid_request, problem_responses
 from dashboard.services import services_of
 from runtime.access import KEY
 from runtime.actor import act_as
@@ -68,20 +68,19 @@ def _require_text(body: bytes) -> None:
         document = loads_exact(body)
     except (ValueError, RecursionError):
         return  # refused where it is read
-    waiting: list[tuple[str, Any]] = [("", document)]
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [(("body",), document)]
     while waiting:
         path, node = waiting.pop()
         if isinstance(node, dict):
-            waiting += [(f"{path}.{name}", value) for name, value in cast(dict[str, Any], node).items()]
+            waiting += [((*path, name), value) for name, value in cast(dict[str, Any], node).items()]
         elif isinstance(node, list):
-            waiting += [(f"{path}.{place}", value) for place, value in enumerate(cast(list[Any], node))]
+            waiting += [((*path, place), value) for place, value in enumerate(cast(list[Any], node))]
         elif isinstance(node, str) and not node.isascii():
             try:
                 node.encode()
             except UnicodeEncodeError:
-                raise field_problem(
-                    path[1:] or None, "string_unicode", "must not contain half of a surrogate pair"
-                ) from None
+                message = "must not contain half of a surrogate pair"
+                raise invalid_request([{"type": "string_unicode", "loc": path, "msg": message}]) from None
 
 
 def _require_json(request: Request) -> None:
