@@ -6,31 +6,23 @@ finalized, so whatever a run that was killed or overtaken leaves behind is a dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
+from billing_job.draft_items import has_other_items, put_items
 from billing_job.gate import explained, subtotal_differences
 from billing_job.steps import (
-    ATTEMPTS_MAX,
-    Begun,
     Billing,
     InvoiceStopped,
     Outcome,
-    begin,
-    done,
-    failed,
-    may_be_done,
     take,
 )
-from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused, StripeReplayed
+from billing_job.stripe_api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused
 from billing_job.stripe_objects import (
-    LINE,
     invoice_key,
     invoice_params,
-    item_params,
-    metadata_of,
     of_invoice,
     seen_invoice,
 )
@@ -43,7 +35,6 @@ from schemas.ledger import (
     PAYMENT_PROCESSING,
     HoldCode,
     InvoiceFixed,
-    InvoiceStep,
     OrderRecorded,
     StripeInvoice,
     order_id,
@@ -77,10 +68,17 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
     listed: the customer's invoices at Stripe as they were when its first invoice was looked at.
     Raises StripeFailure with the result recorded, InvoiceStopped, LedgerUnavailable.
     """
+    account = fixed.seller.stripe_account_id
     seen, fresh = _draft(billing, fixed, stripe_customer_id, listed)
+    if seen["status"] == "draft" and not fresh and has_other_items(billing, fixed, seen["id"]):
+        billing.api.delete_invoice(seen["id"], account)
+        _abandon(billing, fixed, seen["id"], "draft was begun with other items")
+        seen, fresh = _draft(
+            billing, fixed, stripe_customer_id, lambda: billing.api.invoices_of(stripe_customer_id, account)
+        )
     if seen["status"] == "draft":
-        _items(billing, fixed, seen["id"], stripe_customer_id, fresh=fresh)
-        seen = billing.api.invoice(seen["id"], fixed.seller.stripe_account_id)
+        put_items(billing, fixed, seen["id"], stripe_customer_id, fresh=fresh)
+        seen = billing.api.invoice(seen["id"], account)
         if not _subtotal_agrees(billing, fixed, seen):
             return billing.invoice(fixed.invoice_id)
         pass_gate(billing, fixed)
@@ -232,9 +230,14 @@ def _in_use(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, strip
     except StripeRefused as refused:
         if refused.status != 404:
             raise
-    if not billing.log.append(billing.record(fixed, "discard", "done", object_id=stripe_invoice_id, reason=why)):
-        raise InvoiceStopped(f"Stripe does not know its finalized invoice {stripe_invoice_id}")
+    _abandon(billing, fixed, stripe_invoice_id, why)
     return None
+
+
+def _abandon(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, reason: str) -> None:
+    """Record that the draft in use is deleted: the next one and its items are made under new keys."""
+    if not billing.log.append(billing.record(fixed, "discard", "done", object_id=stripe_invoice_id, reason=reason)):
+        raise InvoiceStopped(f"Stripe does not know its finalized invoice {stripe_invoice_id}")
 
 
 def _adopted(found: list[Json]) -> Outcome | None:
@@ -278,67 +281,6 @@ def discard_strays(billing: Billing, invoice: Invoice, listed: list[Json]) -> No
     for thing in of_invoice(listed, invoice.id):
         if thing["id"] != invoice.stripe_invoice_id and thing["status"] != "void":
             discard(billing, invoice.fixed, thing)
-
-
-# --- Items ------------------------------------------------------------------------------------------------------------
-
-
-def _items(
-    billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, stripe_customer_id: str, *, fresh: bool
-) -> None:
-    """Every line of the invoice on the draft, once."""
-    present = {} if fresh else _present(billing, fixed, stripe_invoice_id)
-    steps = billing.invoice(fixed.invoice_id).steps
-    missing: list[StepKey] = []
-    for index in range(len(fixed.lines)):
-        known = steps.get(("item", index))
-        if known is None or known.phase != "done":
-            missing.append(("item", index))
-    begun = begin(billing, fixed, missing)
-    records: list[InvoiceStep] = []
-    try:
-        for key in missing:
-            item, attempt = present.get(key[1]), begun[key].attempt
-            if item is None:
-                params = item_params(fixed, key[1], stripe_invoice_id, stripe_customer_id)
-                item, attempt = _item(billing, fixed, key, begun[key], params)
-            records.append(done(billing, fixed, key, attempt, Outcome(item)))
-    finally:
-        billing.log.append_all(records)
-
-
-def _item(billing: Billing, fixed: InvoiceFixed, key: StepKey, begun: Begun, params: Json) -> tuple[Json, int]:
-    """The item, and the attempt that made it."""
-    for _ in range(ATTEMPTS_MAX):
-        idempotency_key = invoice_key(fixed.invoice_id, *key, begun.attempt)
-        try:
-            made = billing.api.create_item(
-                params, fixed.seller.stripe_account_id, idempotency_key, may_have_run=not begun.fresh
-            )
-            return made, begun.attempt
-        except StripeFailure as failure:
-            found = _present(billing, fixed, params["invoice"]).get(key[1]) if may_be_done(failure) else None
-            if found is not None:
-                return found, begun.attempt
-            failed(billing, fixed, key, begun, failure)
-            if not isinstance(failure, StripeReplayed):
-                raise
-        begun = begin(billing, fixed, [key])[key]
-    raise InvoiceStopped("item: Stripe keeps answering with an error of its own")
-
-
-def _present(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> Mapping[int, Json]:
-    """Line → its item on the draft. A second one of a line, left by runs that overtook one another, is removed."""
-    account = fixed.seller.stripe_account_id
-    present: dict[int, Json] = {}
-    for item in of_invoice(billing.api.items_of(stripe_invoice_id, account), fixed.invoice_id):
-        line = int(metadata_of(item).get(LINE, "-1"))
-        if line in present:
-            log.warning("second_item", invoice=fixed.invoice_id, line=line, item=item["id"])
-            billing.api.delete_item(item["id"], account)
-        else:
-            present[line] = item
-    return present
 
 
 # --- Finalize, pay ----------------------------------------------------------------------------------------------------

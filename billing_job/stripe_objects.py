@@ -6,14 +6,15 @@ Parameters follow only from what the ledger says, so that every run sends the sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 
+from billing_job.line_groups import description_of, item_lines, period_of
 from schemas.customer import Customer
 from schemas.invoice_ledger import Attempt
-from schemas.ledger import AdjustmentKind, InvoiceAdjusted, InvoiceFixed, StripeInvoice
+from schemas.ledger import AdjustmentKind, InvoiceAdjusted, InvoiceFixed, Line, StripeInvoice
 from schemas.period import SECOND_US, format_rfc3339
 
 API_VERSION = "2026-10-28.endive"
@@ -26,6 +27,7 @@ INVOICE_ID = "usage_invoice_id"
 CUSTOMER_ID = "usage_customer_id"
 ORGANIZATION_ID = "usage_organization_id"
 LINE = "usage_line"
+LINES = "usage_lines"
 CREDIT = "usage_credit"
 CREDIT_FOR = "usage_credit_for"
 
@@ -80,22 +82,26 @@ def invoice_metadata(fixed: InvoiceFixed) -> dict[str, str]:
 
 
 def item_params(fixed: InvoiceFixed, index: int, stripe_invoice_id: str, stripe_customer_id: str) -> dict[str, Any]:
-    """Line `index` of the invoice as one item: an integer amount over the time that it bills."""
-    line = fixed.lines[index]
-    begins = fixed.cycle_start if line.period_start is None else line.period_start
-    ends = fixed.active_until if line.period_end is None else line.period_end
+    """Item `index` of the invoice, named after the first line that it bills: an integer over the time of its lines."""
+    lines = item_lines(fixed)[index]
+    start, end = period_of(fixed, lines)
     params: dict[str, Any] = {
         "customer": stripe_customer_id,
         "invoice": stripe_invoice_id,
         "currency": fixed.currency,
-        "amount": line.amount_minor,
-        "description": line.description,
-        "period": {"start": begins // SECOND_US, "end": ends // SECOND_US},
-        "metadata": {INVOICE_ID: fixed.invoice_id, LINE: str(index)},
+        "amount": sum(line.amount_minor for line in lines),
+        "description": description_of(fixed, lines),
+        "period": {"start": start // SECOND_US, "end": end // SECOND_US},
+        "metadata": {INVOICE_ID: fixed.invoice_id, **item_metadata(index, lines)},
     }
     if fixed.seller.tax_mode == "stripe_automatic":
         params["tax_behavior"] = "exclusive"
     return params
+
+
+def item_metadata(index: int, lines: Sequence[Line]) -> dict[str, str]:
+    """Which lines an item bills: its first one, and how many where it is not that one alone."""
+    return {LINE: str(index), **({LINES: str(len(lines))} if len(lines) > 1 else {})}
 
 
 def customer_changes(customer: Customer) -> dict[str, Any]:
