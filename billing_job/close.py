@@ -24,7 +24,7 @@ from billing_job.charge import discard_strays, hold, pass_gate, settle, settle_z
 from billing_job.content import fixed_now, trues_up
 from billing_job.counts import Counts, NotCovered
 from billing_job.due import DueCycle, due_cycles, joined, require_past
-from billing_job.gate import Difference, explained, quantity_differences
+from billing_job.gate import Difference, above_maximum, explained, quantity_differences
 from billing_job.late import Counted, counted_for
 from billing_job.ledger import LedgerLog
 from billing_job.loops import invoice_by_invoice
@@ -418,7 +418,8 @@ class _Run:
         to_charge: list[InvoiceFixed] = []
         for fixed in agreed:
             with loop.one(fixed.invoice_id):
-                to_charge += [] if self._awaits_approval(fixed) else [fixed]
+                if not self._is_above_maximum(fixed) and not self._awaits_approval(fixed):
+                    to_charge.append(fixed)
         with self.timed("charge"):
             self._charge(to_charge)
 
@@ -439,6 +440,15 @@ class _Run:
             self.problems[invoice_id] = f"tried again later: {invoice.reason}"
             return []
         return [fixed]
+
+    def _is_above_maximum(self, fixed: InvoiceFixed) -> bool:
+        """Whether it is held because Stripe would charge no such amount. What Stripe has finalized is not."""
+        seen = self.billing.invoice(fixed.invoice_id).stripe
+        reason = above_maximum(fixed, self.stage.settings.stripe_amount_digits_max)
+        if reason is None or (seen is not None and seen.status != "draft"):
+            return False
+        hold(self.billing, fixed, "amount_above_maximum", reason)
+        return True
 
     def _awaits_approval(self, fixed: InvoiceFixed) -> bool:
         """Whether its organization lets nothing be charged that nobody has approved. The counts agree already."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from billing_job.late import Counted
+from schemas.currency import amount_text, from_minor, maximum_minor
 from schemas.decimals import decimal_text
 from schemas.ledger import InvoiceFixed
 
@@ -45,6 +46,19 @@ def subtotal_differences(fixed: InvoiceFixed, subtotal_minor: int) -> tuple[Diff
     if subtotal_minor == fixed.total_minor:
         return ()
     return (Difference("Stripe's subtotal in minor units", Decimal(fixed.total_minor), Decimal(subtotal_minor)),)
+
+
+def above_maximum(fixed: InvoiceFixed, digits: int) -> str | None:
+    """Why the invoice's total is more than Stripe charges, and what to do; None: it is not. digits: as in settings."""
+    most = maximum_minor(fixed.currency, digits)
+    if fixed.total_minor <= most:
+        return None
+    total, limit = (amount_text(from_minor(each, fixed.currency), fixed.currency) for each in (fixed.total_minor, most))
+    return (
+        f"the total {total} {fixed.currency} is above {limit}, the most that Stripe charges at once; nothing was sent:"
+        " void the invoice and bill the amount in parts, or have Stripe raise your limit, set"
+        " USAGE_STRIPE_AMOUNT_DIGITS_MAX, and retry"
+    )
 
 
 def explained(differences: Sequence[Difference]) -> str:

@@ -60,6 +60,11 @@ CURRENCIES: MappingProxyType[str, CurrencyUnits] = MappingProxyType(
     }
 )
 
+# Source: Stripe, "Supported currencies", "Maximum charge amounts": digits of an amount in minor units, whatever the
+# payment method. (Some cards are charged up to 12 digits; a merchant whom Stripe allows more says so by a setting.)
+AMOUNT_DIGITS_MAX = 8
+_AMOUNT_DIGITS_MAX_OF = MappingProxyType({"idr": 12, "cop": 10, "inr": 9})
+
 
 class UnknownCurrency(ValueError):
     """The currency is not in the table."""
@@ -89,6 +94,15 @@ def currency_units(currency: str) -> CurrencyUnits:
         return CURRENCIES[currency]
     except KeyError:
         raise UnknownCurrency(f"unknown currency {currency!r}") from None
+
+
+def maximum_minor(currency: str, digits: int = AMOUNT_DIGITS_MAX) -> int:
+    """The greatest amount that Stripe charges with any payment method: 99999999 eur. Raises UnknownCurrency.
+
+    digits: of an amount in minor units, for the merchant; currencies with more keep theirs.
+    """
+    currency_units(currency)
+    return 10 ** max(digits, _AMOUNT_DIGITS_MAX_OF.get(currency, 0)) - 1
 
 
 def half_up(number: Fraction) -> int:

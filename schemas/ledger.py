@@ -52,8 +52,8 @@ StepName = Literal[
 ]
 WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed", "incomplete_count", "not_computed"]
 """Why an invoice is `waiting`; `not_computed`: of its own fault, the others went on."""
-HoldCode = Literal["quantity", "subtotal", "charged_twice"]
-"""Why an invoice is a `mismatch`: a count, Stripe's subtotal, or a second payment."""
+HoldCode = Literal["quantity", "subtotal", "charged_twice", "amount_above_maximum"]
+"""Why an invoice is a `mismatch`: a count, Stripe's subtotal, a second payment, or more than Stripe charges."""
 Phase = Literal["intent", "done", "failed", "unknown"]
 StripeStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 CreditFor = Literal["usage", "goodwill"]

@@ -11,6 +11,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.currency import AMOUNT_DIGITS_MAX
 from schemas.networks import Networks, networks
 from schemas.settings_rules import STANDIN_API_KEY, STANDIN_WEBHOOK_SECRET, unsafe
 
@@ -140,6 +141,12 @@ class Settings(BaseSettings):
     stripe_calls_per_second: Annotated[
         int | None, Field(ge=1, description="calls to Stripe at most; none: Stripe's own limit, and no limit elsewhere")
     ] = None
+    stripe_amount_digits_max: Annotated[
+        int,
+        Field(
+            ge=AMOUNT_DIGITS_MAX, le=12, description="digits of the largest total, in minor units, to send to Stripe"
+        ),
+    ] = AMOUNT_DIGITS_MAX
     stripe_timeout_seconds: Annotated[float, Field(gt=0, description="one call to Stripe may take this long")] = 20.0
     stripe_retry_seconds: Annotated[
         float, Field(gt=0, description="a failing call to Stripe is repeated for this long")

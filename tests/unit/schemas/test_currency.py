@@ -17,6 +17,7 @@ from schemas.currency import (
     amount_text,
     currency_units,
     from_minor,
+    maximum_minor,
     round_to_minor,
     round_to_step,
     to_minor,
@@ -105,3 +106,23 @@ def test_rounding_goes_to_the_nearest_step(amount, code):
     assert abs(Fraction(amount) * 10**units.exponent - minor) * 2 <= units.step_minor
     with localcontext(Context(prec=3)):
         assert to_minor(from_minor(minor, code), code) == minor
+
+
+# fmt: off
+MAXIMA = [
+    # currency  digits  minor
+    ("eur",     8,      99_999_999),
+    ("jpy",     8,      99_999_999),
+    ("inr",     8,      999_999_999),
+    ("cop",     8,      9_999_999_999),
+    ("idr",     8,      999_999_999_999),
+    ("eur",     10,     9_999_999_999),      # Stripe allows this merchant more
+    ("inr",     10,     9_999_999_999),
+    ("idr",     10,     999_999_999_999),    # more already
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("code", "digits", "minor"), MAXIMA)
+def test_the_most_that_is_charged_at_once(code: str, digits: int, minor: int) -> None:
+    assert maximum_minor(code, digits) == minor

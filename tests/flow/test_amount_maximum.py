@@ -1,0 +1,51 @@
+"""An invoice above the currency's maximum is held before Stripe hears of it; the others are charged."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing_job.void_credit import void
+from tests.flow.billing import MAY, BillingWorld
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def fee(amount: str) -> dict[str, str]:
+    return {"model": "flat_fee", "amount": amount}
+
+
+def test_more_than_stripe_charges_is_held_and_nothing_is_sent(world: BillingWorld) -> None:
+    world.subscribe("most", fee("999999.99"))
+    world.subscribe("more", fee("1000000.00"))
+    world.subscribe("yen", fee("100000000"), currency="jpy")
+    report = world.close()
+    assert not report.ok
+    assert [world.invoices(each)[0].state for each in ("most", "more", "yen")] == ["paid", "mismatch", "mismatch"]
+    (held,) = world.invoices("more")
+    shown = held.document()
+    assert shown["reason_code"] == "amount_above_maximum"
+    assert shown["reason"].startswith("the total 1000000.00 eur is above 999999.99")
+    assert "void the invoice" in shown["reason"]
+    assert (world.invoices("yen")[0].reason or "").startswith("the total 100000000 jpy is above 99999999")
+    assert not world.stripe_invoices("more")
+    assert not [each for each in world.at_stripe("GET", "/v1/customers", limit="100")["data"] if each["name"] != "most"]
+
+    size, changes = world.ledger_size(), world.changes()
+    assert not world.close().ok
+    assert (world.ledger_size(), world.changes()) == (size, changes), "the same news was written again"
+
+    world.close(settings={"stripe_amount_digits_max": 9})  # Stripe has raised the merchant's limit
+    (charged,) = world.invoices("more")
+    assert (charged.state, charged.held_by, charged.document()["amount_paid"]) == ("paid", None, "1000000.00")
+
+
+def test_an_invoice_that_is_held_stops_no_later_one_and_can_be_void(world: BillingWorld) -> None:
+    world.subscribe("later", {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"})
+    world.use("later", "1000000")
+    assert not world.close().ok
+    world.close(MAY)
+    assert [each.state for each in world.invoices("later")] == ["mismatch", "paid"]
+    changes = world.changes()
+    void(world.stage.billing(), world.invoices("later")[0], "billed in parts")
+    assert world.invoices("later")[0].state == "void"
+    assert world.changes() == changes
