@@ -155,7 +155,7 @@ async def test_the_form_asks_too(settings: Settings, store: CatalogStore, body: 
             **body,
             "csrf_token": page.split('name="csrf_token" value="')[1].split('"')[0],
             "started_at": days_ago(9)[:16],
-            "collection_method": "send_invoice",
+            "collection_method": "charge_automatically",
         }
         answer = await browser.post("/subscriptions/new", data=form)
         assert answer.status_code == 422

@@ -82,6 +82,7 @@ CALLS: dict[str, Callable[[StripeApi], object]] = {
     "credit_note": lambda api: api.credit_note("cn_1", None),
     "credit_notes_of": lambda api: api.credit_notes_of("in_1", None),
     "refund": lambda api: api.refund("re_1", None),
+    "charge": lambda api: api.charge("ch_1", None),
     "dispute": lambda api: api.dispute("dp_1", None),
     "payments_of": lambda api: api.payments_of("pi_1", None),
     "events_since": lambda api: api.events_since(1, ("refund.created", "credit_note.created"), None),

@@ -49,7 +49,7 @@ def ids(pipe: Pipe) -> dict[str, str]:
         return answer.json()["id"]
 
     endpoint = made("webhook-endpoints", url="http://127.0.0.1:9/secretive-hook")
-    rule = made("alert-rules", meter_id="mtr_calls", kind="quantity", threshold="1")
+    rule = made("alert-rules", meter_id="mtr_calls", kind="quantity", threshold="1", past_cycles=True)
     pipe.accepted(event("secretive", 17, event_id="secretive-event", properties={"region": "secretive-region"}))
     pipe.everywhere("secretive", "17")
     assert world.close(APRIL).ok
