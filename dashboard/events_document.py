@@ -131,8 +131,12 @@ _CLOUD_EVENT: dict[str, Any] = {
         "source": {**_TEXT, "description": "A URI reference."},
         "type": {**_TEXT, "description": "The event_name."},
         "subject": {**_TEXT, "description": "The customer ID."},
-        "time": {"type": "string", "format": "date-time", "description": "Absent: when the event was received."},
-        "data": {"type": "object", "description": "value, and properties under any other name."},
+        "time": {
+            "type": ["string", "null"],
+            "format": "date-time",
+            "description": "Absent or null: when the event was received.",
+        },
+        "data": {"type": ["object", "null"], "description": "value, and properties under any other name."},
     },
 }
 _CLOUD_EVENTS = {
