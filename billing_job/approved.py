@@ -1,7 +1,7 @@
 """approved invoices, usage as it stands now → those of which less is owed by now; a revision takes their place.
 
 While an invoice waits for someone, usage that it bills may be voided. What nobody has been sent yet is not charged and
-credited later, but computed again. Usage that came late meanwhile is no reason: it is for the next invoice.
+credited later, but computed again. Late usage does not count here: the next invoice has it.
 """
 
 from __future__ import annotations

@@ -583,7 +583,7 @@ class _Run:
     def _stripe_customer(self, fixed: InvoiceFixed, gone: StripeRefused | None = None) -> str:
         """Id at Stripe of the invoice's customer. gone: that of the one in force is not known there any more.
 
-        Why there is none is on the invoice. Raises StripeFailure, InvoiceStopped.
+        The invoice carries the reason when there is none. Raises StripeFailure, InvoiceStopped.
         """
         customer = self.stage.catalog.view.get(Customer, fixed.organization_id, fixed.customer_id)
         assert customer is not None

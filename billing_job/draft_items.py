@@ -1,6 +1,6 @@
 """a draft at Stripe → the same with every item of its invoice, each once.
 
-A draft that was begun with other items (by code that sent an item for every line) is not completed: it is made again.
+Earlier code sent an item for every line. A draft with such items is deleted and created again.
 """
 
 from __future__ import annotations

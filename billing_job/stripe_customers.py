@@ -77,7 +77,7 @@ def with_payment_method(
 def _detach(
     billing: Billing, customer: Customer, account: str | None, known: StripeCustomerState, method_id: str | None
 ) -> None:
-    """Take a payment method from the customer at Stripe: nobody charges it any more. One that is gone is no error."""
+    """Detach a payment method at Stripe, so that it is not charged any more. A missing one is accepted."""
     if method_id is None:
         return
 

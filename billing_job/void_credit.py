@@ -225,7 +225,7 @@ def credit(
     refund: of a paid invoice, back to how it was paid; otherwise to the customer's balance, which the next invoices
     use. Of one that is not paid it lowers what is still to pay. credit_for: `usage` counts as billed less, so that the
     next invoice bills it again unless it is voided too; `goodwill` changes nothing about what was billed. request:
-    whoever asks with the same one asks for the same credit note. by: who asked. Raises as `void`.
+    the same request gives the same credit note. by: who asked. Raises as `void`.
     """
     key = None if request is None else _asked_before(invoice, request)
     if key is not None:

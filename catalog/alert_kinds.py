@@ -66,7 +66,7 @@ def first_used(series: Sequence[Usage]) -> int | None:
 
 
 def terms_of(view: CatalogView, rule: AlertRule, customer_id: str, cycle: Cycle, first_used_us: int | None) -> Terms:
-    """What the rule's meter is held against in that cycle of a customer."""
+    """The number that a threshold is compared with, for the rule's meter in that cycle of a customer."""
     match rule.kind:
         case AlertKind.QUANTITY:
             return NO_TERMS

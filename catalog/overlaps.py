@@ -44,7 +44,7 @@ class Overlap:
 def charged_twice(
     view: Meters, subscription: Subscription, others: Iterable[Subscription], before: Subscription | None
 ) -> Overlap | None:
-    """The first overlap that the subscription brings with it; one that was in force `before` is no reason to refuse."""
+    """The first overlap that the subscription adds. An overlap that was in force `before` is accepted."""
     others = list(others)
     known = [] if before is None else list(_overlaps(view, before, others))
     return next(
