@@ -1,16 +1,25 @@
 """A command → a child process that can be started, waited for, stopped, frozen and killed."""
 
+import fcntl
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 HOST = "127.0.0.1"
+_PORTS = range(16_000, 32_000)
+_FIRST = random.randrange(len(_PORTS))
+_untried_ports = itertools.chain(_PORTS[_FIRST:], _PORTS[:_FIRST])
 _POLL_SECONDS = 0.02
 
 
@@ -19,15 +28,42 @@ class StartFailed(RuntimeError):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that were free a moment ago, all different."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    """
+    Ports of the loopback address that nothing is bound to, all different; no other process gets them here while this
+    one lives. They lie below the range from which the system takes the ports of outgoing connections: a port from
+    that range may be taken between this call and the moment when a server binds it, or while its server restarts.
+    """
+    ports: list[int] = []
+    for port in _untried_ports:
+        if _is_free(port) and _is_reserved(port):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise StartFailed(f"no free ports are left of {_PORTS}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _is_reserved(port: int) -> bool:
+    """Whether this process now has the port's byte of one file locked; the lock ends with the process."""
     try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _reservations() -> IO[bytes]:
+    """Never closed: to close one file descriptor of a file ends all locks that the process has on it."""
+    return (Path(tempfile.gettempdir()) / f"usage-ports.{os.getuid()}.lock").open("ab")
 
 
 def answers(port: int, host: str = HOST) -> bool:
