@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import structlog
 from confluent_kafka import KafkaException
@@ -44,8 +43,8 @@ class TopicDurability:
 
 def is_local_stack(settings: Settings) -> bool:
     """Whether the broker is the one that `usage-billing up` starts: one broker, by design."""
-    address = urlsplit(f"//{settings.kafka_bootstrap_servers}")
-    return address.hostname in ("127.0.0.1", "localhost") and address.port == settings.local_kafka_port
+    server = settings.kafka_bootstrap_servers.strip().rpartition("://")[2]
+    return server in {f"{host}:{settings.local_kafka_port}" for host in ("127.0.0.1", "localhost")}
 
 
 def topic_durability(settings: Settings, admin: AdminClient | None = None) -> list[TopicDurability]:

@@ -29,8 +29,18 @@ def test_what_an_acknowledgement_does_not_survive(
 
 
 @pytest.mark.parametrize(
-    ("servers", "local"), [("127.0.0.1:9092", True), ("localhost:9092", True), ("127.0.0.1:9", False), ("k1:9092,k2:9092", False)]
-)  # fmt: skip
+    ("servers", "local"),
+    [
+        ("127.0.0.1:9092", True),
+        ("localhost:9092", True),
+        ("PLAINTEXT://127.0.0.1:9092", True),
+        ("127.0.0.1:9", False),
+        ("127.0.0.1", False),
+        ("k1:9092,k2:9092", False),
+        ("127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094", False),
+        ("127.0.0.1:nonsense", False),
+    ],
+)
 def test_one_broker_is_right_only_for_the_local_stack(servers: str, local: bool) -> None:
     assert is_local_stack(Settings(kafka_bootstrap_servers=servers)) is local  # pyright: ignore[reportCallIssue]
 
