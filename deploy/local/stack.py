@@ -30,6 +30,7 @@ from schemas.settings import Settings
 Say = Callable[[str], None]
 Way = Literal["given", "maven", "docker", "apt"]
 
+_ADMIN_KEY_FILE = "admin-key"
 _ADMIN_KEY_PREFIX = "ubk_"
 _SERVICE_STOP_SECONDS = 25.0
 _UP_SECONDS_MAX = 240.0
@@ -47,12 +48,14 @@ class Started:
     """What `up` has to tell.
 
     addresses: by part. clickhouse_dsn: with the password, which the first `up` makes. admin_key: the key made by this
-    `up`, None if there was one before (it is shown only once). already: it ran before.
+    `up`, None if there was one before (it is shown only once). admin_key_file: where the key of this stack is kept,
+    None where USAGE_ADMIN_KEY gives one. already: it ran before.
     """
 
     addresses: Mapping[str, str]
     clickhouse_dsn: str
     admin_key: str | None
+    admin_key_file: Path | None
     already: bool
 
 
@@ -101,7 +104,7 @@ def up(settings: Settings, say: Say = print) -> Started:
             time.sleep(0.05)
         if files.supervised():
             state = _wait_ready(files, None)
-            return Started(_addresses(state, settings), _clickhouse_dsn(settings, base), None, already=True)
+            return _started(settings, base, state, None, already=True)
         _end_orphans(files, say)
         admin_key, is_new = _admin_key(settings, base)
         try:
@@ -113,8 +116,12 @@ def up(settings: Settings, say: Say = print) -> Started:
         files.write(files.plan, plan)
         supervisor = _start_supervisor(files, base / "logs" / "supervisor.log")
         state = _wait_ready(files, supervisor)
-    key = admin_key if is_new else None
-    return Started(_addresses(state, settings), _clickhouse_dsn(settings, base), key, already=False)
+    return _started(settings, base, state, admin_key if is_new else None, already=False)
+
+
+def _started(settings: Settings, base: Path, state: State, new_key: str | None, *, already: bool) -> Started:
+    key_file = None if settings.admin_key is not None else settings.local_dir / _ADMIN_KEY_FILE
+    return Started(_addresses(state, settings), _clickhouse_dsn(settings, base), new_key, key_file, already)
 
 
 def down(settings: Settings, say: Say = print) -> bool:
@@ -339,13 +346,21 @@ def _admin_key(settings: Settings, base: Path) -> tuple[str, bool]:
     """The admin key, and whether it was made just now."""
     if settings.admin_key is not None:
         return settings.admin_key.get_secret_value(), False
-    path = base / "admin-key"
+    path = base / _ADMIN_KEY_FILE
     if path.exists():
         return path.read_text().strip(), False
     key = _ADMIN_KEY_PREFIX + secrets.token_urlsafe(32)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(key + "\n")
     return key, True
+
+
+def read_admin_key(settings: Settings) -> str | None:
+    """The admin key that the first `up` made, None where this user finds none."""
+    try:
+        return (settings.local_dir / _ADMIN_KEY_FILE).read_text().strip() or None
+    except OSError:
+        return None
 
 
 def _check_ports(plan: Plan) -> None:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from deploy.local import stack
+from schemas.settings import Settings
 from usage_billing.console import DONE, FAILED, fail, out, settings_for
 
 
@@ -24,11 +25,16 @@ def up() -> int:
     for name, address in started.addresses.items():
         table.add_row(name, address)
     out.print(table)
-    dashboard = f"http://{settings.http_host}:{settings.http_port}/"
-    out.print(f"dashboard  {dashboard}", soft_wrap=True)
+    print_access(settings, started)
+    return DONE
+
+
+def print_access(settings: Settings, started: stack.Started) -> None:
+    """The dashboard's address, and where the key to sign in with is. A key is printed by the `up` that made it only."""
+    out.print(f"dashboard  http://{settings.http_host}:{settings.http_port}/", soft_wrap=True)
     if started.admin_key:
         out.print(f"admin key  {started.admin_key}   (shown this once)", soft_wrap=True)
-    return DONE
+    out.print(f"admin key  is in {started.admin_key_file or 'USAGE_ADMIN_KEY'}", soft_wrap=True)
 
 
 def down() -> int:

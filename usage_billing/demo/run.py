@@ -81,9 +81,13 @@ def run(settings: Settings, *, keep: bool) -> int:
             demo = Demo(settings, organization_id, address, secret, flights, events, usage, Api(http))
             demo.run(watch)
         _print_times(watch)
+        out.print()
         if keep:
-            out.print(f"\ndashboard  {address}/\nlogin      {secret}", soft_wrap=True)
+            out.print(f"dashboard  {address}/\nlogin      {secret}", soft_wrap=True)
             out.print("end it     make down", soft_wrap=True)
+        elif not already:
+            where = "USAGE_ADMIN_KEY" if up.admin_key_file is None else up.admin_key_file
+            out.print(f"go on with make up: dashboard {address}/, sign in with the key in {where}", soft_wrap=True)
         return DONE
     except (DemoFailed, stack.StackFailed) as error:
         errors.print(f"demo failed: {error}", style="red", markup=False, soft_wrap=True)
