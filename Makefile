@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+# Broken links, anchors and pages outside the navigation are errors.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 PYTEST_ARGS ?=
 VERSIONS ?=
 FUZZ_ARGS ?=
@@ -27,8 +29,8 @@ help:
 	@echo 'make test            all tests, on the real broker and engine (PYTEST_ARGS=…)'
 	@echo 'make test-unit       unit tests only: no broker, under a minute'
 	@echo 'make test-clickhouse the SQL on every ClickHouse version that is claimed (VERSIONS=…)'
-	@echo 'make check           format, lint, types, import contracts'
-	@echo 'make bench           benchmarks; chaos: fault injection; docs: the documentation as pages'
+	@echo 'make check           format, lint, types, import contracts, documentation'
+	@echo 'make bench           benchmarks; chaos: fault injection; docs: the documentation as pages in site/'
 	@echo 'make fuzz            1,000,000 broken requests to every route (FUZZ_ARGS=--inputs N --seed N)'
 	@echo 'make clean           ends the stack and removes its data'
 
@@ -56,6 +58,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(MKDOCS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks
@@ -66,8 +69,8 @@ chaos: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-docs: $(UV)
-	$(UV) tool run --from mkdocs-material mkdocs build --strict
+docs: $(VENV)/.installed-dev
+	$(MKDOCS)
 
 clean: down
 	rm -rf $${USAGE_LOCAL_DIR:-.local} site
