@@ -35,7 +35,7 @@ from schemas.product import (
 
 
 class NamedMeter(Protocol):
-    """What a line's description needs of a meter."""
+    """The fields of a meter that a line's description shows."""
 
     @property
     def name(self) -> str: ...

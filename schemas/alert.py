@@ -12,7 +12,7 @@ from schemas.partition import customer_key
 
 
 class UnreadableAlert(ValueError):
-    """Bytes in usage.alerts that are no alert."""
+    """Bytes in usage.alerts that are not an alert."""
 
 
 class Alert(msgspec.Struct, frozen=True):

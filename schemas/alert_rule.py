@@ -1,4 +1,4 @@
-"""When a merchant wants to be told: a rule fires once per customer and cycle."""
+"""Alert rules: a rule fires once per customer and cycle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NotSent(StrEnum):
 
 
 class AlertRuleSpec(BaseModel):
-    """What a merchant posts. customer_id None: every customer.
+    """The fields that a merchant posts. customer_id None: every customer.
 
     Alerts are shown in any case. alert_existing: send also those that were reached when the rule was made. past_cycles:
     send also those of cycles that were over by then, or when their usage came.

@@ -21,7 +21,7 @@ _WITH_GRACE = frozenset({"no_payment_method", "action_required"})
 
 @dataclass(frozen=True, slots=True)
 class Unpaid:
-    """Why nothing will be collected by itself. since: µs; may lie ahead, as the day that an invoice is due."""
+    """Why Stripe will not retry the payment. since: µs; may lie ahead, as the day that an invoice is due."""
 
     reason: UnpaidReason
     since: int

@@ -1,4 +1,4 @@
-"""currency → Stripe's minor unit and the step in which it can be charged; the one place that rounds money.
+"""currency → Stripe's minor unit and the step in which it can be charged; the only module that rounds money.
 
 Source: Stripe, "Supported currencies" (docs.stripe.com/currencies), sections "Zero-decimal currencies", "Three-decimal
 currencies" and "Special cases". Amounts are Decimals in major units here; ints are minor units, as Stripe's API has
@@ -71,7 +71,7 @@ class UnknownCurrency(ValueError):
 
 
 class NotMinorUnits(ValueError):
-    """The amount is no whole number of the currency's minor units: it should have been rounded before."""
+    """The amount is not a whole number of the currency's minor units: it should have been rounded before."""
 
 
 def _known_currency(code: str) -> str:

@@ -1,4 +1,4 @@
-"""Who is metered and billed."""
+"""Customers: metered and billed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class CustomerFields(BaseModel):
 
 
 class CustomerSpec(CustomerFields):
-    """What a merchant posts."""
+    """The fields that a merchant posts."""
 
     email: Email | None = None
     tax_ids: Annotated[tuple[Annotated[TaxId, AfterValidator(_checked)], ...], Field(max_length=TAX_IDS_MAX)] = ()

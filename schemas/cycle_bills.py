@@ -1,4 +1,4 @@
-"""a subscription's invoices → what everything in force has billed for each of its cycles. Pure, and the only sum of it.
+"""A subscription's invoices → the amounts that its valid documents have billed for each cycle. Pure.
 
 For every cycle, Σ of its own invoice, of corrections on later ones, and less credit notes for usage, is what the cycle
 costs; what is not yet so, the subscription's next invoice makes so. A void invoice bills nothing. A cycle whose own
@@ -29,7 +29,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class CycleBill:
-    """What was billed for one cycle of a subscription so far.
+    """The amounts billed for one cycle of a subscription so far.
 
     fixed: the cycle's own invoice; of a waived cycle the void one. counted: ids of the invoices that bill it, in the
     order of the log. billed_minor: their sum for this cycle, less credited_minor. credited_minor, credit_notes: of
@@ -49,7 +49,7 @@ class CycleBill:
 
 
 def shares_of(fixed: InvoiceFixed) -> list[Share]:
-    """What an invoice bills, cycle by cycle: its own first, then those that it corrects."""
+    """The amounts that an invoice bills, by cycle: its own first, then those that it corrects."""
     own = [] if fixed.final else [Share(fixed.cycle_start, fixed.own_minor, fixed.quantities)]
     return own + [Share(each.cycle_start, each.difference_minor, each.quantities) for each in fixed.corrections]
 

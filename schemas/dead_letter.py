@@ -39,5 +39,5 @@ def encode(letter: DeadLetter) -> bytes:
 
 
 def decode(message: bytes) -> DeadLetter:
-    """Raises ValueError for bytes that are no dead letter."""
+    """Raises ValueError for bytes that are not a dead letter."""
     return _decoder.decode(message)

@@ -1,4 +1,4 @@
-"""What a usage event is: its limits, its identity, and the model that names everything that is wrong with one.
+"""The fields of a usage event: its limits, its identity, and the model that names everything that is wrong with one.
 
 The gateway's hot path (ingest_gateway/decode.py) decodes with msgspec; only a batch that fails is read again with this
 model. Value and timestamp are read by the same functions in both, and a property test holds the two to one verdict.

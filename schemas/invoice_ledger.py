@@ -326,7 +326,7 @@ class InvoiceLedger:
                 return self._adjust(record)
 
     def _put(self, invoice: Invoice) -> bool:
-        # Neither a gate that agrees nor news from Stripe ends this hold: somebody's money is with us twice.
+        # Neither a gate that agrees nor an event from Stripe ends this hold: somebody's money is with us twice.
         if invoice.paid_twice and invoice.state != "void":
             reason = f"Stripe invoice {', '.join(invoice.paid_twice)} was paid for the same cycle: refund it"
             invoice = replace(invoice, state="mismatch", code="charged_twice", reason=reason)
@@ -393,7 +393,7 @@ class InvoiceLedger:
             case "gate":
                 return self._gate(record, known)
             case "approve":
-                # What was counted when it was fixed is counted again before it is charged.
+                # Usage that was counted when the invoice was fixed is counted again before it is charged.
                 approved = replace(known, approved=True, approved_by=record.by, gate=None, updated_at=record.at)
                 return not known.approved and self._put(approved)
             case "retry":
@@ -461,7 +461,7 @@ class InvoiceLedger:
         return self._put(replace(settled, state=state, gate=None, code=None, reason=record.memo))
 
     def _retry(self, record: InvoiceStep, known: Invoice) -> bool:
-        """What failed for good may be tried once more, under a new key."""
+        """A step that failed for good may be retried under a new key."""
         steps = {
             key: replace(attempt, code=None) if attempt.phase == "failed" else attempt
             for key, attempt in known.steps.items()
@@ -601,7 +601,7 @@ class InvoiceLedger:
         if record.stripe_customer_id is None:
             return False
         if known is not None and known.stripe_customer_id not in (None, record.stripe_customer_id, record.replaces):
-            return False  # another writer's customer is the one in force
+            return False  # another writer's customer is the valid one
         self.customers[key] = StripeCustomerState(
             attempt=Attempt(record.attempt, "done", record.at, record.stripe_customer_id),
             stripe_customer_id=record.stripe_customer_id,
@@ -661,7 +661,7 @@ def _seen(invoice: Invoice, seen: StripeInvoice | None) -> Invoice:
     ):
         return invoice
     changed = replace(invoice, stripe=seen)
-    # What is held stays held until the gate agrees, or Stripe says that it is over; a draft found later is void too.
+    # A held invoice stays held until the gate agrees, or Stripe says that it is over; a draft found later is void too.
     if invoice.state == "void" or (invoice.state == "mismatch" and _RANK[seen.status] < 3):
         return changed
     return replace(changed, state=_state(changed))

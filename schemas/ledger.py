@@ -79,7 +79,7 @@ PAYMENT_PROCESSING = "payment_processing"
 
 
 class UnreadableLedgerRecord(ValueError):
-    """Bytes in the ledger that are no record. Every reader ignores them alike."""
+    """Bytes in the ledger that are not a record. Every reader ignores them."""
 
 
 # Defaults are left out of the JSON, so that a field added later changes neither old records nor their hashes.
@@ -128,7 +128,7 @@ class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
     """What late and voided events change about an earlier cycle of the subscription, below this invoice's watermark.
 
     corrects: the invoice whose product, meters and cycle it is priced by. counted: invoices that billed the cycle so
-    far, in the order of the log; the record is in force only where the log says the same. quantities: meter id → the
+    far, in the order of the log; the record is valid only where the log says the same. quantities: meter id → the
     whole cycle's total now; none of a waived cycle. before_minor: what `counted` billed for the cycle, less
     credited_minor. credited_minor, credit_notes: of credit notes for usage, before tax. total_minor: what the cycle
     costs now, minimum and flat fees included; 0 of a waived one. The difference is on the invoice as a line, unless it
@@ -151,7 +151,7 @@ class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CarriedCredit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A goodwill credit note of a void invoice, as a line of the revision that takes its place. Before tax."""
+    """A goodwill credit note of a void invoice, as a line of the revision that replaces it. Before tax."""
 
     invoice_id: str
     credit_note_id: str
@@ -195,15 +195,15 @@ def _meter(document: bytes) -> Meter:
 
 
 class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_fixed"):
-    """What an invoice says, once and for all: the first of an invoice id wins.
+    """The content of an invoice, which never changes: the first of an invoice id wins.
 
     cycle_start, cycle_end: the billing cycle, half-open. active_until: end of what is billed: the cycle's, or that of a
     subscription that ended within it. watermark: what was counted, {"epoch": 1, "offsets": {"0": 1871}}.
     product, meters: the catalog's objects as they were priced with. hash: `canonical_hash` of this record.
-    corrections: of earlier cycles. trued_up: every earlier cycle was held against this watermark, and those that are
+    corrections: of earlier cycles. trued_up: every earlier cycle was compared below this watermark, and those that are
     not among the corrections had not changed; then follows is the hash of the subscription's invoice before this one in
-    the log, and the record is in force only where that is so. final: after the subscription's end, of corrections only.
-    writer: the run that wrote it, for people. reissue: of a revision that takes the place of a void invoice; follows is
+    the log, and the record is valid only where that is so. final: after the subscription's end, of corrections only.
+    writer: the run that wrote it, for people. reissue: of a revision that replaces a void invoice; follows is
     then the hash of the invoice before it, too. None: it is the first, or older than the field.
     """
 
@@ -244,7 +244,7 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
 
     @property
     def own_minor(self) -> int:
-        """What it bills for its own cycle, less what other invoices billed for it. Goodwill is no part of that."""
+        """What it bills for its own cycle, less what other invoices billed for it. Goodwill is not part of that."""
         carried = sum(each.amount_minor for each in self.reissue.credits) if self.reissue else 0
         return self.total_minor - sum(each.difference_minor for each in self.corrections) + carried
 
@@ -304,7 +304,7 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     step: `wait` (not computed yet, reason and code say why) · `gate` (do the totals agree?) · `approve` (someone let it
     be charged) · `retry` (someone asked for it to be tried again now, whatever failed) · `draft` · `item` (index: of
     the line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else
-    begins after its intent) · `reissue` (of a void one: its cycle is invoiced anew, as the next revision) · `settle`
+    begins after its intent) · `reissue` (of a void one: its cycle is invoiced again, as the next revision) · `settle`
     (object_id, a second Stripe invoice paid for the same cycle, is dealt with: memo and by say how and by whom)
     · `credit` (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) ·
     `discard` (object_id, a draft, is gone: a second one, or the one that was in use) · `problem` (it could not be
@@ -359,7 +359,7 @@ class OrderRecorded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
 
 
 class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="stripe_customer"):
-    """A customer at Stripe. phase `intent`: about to be made; `done`: the first of an account is the one in force.
+    """A customer at Stripe. phase `intent`: about to be made; `done`: the first of an account is the valid one.
 
     Later `done` records of the same stripe_customer_id say which payment_method (as the catalog names it) was attached,
     under which id (default_payment_method), or why it was not (reason). details: digest of name, address and so on, as
@@ -387,7 +387,7 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
 
 
 class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_adjusted"):
-    """What moved after an invoice was issued, as Stripe showed it: the one read last of an object_id is in force.
+    """What moved after an invoice was issued, as Stripe showed it: of an object_id the one read last is valid.
 
     amount_minor: of the object's own currency, tax included; net_minor: without tax, of a credit note. status: Stripe's
     (`issued`, `void`; `pending`, `succeeded`, `failed`, …; `needs_response`, `won`, `lost`, …). number: the document's.
@@ -441,7 +441,7 @@ def encode(record: LedgerRecord) -> bytes:
 
 
 def decode(message: bytes) -> LedgerRecord:
-    """Raises UnreadableLedgerRecord for everything that is no record."""
+    """Raises UnreadableLedgerRecord for bytes that are not a record."""
     try:
         return _decoder.decode(message)
     except (msgspec.DecodeError, ValueError) as error:

@@ -1,8 +1,8 @@
 """usage.events lost its end: where a partition's log goes on, as the catalog's log says it to everyone. Pure.
 
 A log that lost its end (a power cut with one broker, an unclean election, a volume that was restored) gives offsets
-that were read to other messages. Who went on as if nothing had happened would pass over them. The first record of an id
-is in force, so every reader has the same place.
+that were read to other messages. Who went on as if nothing had happened would pass over them. The first record of an ID
+is valid, so every reader has the same offset.
 """
 
 from __future__ import annotations

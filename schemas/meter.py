@@ -22,7 +22,7 @@ class Aggregation(StrEnum):
 
 
 class MeterSpec(BaseModel):
-    """What a merchant posts. event_name and aggregation never change after creation."""
+    """The fields that a merchant posts. event_name and aggregation never change after creation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -37,7 +37,7 @@ TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
 def _no_bool(value: object) -> object:
-    """JSON's true and false are no numbers, though Python's are."""
+    """JSON's true and false are not numbers, though Python's are."""
     if isinstance(value, bool):
         raise PydanticCustomError("int_type", "a whole number is expected")
     return value
@@ -47,7 +47,7 @@ GraceSeconds = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 
 
 class Scope(StrEnum):
-    """What a key may do. admin includes the other two."""
+    """The permissions of a key. admin includes the other two."""
 
     INGEST = "ingest"
     READ = "read"
@@ -75,7 +75,7 @@ class OrganizationFields(BaseModel):
 
 
 class OrganizationSpec(OrganizationFields):
-    """What an operator or a merchant enters."""
+    """The fields that an operator or a merchant enters."""
 
     tax_rates: tuple[TaxRateId, ...] = ()
     stripe_account_id: StripeAccountId | None = None
@@ -98,7 +98,7 @@ class Organization(OrganizationFields):
 
 
 class ApiKeySpec(BaseModel):
-    """What is asked of a new key."""
+    """The fields of a request for a new key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -6,7 +6,10 @@ from xxhash import xxh3_64_intdigest
 
 
 def customer_key(organization_id: str, customer_id: str) -> str:
-    """What is hashed, and the key of ledger and totals records. NUL is refused in both ids, so no two pairs collide."""
+    """The bytes that are hashed, and the key of ledger and totals records.
+
+    NUL is refused in both IDs, so two pairs never have the same key.
+    """
     return f"{organization_id}\0{customer_id}"
 
 

@@ -1,4 +1,4 @@
-"""What is sold: a currency, prices of usage and fixed prices, benefits.
+"""Products: a currency, prices of usage and fixed prices, benefits.
 
 Usage price: `per_unit`, `graduated`, `volume` or `package` of one meter; priced quantity = max(0, quantity −
 included_units), and tiers run over the priced quantity from 0. Fixed price: `flat_fee` (in arrears) and `minimum` (of
@@ -99,7 +99,7 @@ class FlatFeePrice(_Closed, frozen=True):
 
 
 class MinimumPrice(_Closed, frozen=True):
-    """What a cycle's usage lines cost at least; the rest is topped up."""
+    """The least amount of a cycle's usage lines; the rest is topped up."""
 
     model: Literal["minimum"] = "minimum"
     amount: Amount
@@ -110,7 +110,7 @@ Price = UsagePrice | FlatFeePrice | MinimumPrice
 
 
 class ProductSpec(_Closed, frozen=True):
-    """What a merchant posts."""
+    """The fields that a merchant posts."""
 
     name: Name
     currency: Currency

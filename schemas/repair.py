@@ -17,7 +17,7 @@ from schemas.totals import total_key, unscaled_of
 
 
 class UnreadableRepair(ValueError):
-    """Bytes in usage.repairs that are no repair."""
+    """Bytes in usage.repairs that are not a repair."""
 
 
 Number = Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]+(\.[0-9]{1,9})?$")]

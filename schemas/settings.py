@@ -99,16 +99,16 @@ class Settings(BaseSettings):
     ] = Field(default_factory=lambda known: f"127.0.0.1:{known['local_kafka_port']}")
     kafka_replication_factor: Annotated[
         int | None,
-        Field(ge=1, le=7, description="replicas of the topics that we create; none: the broker's own default"),
+        Field(ge=1, le=7, description="replicas of new topics; none: the broker's default"),
     ] = None
     kafka_min_insync_replicas: Annotated[
-        int | None, Field(ge=1, le=7, description="min.insync.replicas of those topics; none: the broker's own default")
+        int | None, Field(ge=1, le=7, description="min.insync.replicas of new topics; none: the broker's default")
     ] = None
     event_partitions: Annotated[
         int, Field(ge=1, le=1024, description="partitions of usage.events; fixed at first start")
     ] = 12
     topic_prefix: Annotated[
-        str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$", description="put before every topic and group")
+        str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$", description="prefix of every topic and group")
     ] = ""
 
     clickhouse_dsn: Annotated[
@@ -139,7 +139,8 @@ class Settings(BaseSettings):
     ] = SecretStr(STANDIN_WEBHOOK_SECRET)
 
     stripe_calls_per_second: Annotated[
-        int | None, Field(ge=1, description="calls to Stripe at most; none: Stripe's own limit, and no limit elsewhere")
+        int | None,
+        Field(ge=1, description="most calls to Stripe per second; none: Stripe's own limit, and no limit elsewhere"),
     ] = None
     stripe_amount_digits_max: Annotated[
         int,
@@ -147,18 +148,24 @@ class Settings(BaseSettings):
             ge=AMOUNT_DIGITS_MAX, le=12, description="digits of the largest total, in minor units, to send to Stripe"
         ),
     ] = AMOUNT_DIGITS_MAX
-    stripe_timeout_seconds: Annotated[float, Field(gt=0, description="one call to Stripe may take this long")] = 20.0
+    stripe_timeout_seconds: Annotated[float, Field(gt=0, description="timeout of a call to Stripe")] = 20.0
     stripe_retry_seconds: Annotated[
-        float, Field(gt=0, description="a failing call to Stripe is repeated for this long")
+        float, Field(gt=0, description="a failing call to Stripe is retried for this long")
     ] = 30.0
 
-    billing_seconds: Annotated[float, Field(gt=0, description="`billing` looks for due cycles this often")] = 30.0
+    billing_seconds: Annotated[float, Field(gt=0, description="seconds between two rounds of `billing`")] = 30.0
     sweep_seconds: Annotated[
-        float, Field(gt=0, description="`billing` looks at least this often at an open invoice that no webhook told of")
+        float,
+        Field(
+            gt=0,
+            description="longest time between two polls of an open invoice, for changes whose webhooks were missed",
+        ),
     ] = 900.0
-    billing_concurrency: Annotated[int, Field(ge=1, le=256, description="customers invoiced at the same time")] = 16
+    billing_concurrency: Annotated[
+        int, Field(ge=1, le=256, description="customers that a process invoices at the same time")
+    ] = 16
     coverage_timeout_seconds: Annotated[
-        float, Field(gt=0, description="a close waits this long for ClickHouse to have what it is to count")
+        float, Field(gt=0, description="longest wait of a close for ClickHouse to have the events that it counts")
     ] = 120.0
     close_grace_seconds: Annotated[int, Field(ge=0, description="wait after a cycle's end before it is closed")] = 3600
     benefits_grace_seconds: Annotated[
@@ -167,9 +174,9 @@ class Settings(BaseSettings):
     webhook_private_targets: Annotated[
         bool, Field(description="send webhooks to private and loopback addresses too, and without TLS")
     ] = False
-    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60, description="a webhook's endpoint must answer in")] = (
-        10.0
-    )
+    webhook_timeout_seconds: Annotated[
+        float, Field(gt=0, le=60, description="timeout of a merchant's webhook endpoint")
+    ] = 10.0
     webhook_retry_seconds: Annotated[
         float, Field(gt=0, description="first wait before a webhook is sent again; fourfold each time, for 24 h")
     ] = 5.0
@@ -183,7 +190,7 @@ class Settings(BaseSettings):
     ] = None
     log_format: Annotated[str, Field(pattern="^(console|json)$", description="console or json")] = "console"
     log_level: Annotated[
-        str, Field(pattern="^(debug|info|warning|error)$", description="least level that is logged")
+        str, Field(pattern="^(debug|info|warning|error)$", description="lowest level that is logged")
     ] = "info"
 
     body_bytes_max: Annotated[
@@ -217,12 +224,13 @@ class Settings(BaseSettings):
     ] = 500
     linger_ms: Annotated[
         int,
-        Field(
-            ge=0, le=1000, description="requests wait for earlier messages' acknowledgement at most, to be coalesced"
-        ),
+        Field(ge=0, le=1000, description="longest time that a request waits to be batched with others"),
     ] = 10
     delivery_timeout_ms: Annotated[
-        int, Field(ge=100, description="a request answers 503 when Kafka has not acknowledged its events by then")
+        int,
+        Field(
+            ge=100, description="a request is answered 503 when Kafka has not acknowledged its events after this time"
+        ),
     ] = 4000
     queue_events_max: Annotated[int, Field(ge=1000, description="events awaiting acknowledgement before 503")] = 500_000
     queue_bytes_max: Annotated[
@@ -235,13 +243,17 @@ class Settings(BaseSettings):
     ] = 256 * 1024 * 1024
 
     reconcile_seconds: Annotated[
-        float, Field(gt=0, description="all live totals are held against ClickHouse this often")
+        float, Field(gt=0, description="seconds between two comparisons of all live totals with ClickHouse")
     ] = 3600.0
-    dedupe_horizon_hours: Annotated[int, Field(ge=1, description="log time over which live totals know event ids")] = 48
+    dedupe_horizon_hours: Annotated[
+        int, Field(ge=1, description="hours of log time for which live totals remember event IDs")
+    ] = 48
     dedupe_ids_max: Annotated[
-        int, Field(ge=1000, description="ids known a partition at most, whatever the horizon")
+        int, Field(ge=1000, description="most event IDs remembered per partition, whatever the horizon")
     ] = 10_000_000
-    flush_seconds: Annotated[float, Field(gt=0, le=60, description="the aggregator publishes totals this often")] = 1.0
+    flush_seconds: Annotated[
+        float, Field(gt=0, le=60, description="seconds between two publications of live totals")
+    ] = 1.0
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -262,7 +274,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def kafka_properties(self) -> dict[str, str]:
-        """librdkafka properties for every client: bootstrap.servers and all `USAGE_KAFKA_…` that are no field here.
+        """librdkafka properties for every client: bootstrap.servers and each `USAGE_KAFKA_…` that is not a field here.
 
         `USAGE_KAFKA_SASL_USERNAME=u` becomes `sasl.username=u`. The environment wins over .env.
         """

@@ -16,7 +16,7 @@ STANDIN_WEBHOOK_SECRET = "whsec_local"
 
 
 class Secrets(Protocol):
-    """What the rules look at."""
+    """The settings that the rules check."""
 
     @property
     def admin_key(self) -> SecretStr | None: ...

@@ -1,4 +1,4 @@
-"""What an id of Stripe's may look like. Pure.
+"""Patterns of Stripe's IDs. Pure.
 
 A merchant's text becomes part of an address or a header of calls with the operator's key, so an id is checked where it
 is entered, and again where it is used: records stored before the check have whatever was typed then.

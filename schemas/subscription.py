@@ -20,7 +20,7 @@ Rfc3339 = Annotated[str, AfterValidator(_instant)]
 
 
 class SubscriptionSpec(BaseModel):
-    """What a merchant posts. Instants: RFC 3339 with offset.
+    """The fields that a merchant posts. Instants: RFC 3339 with offset.
 
     started_at: the anchor of every cycle; None: now. billed_from: start of the first cycle that is invoiced; None: the
     first. backdate: whether cycles that are over already are to be invoiced.
@@ -96,7 +96,7 @@ class Subscription(BaseModel):
         return BillingCalendar(self.started_at, self.billing_interval, self.time_zone, self.zone_changes)
 
     def product_at(self, cycle_start: int) -> str:
-        """Id of the product in force in the cycle that starts then."""
+        """ID of the product of the cycle that starts then."""
         in_force = self.product_id
         for change in self.changes:
             if change.from_us <= cycle_start:

@@ -1,4 +1,4 @@
-"""What can be known of a tax id when it is entered: its type, and for some types the form of its value. Pure.
+"""Checks of a tax ID when it is entered: its type, and for some types the form of its value. Pure.
 
 Stripe checks more than this when a customer is made; what it refuses then is the reason of that customer's invoices.
 """

@@ -45,7 +45,7 @@ def topic_name(settings: Settings, topic: str) -> str:
 
 
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
-    """All topics. Everything about a customer has the partitioning of usage.events, so that it meets in one place."""
+    """All topics. Records of a customer are partitioned as usage.events, so that they meet in one partition."""
     by_customer = settings.event_partitions
     # Said for every topic: a cluster's own default may be smaller. And a replica that lacks what was acknowledged never
     # becomes the leader: the partition waits for one that has it.

@@ -21,7 +21,7 @@ _DIGITS_MIN = VALUE_SCALE + 1  # one before the point
 
 
 class UnreadableTotal(ValueError):
-    """Bytes in usage.totals that are no record of it."""
+    """Bytes in usage.totals that are not a record of it."""
 
 
 class UsageTotal(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,7 +52,7 @@ class UsageTotal(msgspec.Struct, frozen=True, omit_defaults=True):
     repaired_count: int = 0
 
     def quantity(self, aggregation: Aggregation) -> Decimal:
-        """What a meter with that aggregation reads; max without any value is 0. May be negative."""
+        """The part of a total that a meter with that aggregation reads; max without any value is 0. May be negative."""
         match aggregation:
             case Aggregation.SUM:
                 return Decimal(self.sum)

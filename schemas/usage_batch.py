@@ -100,8 +100,8 @@ def _properties(column: Sequence[dict[str, str]]) -> bytes:
 def message_hash(message: bytes) -> int:
     """64 bits by which a framed message is known wherever it lies in the log; 0: it has no batch_id.
 
-    Of all that it says, not of its batch_id alone: where a writer reuses one for other events, these count. Whoever
-    sends a message again sends the same bytes.
+    Of all that it says, not of its batch_id alone: where a writer reuses one for other events, these count. A
+    client that repeats a message sends the same bytes.
     """
     if message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES] == _NO_BATCH_ID:
         return 0

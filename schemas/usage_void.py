@@ -27,7 +27,7 @@ _COLUMNS = ("organization_id", "customer_id", "event_name", "identity", "reason"
 
 
 class VoidRequest(BaseModel):
-    """What a merchant posts: the event, as its producer named it, that is not to count, and why."""
+    """The fields that a merchant posts: the event, as its producer named it, that is not to count, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -63,7 +63,7 @@ def from_json(document: Mapping[str, Any]) -> Watermark:
 
 
 def lowest(watermarks: Iterable[Watermark]) -> Watermark:
-    """What is below all of them. At least one."""
+    """The offsets below all of them. At least one."""
     found = list(watermarks)
     if all(each is found[0] for each in found):
         return found[0]

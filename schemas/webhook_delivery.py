@@ -1,7 +1,7 @@
 """usage.webhook_deliveries records ⇄ bytes: what was sent to an endpoint about an alert, and with what success.
 
-A record is a delivery's whole state; of one id the greatest revision is in force. A `RetryRequest`, whose key ends in
-NUL and `retry`, asks the worker that has the partition to send it once more. Partition: the alert's.
+A record is a delivery's whole state; of one ID the greatest revision is valid. A `RetryRequest`, whose key ends in
+NUL and `retry`, asks the worker that has the partition to send it again. Partition: the alert's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _RETRY = b"\0retry"
 
 
 class UnreadableDelivery(ValueError):
-    """Bytes in usage.webhook_deliveries that are no record of it."""
+    """Bytes in usage.webhook_deliveries that are not a record of it."""
 
 
 class DeliveryState(StrEnum):

@@ -17,7 +17,7 @@ SECRET_PREFIX = "whsec_"  # of Standard Webhooks; the secret begins after it
 _SECRET_BYTES = 32
 
 # Stricter than a browser's reading, so that all who read the address, the resolver too, see the same host in it:
-# printable ASCII, with no \ anywhere, no @ before the path and no #. It is no part of the published schema: generators
+# printable ASCII, with no \ anywhere, no @ before the path and no #. It is not part of the published schema: generators
 # of test data take minutes to find text that is an URI, has a pattern and is 2,047 letters long.
 _ADDRESS = re.compile(r"(?=[!-~]*\Z)https?://[^/?#@\\]+([/?][^#\\]*)?")
 
@@ -42,7 +42,7 @@ WebhookUrl = Annotated[
 
 
 class WebhookEndpointSpec(BaseModel):
-    """What a merchant posts. Every alert of the organization is sent to url."""
+    """The fields that a merchant posts. Every alert of the organization is sent to url."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

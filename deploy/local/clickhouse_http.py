@@ -1,6 +1,6 @@
 """A directory and ports → ClickHouse's own server, out of chDB's library, as a process.
 
-The server itself is clickhouse_server.py: whoever only starts and stops it need not load the engine.
+The server itself is clickhouse_server.py: a process that only starts and stops it need not load the engine.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _MOVING = "data.moving"
 
 
 def take_over(directory: Path) -> None:
-    """Move what an embedded engine keeps in the directory itself to directory/data. After a kill the next call goes on.
+    """Move an embedded engine's files from the directory to directory/data. After a kill the next call continues.
 
     The embedded engine has a folder `data` of its own, so everything is gathered under another name first.
     """

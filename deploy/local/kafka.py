@@ -63,7 +63,7 @@ def resolve_jars(root: Path | None = None) -> Path:
 def server_properties(data_dir: Path, port: int, controller_port: int, proxied: tuple[int, int] | None = None) -> str:
     """Configuration of a single node: internal topics with one replica, no topic made by accident.
 
-    proxied: a second port that it listens on, and the port that clients which come through it are told to connect to.
+    proxied: a second port that it listens on, and the port that it advertises to clients which come through it.
     """
     theirs, told = ("", "") if proxied is None else (f"PROXIED://{HOST}:{each}," for each in proxied)
     settings = {
@@ -88,8 +88,8 @@ def server_properties(data_dir: Path, port: int, controller_port: int, proxied: 
         # After kill -9 a new registration is refused until the old session is over: 9 s by default.
         "broker.session.timeout.ms": 2_000,
         "broker.heartbeat.interval.ms": 300,
-        # A broker that hands over before it ends answers meanwhile that there are no brokers; there is nobody to hand
-        # over to, and librdkafka from 2.11 on forgets all brokers for good at such an answer (its issue 5301).
+        # A broker that hands over before it ends answers meanwhile with an empty list of brokers; there is no other
+        # broker to hand over to, and librdkafka from 2.11 on forgets all brokers at such an answer (its issue 5301).
         "controlled.shutdown.enable": "false",
         "log.cleaner.dedupe.buffer.size": 32 * 1024 * 1024,  # The default, 128 MiB, is a sixth of the heap.
         "log.retention.check.interval.ms": 60_000,
@@ -152,7 +152,7 @@ class KafkaBroker(ManagedProcess):
             f"-Xmx{_HEAP_MAX}",
             f"-Xms{_HEAP_MAX}",
             # The quick compiler only: on two cores the other one takes a core for the first half minute, which halves
-            # what the stack does meanwhile, and a local broker's own work is no bottleneck.
+            # what the stack does meanwhile, and a local broker's own work is not a bottleneck.
             "-XX:TieredStopAtLevel=1",
             *_shared_classes(jars, make=True),
             "-XX:+UseG1GC",

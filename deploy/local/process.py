@@ -76,7 +76,7 @@ def answers(port: int, host: str = HOST) -> bool:
 
 
 def tail(path: Path, lines: int = 30, bytes_max: int = 16_384) -> str:
-    """The last lines of a log, empty when there is none."""
+    """The last lines of a log, empty without a log."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - bytes_max))
@@ -120,7 +120,7 @@ class ManagedProcess:
         self.name = name
         self.log_path = log_path
         self._popen: subprocess.Popen[bytes] | None = None
-        self._asked: subprocess.Popen[bytes] | None = None  # the process that was told to end
+        self._asked: subprocess.Popen[bytes] | None = None  # the process that received the signal to end
 
     @property
     def pid(self) -> int | None:
@@ -181,7 +181,7 @@ class ManagedProcess:
         return self._popen.returncode
 
     def terminate(self) -> None:
-        """SIGTERM, without waiting; also to a frozen process, which would not see it before it goes on.
+        """SIGTERM, without waiting; also to a frozen process, which would not see it before it continues.
 
         Once for each process: a second one would come in the middle of an end in order.
         """

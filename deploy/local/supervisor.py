@@ -1,6 +1,6 @@
 """plan.json → running processes: started in order, started again when they die, ended in reverse order.
 
-Runs in the background as `python -m deploy.local.supervisor DIRECTORY`; whoever started it follows state.json. It
+Runs in the background as `python -m deploy.local.supervisor DIRECTORY`; its starter follows state.json. It
 holds a lock on its directory for as long as it lives, so a pid in state.json means something exactly while the lock
 is held. Its children get SIGTERM from the kernel if it is killed itself (Linux).
 """
@@ -336,7 +336,7 @@ class Supervisor:
 def keep_short(path: Path, bytes_max: int = _LOG_BYTES_MAX) -> bool:
     """Move the newest half of a log that is too long to NAME.log.1, the rest away; whether it was too long.
 
-    Whoever writes to it appends, and so goes on at its new beginning.
+    Its writer appends, and so continues at its new beginning.
     """
     if path.stat().st_size <= bytes_max:
         return False

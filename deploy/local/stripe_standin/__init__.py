@@ -1,6 +1,6 @@
 """A stand-in for Stripe's API, with a state: what this project calls, as Stripe documents it.
 
-It is no part of the product, which knows it only as the address in STRIPE_API_BASE, and it imports nothing of the
+It is not part of the product, which knows it only as the address in STRIPE_API_BASE, and it imports nothing of the
 product. It speaks one API version, that which the installed official SDK pins (`state.API_VERSION`), and checks
 every parameter against that SDK's own types. What it does not implement it refuses by name.
 
@@ -17,5 +17,5 @@ Where its behaviour comes from:
   2026-08-26.dahlia;
 - not verified, and marked so in the module that decides it: rounding of tax over several lines (totals), when
   Stripe charges an invoice that a call finalized with auto_advance, which events a 3D Secure demand makes
-  (collection). Minimum charges are those of the invoice's currency; Stripe looks at the settlement currency (money).
+  (collection). Minimum charges are those of the invoice's currency; Stripe uses the settlement currency (money).
 """

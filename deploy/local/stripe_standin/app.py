@@ -242,7 +242,7 @@ class App:
             raise _rate_limited()
 
     async def _fail(self, fault: Fault, key: str | None) -> ApiError | None:
-        """Carry out a fault that comes before execution; None when the request goes on after it."""
+        """Carry out a fault that comes before execution; None when the request continues after it."""
         match fault.kind:
             case "delay":
                 await asyncio.sleep(fault.seconds)
@@ -259,7 +259,7 @@ class App:
                 raise Dropped(None if fault.kind == "reset_before" else await _hold(fault.seconds))
 
     def run_due(self) -> None:
-        """Let Stripe do by itself what is due by now, each step at its own time."""
+        """Let Stripe take every step that is due by now, each at its own time."""
         until = self.world.now
         try:
             while (due := self.world.due(until)) is not None:
@@ -271,7 +271,7 @@ class App:
             self.world.freeze(None)
 
     async def tick(self) -> None:
-        """Do what is due, for ever."""
+        """Take due steps until the process ends."""
         while True:
             self.run_due()
             await asyncio.sleep(TICK_SECONDS)

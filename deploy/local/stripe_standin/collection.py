@@ -33,7 +33,7 @@ REQUIRES_ACTION = (
 
 
 def schedule_draft(invoice: Invoice) -> None:
-    """Set or clear the times at which Stripe finalizes and charges a draft by itself."""
+    """Set or clear the times at which Stripe finalizes and charges a draft without a call."""
     automatic = invoice.auto_advance
     charged = automatic and invoice.collection_method == "charge_automatically"
     invoice.automatically_finalizes_at = invoice.created + DRAFT_SECONDS + 1 if automatic else None
@@ -246,7 +246,7 @@ def mark_uncollectible(scope: Scope, invoice: Invoice) -> None:
 
 
 def step(scope: Scope, invoice: Invoice) -> None:
-    """What Stripe does by itself with an invoice whose time has come."""
+    """The steps that Stripe takes with an invoice whose time has come."""
     now = scope.now
     if invoice.status == "draft" and _reached(invoice.automatically_finalizes_at, now):
         invoice.automatically_finalizes_at = None

@@ -304,7 +304,7 @@ def render_discount(customer: Customer, discount: Discount) -> Json:
 
 
 def discount(scope: Scope, customer: Customer, percent_off: Decimal, coupon: str) -> Json:
-    """A coupon, for ever, as Stripe's dashboard and older API versions redeem it: this one has no parameter for it.
+    """A coupon without an end, as Stripe's dashboard and older API versions redeem it; this one has no parameter.
 
     Source: Stripe's changelog, 2025-03-31.basil, "Removes coupon and promotion code parameters".
     """

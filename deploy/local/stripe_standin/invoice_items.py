@@ -54,7 +54,7 @@ def render(scope: Scope, item: InvoiceItem) -> Json:
 
 
 def draft(scope: Scope, id_: str) -> Invoice:
-    """The invoice that an item is meant for. Raises ApiError when there is none or it can't change any more."""
+    """The invoice that an item is meant for. Raises ApiError when it does not exist or can't change any more."""
     invoice = scope.get(Invoice, id_, "invoice", status=400)
     if invoice.status != "draft":
         raise refused("This invoice is no longer editable", code="invoice_not_editable", param="invoice")

@@ -136,7 +136,7 @@ def render_line(invoice: Invoice, item: InvoiceItem) -> Json:
 
 
 def snapshot(scope: Scope, customer: Customer) -> Json:
-    """What an invoice shows of its customer; kept as it was at finalization."""
+    """The customer's fields that an invoice shows; kept as it was at finalization."""
     return {
         "customer_address": customer.address,
         "customer_email": customer.email,

@@ -299,7 +299,7 @@ def list_lines(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
 
 
 def advance(scope: Scope, invoice_id: str) -> None:
-    """One step that Stripe takes by itself, if the invoice is still there."""
+    """One step that Stripe takes without a call, if the invoice is still there."""
     invoice = scope.find(Invoice, invoice_id)
     if invoice is not None:
         collection.step(scope, invoice)

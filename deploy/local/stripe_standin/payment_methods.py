@@ -25,7 +25,7 @@ def expiry_year(created: int) -> int:
 
 
 def card_details(name: str, created: int) -> Json:
-    """What a payment method and a charge both say of a card."""
+    """Fields of a card that a payment method and a charge share."""
     card = cards.CARDS[name]
     return {
         "brand": card.brand,
@@ -76,7 +76,7 @@ def _card(method: PaymentMethod) -> Json:
 
 
 def debit_details(card: cards.Card) -> Json:
-    """What a payment method and a charge both say of a bank account."""
+    """Fields of a bank account that a payment method and a charge share."""
     known: Json = {"fingerprint": f"standin{card.last4}", "last4": card.last4}
     match card.type:
         case "sepa_debit":
@@ -206,7 +206,7 @@ def update(scope: Scope, path: tuple[str, ...], params: Json) -> Json:
 
 
 def listing(scope: Scope, customer: Customer | None, params: Json, url: str) -> Json:
-    """A page of a customer's payment methods; without a customer, of all that are attached to one."""
+    """A page of a customer's payment methods; without a customer, of every method that is attached to one."""
     owned = (
         [scope.shown(PaymentMethod, id_) for id_ in customer.payment_methods]
         if customer is not None

@@ -81,7 +81,7 @@ class StripeStandin:
         return answer.json()
 
     def advance(self, seconds: int) -> int:
-        """Move the clock on, with all that Stripe does by itself until then. Returns the new time."""
+        """Move the clock forward, with every step that Stripe takes until then. Returns the new time."""
         return int(self.control("POST", "clock", {"advance_seconds": seconds})["now"])
 
     def fault(self, kind: str, method: str = "*", path: str = "*", **more: Any) -> None:

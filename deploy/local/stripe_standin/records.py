@@ -244,7 +244,7 @@ class Invoice(Record, kw_only=True):
 
     @property
     def next_step_at(self) -> int | None:
-        """When Stripe does something with this invoice by itself: finalizes it, charges it, calls it overdue."""
+        """When Stripe does something with this invoice without a call: finalizes it, charges it, calls it overdue."""
         times: list[int | None] = []
         if self.status == "draft":
             times.append(self.automatically_finalizes_at)

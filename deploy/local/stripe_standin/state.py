@@ -31,7 +31,7 @@ _records = msgspec.json.Decoder(type=Union[KINDS])  # noqa: UP007 - made from a 
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """What an operator sets in Stripe's dashboard, and knobs for tests. GET and POST /_standin/settings."""
+    """Settings of Stripe's dashboard, and switches for tests. GET and POST /_standin/settings."""
 
     first_attempt_seconds: int = 3600
     """After finalization with auto_advance, until Stripe charges by itself; 0: within the call that finalizes."""
@@ -129,7 +129,7 @@ class World:
         self.store.put_setting("clock_offset", str(self._offset).encode())
 
     def due(self, until: int) -> tuple[int, str, str] | None:
-        """The earliest (time, account, invoice) at which an invoice moves by itself, removed from the queue."""
+        """The earliest (time, account, invoice) at which an invoice changes without a call, removed from the queue."""
         while self._due and self._due[0][0] <= until:
             at, account, invoice = heapq.heappop(self._due)
             if self._scheduled.get((account, invoice)) == at:
@@ -205,7 +205,7 @@ class World:
 
 
 class Scope:
-    """One account as one request, or one step that Stripe takes by itself, sees and changes it."""
+    """One account as one request, or one step that Stripe takes on its own, sees and changes it."""
 
     def __init__(
         self, world: World, account: Account, request_id: str | None = None, idempotency_key: str | None = None

@@ -44,7 +44,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What is to be paid, and the customer's balance afterwards. small: below what can be charged, carried on."""
+    """The amount to be paid, and the customer's balance afterwards. small: below what can be charged, carried on."""
 
     amount_due: int
     ending_balance: int
