@@ -9,13 +9,17 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from catalog.overlaps import OverlapCode
+from schemas.ledger import HoldCode, State, WaitCode
 from schemas.settings import Settings
 from tests.doc_commands import blocks
 from usage_billing.cli import app
 from usage_billing.describe import describe_settings
+from warehouse.audit_windows import EventClass
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -91,9 +95,26 @@ def error_codes() -> Iterator[str]:
 
 def test_every_error_code_is_documented():
     documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "errors.md").read_text()))
-    found = set(error_codes())
+    found = {*error_codes(), *get_args(OverlapCode)}
     assert len(found) > 50
     assert found - documented == set()
+
+
+def test_the_runbook_says_what_to_do_about_every_reason_of_an_invoice():
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert [code for code in (*get_args(WaitCode), *get_args(HoldCode)) if f"`{code}`" not in runbook] == []
+
+
+def test_every_state_of_an_invoice_and_class_of_an_event_is_explained():
+    concepts = (ROOT / "docs" / "concepts.md").read_text()
+    names = (*get_args(State), *(found.label for found in EventClass))
+    assert [name for name in names if f"`{name}`" not in concepts] == []
+
+
+def test_tests_that_a_page_names_exist():
+    named = [path for page in PAGES for path in re.findall(r"`(tests/[\w/]+\.py)`", prose(page))]
+    assert len(named) > 15
+    assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
 def test_every_page_is_in_the_navigation():
