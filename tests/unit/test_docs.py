@@ -14,7 +14,26 @@ from typing import get_args
 import pytest
 
 from catalog.overlaps import OverlapCode
+from dashboard.control.common import PAGE_MAX
+from dashboard.control.webhook_endpoints import ENDPOINTS_MAX
+from dashboard.pages.session import FORM_BYTES_MAX
+from dashboard.routing import BODY_BYTES_MAX as CONTROL_BODY_BYTES_MAX
+from dashboard.writes import IDEMPOTENCY_KEY_LENGTH_MAX
+from runtime.body import SECONDS_MAX, SILENT_SECONDS_MAX
+from schemas.decimals import DECIMAL_PLACES_MAX
+from schemas.event import (
+    EVENTS_PER_BATCH_MAX,
+    PROPERTIES_MAX,
+    PROPERTY_KEY_LENGTH_MAX,
+    PROPERTY_VALUE_LENGTH_MAX,
+    TEXT_LENGTH_MAX,
+    TIMESTAMP_AHEAD_US_MAX,
+    VALUE_DIGITS_MAX,
+    VALUE_SCALE,
+    VALUE_TEXT_LENGTH_MAX,
+)
 from schemas.ledger import HoldCode, State, WaitCode
+from schemas.product import PRICES_MAX, TIERS_MAX
 from schemas.settings import Settings
 from tests.doc_commands import blocks
 from usage_billing.cli import app
@@ -109,6 +128,29 @@ def test_every_state_of_an_invoice_and_class_of_an_event_is_explained():
     concepts = (ROOT / "docs" / "concepts.md").read_text()
     names = (*get_args(State), *(found.label for found in EventClass))
     assert [name for name in names if f"`{name}`" not in concepts] == []
+
+
+def test_the_limits_are_the_ones_of_the_code():
+    page = (ROOT / "docs" / "limits.md").read_text()
+    defaults = {name: field.get_default() for name, field in Settings.model_fields.items()}
+    stated = (
+        f"| {EVENTS_PER_BATCH_MAX:,} |".replace("| ", "| 1 to "),
+        f"{defaults['body_bytes_max'] >> 20} MiB (`USAGE_BODY_BYTES_MAX`)",
+        f"64 KiB, {CONTROL_BODY_BYTES_MAX >> 20} MiB, {FORM_BYTES_MAX >> 10} KiB",
+        f"{SILENT_SECONDS_MAX:g} s for the first byte, {SECONDS_MAX:g} s for all",
+        f"1 to {TEXT_LENGTH_MAX} characters | 422",
+        f"1 to {IDEMPOTENCY_KEY_LENGTH_MAX} characters | 400",
+        f"below 10^{VALUE_DIGITS_MAX}, {VALUE_SCALE} decimals, {VALUE_TEXT_LENGTH_MAX} characters",
+        f"{TIMESTAMP_AHEAD_US_MAX // 60_000_000} minutes ahead",
+        f"{PROPERTIES_MAX}; names of {PROPERTY_KEY_LENGTH_MAX}, values of {PROPERTY_VALUE_LENGTH_MAX} characters",
+        f"| {PRICES_MAX}, {TIERS_MAX} |",
+        f"| {DECIMAL_PLACES_MAX} |",
+        f"| {ENDPOINTS_MAX} |",
+        f"| {PAGE_MAX} |",
+        f"{defaults['key_streams_max']}, {defaults['organization_streams_max']} (settings)",
+        f"{defaults['queue_events_max']:,} and {defaults['queue_bytes_max'] >> 20} MiB",
+    )
+    assert [text for text in stated if text not in page] == []
 
 
 def test_tests_that_a_page_names_exist():
