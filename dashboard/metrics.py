@@ -11,7 +11,7 @@ RECORDS_UNREADABLE = Counter(
     ["topic"],
 )
 SERIES = Gauge("usage_dashboard_live_series", "Customers × event names held in memory.")
-LISTENERS = Gauge("usage_dashboard_stream_clients", "Clients that listen to changes now.")
+LISTENERS = Gauge("usage_dashboard_stream_clients", "Open streams of changes.")
 VISIBLE_SECONDS = Histogram(
     "usage_dashboard_visible_seconds",
     "From the aggregator's publishing of a total to its being shown; the oldest of each batch.",

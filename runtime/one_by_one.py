@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 FAILURES = Counter(
     "usage_loop_failures_total",
-    "Records, invoices or customers that a loop could not handle; the others went on.",
+    "Records, invoices or customers that a loop could not handle; the others continued.",
     ["loop"],
 )
 _REASON_LENGTH_MAX = 500

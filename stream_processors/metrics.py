@@ -9,14 +9,14 @@ from prometheus_client import Counter, Gauge, Histogram
 LAG = Gauge("usage_aggregator_lag", "Messages of usage.events that are not in the totals yet.", ["partition"])
 EVENTS_APPLIED = Counter("usage_aggregator_events_applied_total", "Events added to totals.")
 DUPLICATES = Counter("usage_aggregator_duplicates_total", "Events that were known by their identity and not added.")
-UNREADABLE = Counter("usage_aggregator_unreadable_total", "Messages that are no UsageBatch; the sink reports them.")
+UNREADABLE = Counter("usage_aggregator_unreadable_total", "Messages that are not a UsageBatch; the sink reports them.")
 REPAIRS = Counter(
     "usage_aggregator_repairs_total",
     "Repairs of totals: applied, stale (computed from another state of the total) or unreadable.",
     ["outcome"],
 )
-GAPS = Counter("usage_aggregator_gaps_total", "Times that the consumer had to go back after a rebalance.")
-OFFSETS_LOST = Counter("usage_aggregator_offsets_lost_total", "Offsets gone from the log before they counted.")
+GAPS = Counter("usage_aggregator_gaps_total", "Rewinds of the consumer after a rebalance.")
+OFFSETS_LOST = Counter("usage_aggregator_offsets_lost_total", "Offsets that expired before they were counted.")
 TOTALS = Gauge("usage_aggregator_totals", "Totals held in memory.", ["partition"])
 FLUSH_SECONDS = Histogram(
     "usage_aggregator_flush_seconds",
@@ -34,7 +34,7 @@ ALERT_SECONDS = Histogram(
     "From received_at of the newest message counted to the alert's acknowledgement.",
     buckets=(0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
 )
-DEDUPE_IDS = Gauge("usage_aggregator_dedupe_ids", "Event ids that are known.", ["partition"])
+DEDUPE_IDS = Gauge("usage_aggregator_dedupe_ids", "Event IDs that the worker remembers.", ["partition"])
 DEDUPE_HORIZON_SECONDS = Gauge(
     "usage_aggregator_dedupe_horizon_seconds", "Log time back to which event ids are known.", ["partition"]
 )
@@ -56,7 +56,7 @@ BYTES = Counter("usage_sink_bytes_total", "Bytes of the messages inserted.")
 DEAD_LETTERS = Counter("usage_sink_dead_letters_total", "Messages set aside as unreadable.", ["reason"])
 FOREIGN_FAILURES = Counter(
     "usage_sink_foreign_failures_total",
-    "Inserts that failed because of a view or constraint that somebody else made on our tables.",
+    "Inserts that failed because of a foreign view or constraint on our tables.",
     ["whose"],
 )
 INSERT_SECONDS = Histogram(
@@ -72,7 +72,7 @@ STORED_SECONDS = Histogram(
 REPAIRS_WRITTEN = Counter(
     "usage_reconcile_repairs_total", "Differences of live totals written to usage.repairs.", ["reason"]
 )
-RECONCILED_TOTALS = Counter("usage_reconcile_totals_total", "Live totals held against ClickHouse.")
+RECONCILED_TOTALS = Counter("usage_reconcile_totals_total", "Live totals compared with ClickHouse.")
 RECONCILE_SECONDS = Histogram(
     "usage_reconcile_seconds", "Time that a round of reconciling took.", buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
 )

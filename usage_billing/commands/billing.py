@@ -131,7 +131,7 @@ def explain(
     events: Annotated[bool, Parameter(help="With the events behind each line.", negative="")] = False,
     csv: Annotated[bool, Parameter(help="The events alone, as CSV.", negative="")] = False,
 ) -> int:
-    """Tell how every amount of an invoice came about, down to the events behind it."""
+    """Explain every amount of an invoice, down to the events behind it."""
     settings = settings_for("invoice")
 
     def told() -> None:

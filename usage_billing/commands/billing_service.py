@@ -15,7 +15,7 @@ Ids = Annotated[str, Parameter(help="Invoices, inv_…; without any, all that it
 
 @app.default
 def run() -> int:
-    """Close what is due, by itself, and follow payments."""
+    """Close due cycles continuously and follow payments."""
     from billing_job.worker import run as work
 
     return work(settings_for("billing"))

@@ -32,7 +32,7 @@ def list_(
         bool, Parameter(name="--json", help="A line of JSON each, with the whole message.", negative="")
     ] = False,
 ) -> int:
-    """List dead letters with their reasons and places."""
+    """List dead letters with their reasons and coordinates."""
     settings = settings_for("dead-letters")
     try:
         with connect(settings) as client:
@@ -73,7 +73,7 @@ def replay(
     *,
     reason: Reason = None,
 ) -> int:
-    """Write dead letters that can be read by now into usage.events again, each once; 1 when any is left.
+    """Write dead letters that can be read by now into usage.events again, each once; exit with 1 when any is left.
 
     Neighbours are not touched, and a letter that was stored meanwhile is not written again.
     """

@@ -90,7 +90,7 @@ def findings(settings: Settings, checks: dict[str, Check]) -> list[Finding]:
 def doctor(
     *, as_json: Annotated[bool, Parameter(name="--json", help="Print the findings as JSON.", negative="")] = False
 ) -> int:
-    """Check what is configured, and say what to mend; 1 when anything is found."""
+    """Check a deployment and print each problem with its remedy; exit with 1 when there is one."""
     found = findings(settings_for("doctor"), CHECKS)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2, ensure_ascii=False))

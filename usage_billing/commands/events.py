@@ -80,7 +80,7 @@ def void(
     ] = None,
     address: Address = None,
 ) -> int:
-    """Void an event, so that it does not count, and print where its tombstone lies."""
+    """Void an event, so that it does not count, and print its tombstone's offset."""
     settings = settings_for("events-void")
     try:
         with client_for(settings, key, address) as client:

@@ -63,7 +63,7 @@ def revenue(
 def open_items(
     *, from_: From = None, to: To = None, organization: OrganizationId = DEFAULT_ORGANIZATION, format_: Format = "csv"
 ) -> int:
-    """Print the invoices issued in a period of which something is still to be paid."""
+    """Print the invoices issued in a period that are not paid in full."""
     return _report("open-items", organization, from_, to, format_)
 
 
@@ -75,7 +75,7 @@ def accrual(
     organization: OrganizationId = DEFAULT_ORGANIZATION,
     format_: Format = "csv",
 ) -> int:
-    """Print what was used and not invoiced at a date, late usage too, priced as if every open cycle ended there."""
+    """Print usage that was not invoiced at a date, late usage included, priced as if every open cycle ended there."""
     settings, at_us = settings_for("finance"), _instant("--at", at)
     try:
         require_near(at_us, _now())

@@ -27,7 +27,7 @@ def reconcile(
     organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None,
     dry_run: Annotated[bool, Parameter(help="Show the differences, repair nothing.", negative="")] = False,
 ) -> int:
-    """Hold live totals against ClickHouse and repair what differs; 1 when not all could be compared or repaired."""
+    """Compare live totals with ClickHouse and repair differences; 1 when not all could be compared or repaired."""
     settings = settings_for("reconcile")
     partitions = range(check_partitions(settings).partitions)
     scope = None if organization is None else [Affected(organization)]

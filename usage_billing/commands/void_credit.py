@@ -32,7 +32,7 @@ def void(
         bool, Parameter(help="Have the next close invoice its cycle anew.", name="--reissue", negative="")
     ] = False,
 ) -> int:
-    """Void an invoice that is not paid, at Stripe too. With --reissue its cycle is invoiced anew, as a revision."""
+    """Void an invoice that is not paid, at Stripe too. With --reissue its cycle is invoiced again, as a revision."""
 
     def done(billing: Billing, invoice: Invoice) -> str:
         voided = void_invoice(billing, invoice, reason, by=getpass.getuser())
