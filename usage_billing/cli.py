@@ -22,18 +22,18 @@ app = cyclopts.App(
 app.command(
     "usage_billing.commands.events:app",
     name="events",
-    help="Usage events: look at them as they come, send some, void one, import a file.",
+    help="Usage events: tail, send, void, import a file.",
 )
 app.command(
     "usage_billing.commands.dead_letters:app",
     name="dead-letters",
-    help="Messages of usage.events that could not be read: list them, replay them.",
+    help="Messages of usage.events that could not be read: list, replay.",
 )
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(
     "usage_billing.commands.organizations:app",
     name="organizations",
-    help="Organizations: what only the operator sets.",
+    help="Organizations: settings that only the operator changes.",
 )
 app.command(
     "usage_billing.commands.billing:app",
@@ -43,7 +43,7 @@ app.command(
 app.command(
     "usage_billing.commands.billing_service:app",
     name="billing",
-    help="Close what is due, by itself, and follow payments; retry or approve by hand.",
+    help="Close due cycles continuously and follow payments; retry or approve by hand.",
 )
 app.command(
     "usage_billing.commands.billing:close",
@@ -54,26 +54,27 @@ app.command(
 )
 app.command(
     "usage_billing.commands.audit:audit",
-    help="Put every accepted event into one class, and hold live totals against them; 1 when it does not balance.",
+    help="Assign every accepted event to one class and compare live totals; exit with 1 when it does not balance.",
 )
 app.command(
     "usage_billing.commands.duplicates:duplicates",
-    help="List events that came more than once, and those whose copies conflict.",
+    help="List events that were sent more than once, and those whose copies differ.",
 )
 app.command(
     "usage_billing.commands.reconcile:reconcile",
-    help="Hold live totals against ClickHouse and repair what differs.",
+    help="Compare live totals with ClickHouse and repair differences.",
 )
 app.command(
     "usage_billing.commands.local:up", help="Start the local stack and all services; returns when everything is ready."
 )
 app.command(
     "usage_billing.commands.doctor:doctor",
-    help="Check what is configured, and say what to mend; 1 when anything is found.",
+    help="Check a deployment and print each problem with its remedy; exit with 1 when there is one.",
 )
 app.command("usage_billing.commands.local:down", help="End what `up` started.")
 app.command(
-    "usage_billing.commands.local:status", help="Show every process of the local stack; 1 unless all are ready."
+    "usage_billing.commands.local:status",
+    help="Show every process of the local stack; exit with 1 unless all are ready.",
 )
 
 

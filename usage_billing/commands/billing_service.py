@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from usage_billing.console import DONE, FAILED, out, settings_for
 
-app = App(name="billing", help="Close what is due, by itself, and follow payments; retry or approve by hand.")
+app = App(name="billing", help="Close due cycles continuously and follow payments; retry or approve by hand.")
 Ids = Annotated[str, Parameter(help="Invoices, inv_…; without any, all that it could be.", name="ID")]
 
 
