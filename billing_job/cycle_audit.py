@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from billing_job.compute import cost_minor
 from billing_job.counts import Need, need_of, quantity
 from billing_job.late import fixed_invoice_of
+from billing_job.loops import invoice_by_invoice
 from schemas.currency import from_minor
 from schemas.cycle_bills import CycleBill, cycle_bills, shares_of, usage_notes
 from schemas.decimals import decimal_text, plain
@@ -66,16 +67,18 @@ class CycleFault:
 @dataclass(frozen=True, slots=True)
 class CyclesAudit:
     """cycles: how many were billed. unsettled: of these, those of which a void invoice or a credit note has taken away
-    what the next invoice makes up for. not_compared: counted beyond what ClickHouse has now."""
+    what the next invoice makes up for. not_compared: counted beyond what ClickHouse has now. problems: subscription →
+    why its cycles could not be audited."""
 
     cycles: int
     unsettled: int
     not_compared: int
     faults: tuple[CycleFault, ...]
+    problems: Mapping[str, str]
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return not self.faults and not self.problems
 
     def document(self) -> dict[str, Any]:
         return {
@@ -84,6 +87,7 @@ class CyclesAudit:
             "not_compared": self.not_compared,
             "differing": len(self.faults),
             "faults": [each.document() for each in self.faults[:LISTED_MAX]],
+            "problems": dict(list(self.problems.items())[:LISTED_MAX]),
         }
 
 
@@ -120,17 +124,20 @@ def audit_cycles(
     )
     faults: list[CycleFault] = []
     said: list[_Said] = []
+    problems: dict[str, str] = {}
+    loop = invoice_by_invoice("audit", problems.__setitem__)
     cycles = unsettled = 0
     for key in subscriptions:
-        invoices = ledger.of_subscription(*key)
-        bills = cycle_bills(invoices)
-        cycles += len(bills)
-        said += _said(ledger, invoices, bills.values())
-        off = [fault for bill in bills.values() if (fault := _amount_fault(bill)) is not None]
-        if off and _is_made_up_for(invoices):
-            unsettled += len(off)
-        else:
-            faults += off
+        with loop.one(key[1]):
+            invoices = ledger.of_subscription(*key)
+            bills = cycle_bills(invoices)
+            cycles += len(bills)
+            said += list(_said(ledger, invoices, bills.values()))
+            off = [fault for bill in bills.values() if (fault := _amount_fault(bill)) is not None]
+            if off and _is_made_up_for(invoices):
+                unsettled += len(off)
+            else:
+                faults += off
     comparable = [each for each in said if each.at.reached_by(stored)]
     asked = [
         (each, meter, (each.need.window(meter), each.at))
@@ -138,12 +145,21 @@ def audit_cycles(
         for meter in each.need.meters
         if meter.id in each.quantities
     ]
-    totals = counts.totals_at([counted for _, _, counted in asked], organization_id)
+    counted_now: dict[CountedAt, UsageTotal] = {}
+    for totals in loop.by_halves(
+        asked,
+        lambda some: counts.totals_at([counted for _, _, counted in some], organization_id),
+        lambda one: fixed_invoice_of(ledger, one[0].invoice_id).subscription_id,
+    ):
+        counted_now |= totals
     for each, meter, counted in asked:
-        found = quantity(meter, totals[counted])
-        if Decimal(each.quantities[meter.id]) != found:
-            faults.append(_count_fault(ledger, each, meter.id, found))
-    return CyclesAudit(cycles, unsettled, len(said) - len(comparable), tuple(faults))
+        if counted not in counted_now:
+            continue  # its subscription is among the problems
+        with loop.one(fixed_invoice_of(ledger, each.invoice_id).subscription_id):
+            found = quantity(meter, counted_now[counted])
+            if Decimal(each.quantities[meter.id]) != found:
+                faults.append(_count_fault(ledger, each, meter.id, found))
+    return CyclesAudit(cycles, unsettled, len(said) - len(comparable), tuple(faults), problems)
 
 
 def _said(ledger: InvoiceLedger, invoices: Iterable[Invoice], bills: Iterable[CycleBill]) -> Iterator[_Said]:

@@ -18,12 +18,13 @@ from dashboard.invoice_desk import InvoiceDesk, LateUsage
 from dashboard.preview import Preview, previews
 from dashboard.usage_queries import trimmed
 from runtime.csv_text import csv_rows, safe_cell
+from runtime.one_by_one import OneByOne
 from schemas.currency import amount_text
 from schemas.decimals import plain
 from schemas.meter import Meter
 from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.subscription import Subscription
-from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.client import ClickHouseError, Client, concerns_all, unavailable
 
 Cells = list[str]
 Table = tuple[tuple[str, ...], Iterator[list[Cells]]]
@@ -191,22 +192,57 @@ ACCRUAL = (
 )  # fmt: skip
 
 
-def accrual(client: Client, desk: InvoiceDesk, view: CatalogView, organization_id: str, at_us: int) -> list[Accrued]:
+@dataclass(frozen=True, slots=True)
+class Accrual:
+    """lines: what is accrued. missing: subscriptions of which that is not known; the rest is complete."""
+
+    lines: Sequence[Accrued]
+    missing: Sequence[NotAccrued] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NotAccrued:
+    customer_id: str
+    subscription_id: str
+    product_id: str
+    reason: str
+
+
+def accrual(client: Client, desk: InvoiceDesk, view: CatalogView, organization_id: str, at_us: int) -> Accrual:
     """What was used before a date and was on no issued invoice then, priced as if each cycle ended there.
 
     Flat fees and minimums are prorated up to the date. What cycles that were invoiced by then cost beyond that, late
-    usage, is a line of its own. Every event counts that was acknowledged before the call. Raises DeskUnavailable.
+    usage, is a line of its own. Every event counts that was acknowledged before the call. A subscription that can't be
+    counted or priced is left out, with all its lines, and named. Raises DeskUnavailable, WarehouseUnavailable.
     """
+    lines: list[Accrued] = []
     with desk.everything_stored() as watermark:
         invoiced = desk.invoiced_by(organization_id, at_us, watermark)
-        wanted = [
-            (subscription, cycle)
-            for subscription in view.all(Subscription, organization_id)
-            for cycle in _begun(subscription, at_us)
-            if (subscription.id, cycle.start_us) not in invoiced.cycles
-        ]
-        made = previews(client, view, wanted, watermark, until_us=at_us)
-    return [*(each for preview in made for each in _accrued(view, preview)), *map(_late, invoiced.late)]
+        problems = dict(invoiced.problems)
+
+        def accrued(subscriptions: Sequence[Subscription]) -> list[Accrued]:
+            wanted = [
+                (subscription, cycle)
+                for subscription in subscriptions
+                for cycle in _begun(subscription, at_us)
+                if (subscription.id, cycle.start_us) not in invoiced.cycles
+            ]
+            made = previews(client, view, wanted, watermark, until_us=at_us)
+            return [each for preview in made for each in _accrued(view, preview)]
+
+        loop = OneByOne("accrual", concerns_all, problems.__setitem__)
+        subscriptions = view.all(Subscription, organization_id)
+        for part in loop.by_halves(subscriptions, accrued, lambda subscription: subscription.id):
+            lines += part
+    lines += map(_late, invoiced.late)
+    return Accrual(
+        [each for each in lines if each.subscription_id not in problems],
+        [
+            NotAccrued(each.customer_id, each.id, each.product_id, problems[each.id])
+            for each in subscriptions
+            if each.id in problems
+        ],
+    )
 
 
 def _begun(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
@@ -246,7 +282,11 @@ def _late(late: LateUsage) -> Accrued:
     )
 
 
-def accrual_table(accrued: Sequence[Accrued]) -> Table:
+NOT_COMPUTED = "not_computed"
+"""In the place of a meter's name: of a subscription whose accrual is not known; its quantity and amount are empty."""
+
+
+def accrual_table(accrual: Accrual) -> Table:
     rows = [
         [
             each.customer_id,
@@ -260,7 +300,11 @@ def accrual_table(accrued: Sequence[Accrued]) -> Table:
             amount_text(each.net, each.currency),
             each.currency,
         ]
-        for each in accrued
+        for each in accrual.lines
+    ]
+    rows += [
+        [each.customer_id, each.subscription_id, each.product_id, "", NOT_COMPUTED, "", "", "", "", ""]
+        for each in accrual.missing
     ]
     return ACCRUAL, iter([rows] if rows else [])
 

@@ -82,11 +82,12 @@ class LateUsage:
 class InvoicedBy:
     """What was invoiced by a date. cycles: (subscription, start in µs), those too whose invoice is void for good.
 
-    late: what they cost beyond that.
+    late: what they cost beyond that. problems: subscription → why that is not known.
     """
 
     cycles: frozenset[tuple[str, int]]
     late: tuple[LateUsage, ...]
+    problems: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from dashboard.live_view import Lag, LiveView
 from dashboard.metrics import LISTENERS, RECORDS, RECORDS_UNREADABLE, SERIES, VISIBLE_SECONDS
 from runtime.kafka_watch import watched
+from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import totals
@@ -86,6 +87,7 @@ class LiveTotals:
         self._events_topic = topic_name(settings, USAGE_EVENTS)
         self._partitions = range(settings.event_partitions)
         self._next_offsets: dict[int, int] | None = None
+        self._one_by_one = OneByOne("live", lambda _: False)
         self._listeners: set[Listener] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -212,16 +214,17 @@ class LiveTotals:
                     raise KafkaException(error)
                 log.warning("live_totals_read_error", error=str(error))  # librdkafka goes on by itself
                 continue
-            record = self._decoded(message)
-            if isinstance(record, UsageTotal):
-                if self._apply_total(record):
-                    new_totals.setdefault(record.organization_id, []).append(record)
-            elif isinstance(record, Alert) and self.view.apply_alert(record):
-                new_alerts.setdefault(record.organization_id, []).append(record)
-            elif isinstance(record, Progress):
-                self.view.apply_progress(record)
-            elif isinstance(record, WebhookDelivery):
-                self.view.apply_delivery(record)
+            with self._one_by_one.one(f"{message.topic()} {message.partition()}/{message.offset()}"):
+                record = self._decoded(message)
+                if isinstance(record, UsageTotal):
+                    if self._apply_total(record):
+                        new_totals.setdefault(record.organization_id, []).append(record)
+                elif isinstance(record, Alert) and self.view.apply_alert(record):
+                    new_alerts.setdefault(record.organization_id, []).append(record)
+                elif isinstance(record, Progress):
+                    self.view.apply_progress(record)
+                elif isinstance(record, WebhookDelivery):
+                    self.view.apply_delivery(record)
         RECORDS.inc(len(messages))
         if not (new_totals or new_alerts):
             return

@@ -7,6 +7,7 @@ last look is priced again, so that thousands of subscriptions cost little.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -14,6 +15,7 @@ from catalog.view import CatalogView
 from dashboard.live_view import LiveView
 from dashboard.subscriptions import cycle_at
 from pricing.invoice_lines import price_lines
+from runtime.one_by_one import OneByOne
 from schemas.currency import from_minor
 from schemas.meter import Meter
 from schemas.period import Cycle
@@ -24,11 +26,15 @@ from schemas.totals import UsageTotal
 
 @dataclass(frozen=True, slots=True)
 class Revenue:
-    """amounts: currency → major units before tax. subscriptions: with an open cycle. at: when it was priced, µs."""
+    """amounts: currency → major units before tax. subscriptions: with an open cycle. at: when it was priced, µs.
+
+    not_priced: subscription → why it is in no amount.
+    """
 
     amounts: dict[str, Decimal]
     subscriptions: int
     at: int
+    not_priced: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +56,32 @@ class OpenRevenue:
         self._organization_id = organization_id
         self._priced: dict[str, _Open] = {}
         self._seen = 0  # the last change of live totals that is priced
+        self._not_priced: dict[str, str] = {}
+        self._loop = OneByOne("revenue", lambda _: False, self._fail)
+
+    def _fail(self, subscription_id: str, reason: str) -> None:
+        self._not_priced[subscription_id] = reason
 
     def at(self, now: int) -> Revenue:
         """now: µs."""
         priced: dict[str, _Open] = {}
+        self._not_priced = {}
         changed, seen = self._live.changed_since(self._organization_id, self._seen)
         for subscription in self._view.all(Subscription, self._organization_id):
             known = self._priced.get(subscription.id)
-            if known is None or known.subscription is not subscription or now not in known.cycle:
-                known = self._begun(subscription, now)
-            elif subscription.customer_id in changed:
-                known = self._current(known)
-            if known is not None:
-                priced[subscription.id] = known
+            with self._loop.one(subscription.id):
+                if known is None or known.subscription is not subscription or now not in known.cycle:
+                    known = self._begun(subscription, now)
+                elif subscription.customer_id in changed:
+                    known = self._current(known)
+                if known is not None:
+                    priced[subscription.id] = known
         self._priced, self._seen = priced, seen
         minor: dict[str, int] = defaultdict(int)
         for each in priced.values():
             minor[each.product.currency] += each.amount_minor
         amounts = {currency: from_minor(amount, currency) for currency, amount in sorted(minor.items())}
-        return Revenue(amounts, len(priced), now)
+        return Revenue(amounts, len(priced), now, self._not_priced)
 
     def _begun(self, subscription: Subscription, now: int) -> _Open | None:
         """A subscription in its cycle, not priced yet; None: it has none now."""

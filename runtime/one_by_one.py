@@ -7,6 +7,7 @@ concerns everybody, `shared`: Kafka or ClickHouse away.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,6 +23,7 @@ FAILURES = Counter(
     ["loop"],
 )
 _REASON_LENGTH_MAX = 500
+_TOLD_MAX = 10_000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +51,7 @@ class OneByOne:
         self._name = name
         self._shared = shared
         self._on_failure = on_failure
+        self._told: OrderedDict[str, str] = OrderedDict()
 
     @contextmanager
     def one(self, key: str) -> Generator[None]:
@@ -61,11 +64,16 @@ class OneByOne:
             self.failed(key, error)
 
     def failed(self, key: str, error: Exception) -> None:
-        """Tell that the thing with this key failed."""
+        """Tell that the thing with this key failed. A loop that runs for ever logs the same failure once."""
+        reason = reason_of(error)
         FAILURES.labels(self._name).inc()
-        log.error("one_failed", loop=self._name, key=key, reason=reason_of(error), exc_info=error)
+        if self._told.get(key) != reason:
+            log.error("one_failed", loop=self._name, key=key, reason=reason, exc_info=error)
+            self._told[key] = reason
+            if len(self._told) > _TOLD_MAX:
+                self._told.popitem(last=False)
         if self._on_failure is not None:
-            self._on_failure(key, reason_of(error))
+            self._on_failure(key, reason)
 
     def by_halves(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result], key: Callable[[Item], str]

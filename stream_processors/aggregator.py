@@ -25,7 +25,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import faust
@@ -33,11 +32,12 @@ import structlog
 import uvloop
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from catalog.cycles import affected_by, tile_at
+from catalog.cycles import affected_by
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
 from runtime.kafka_watch import TopicWatch
+from runtime.one_by_one import OneByOne
 from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
@@ -76,6 +76,7 @@ from stream_processors.exact_table import (
 from stream_processors.moments import Seen
 from stream_processors.repairs import Raw, RepairReader
 from stream_processors.state import Fired, PartitionState
+from stream_processors.tiles import Tiles
 from stream_processors.totals import Total
 
 log = structlog.get_logger(__name__)
@@ -168,6 +169,8 @@ class Aggregator:
         self._repairs = RepairReader(settings)
         self._producer = DurableProducer(settings.kafka_properties)
         self._alerts = AlertBook(self._view, self._grace_us)
+        self._tiles = Tiles(self._view)
+        self._one_by_one = OneByOne("aggregator", lambda _: False)
         self._catalog_changes: deque[CatalogRecord] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
@@ -208,7 +211,7 @@ class Aggregator:
         return PartitionState(
             partition,
             self._topic_id,
-            partial(tile_at, self._view),
+            self._tiles,
             horizon_us=self._settings.dedupe_horizon_hours * _HOUR_US,
             ids_max=self._settings.dedupe_ids_max,
             grace_us=self._grace_us,
@@ -378,15 +381,16 @@ class Aggregator:
         new_rules: dict[tuple[str, str], set[str]] = {}
         while self._catalog_changes:
             record = self._catalog_changes.popleft()
-            if (affected := affected_by(record)) is not None:
-                for state in states.values():
-                    state.totals.forget_tiles(affected)
-            if isinstance(rule := record.state, AlertRule):
-                new_rules.setdefault((rule.organization_id, rule.meter_id), set()).add(rule.id)
-            elif isinstance(subscription := record.state, Subscription):
-                for state in states.values():
-                    totals = state.totals.of_customer(subscription.organization_id, subscription.customer_id)
-                    self._hold(state, totals)
+            with self._one_by_one.one(f"{record.kind} {record.state.id}"):
+                if (affected := affected_by(record)) is not None:
+                    for state in states.values():
+                        state.totals.forget_tiles(affected)
+                if isinstance(rule := record.state, AlertRule):
+                    new_rules.setdefault((rule.organization_id, rule.meter_id), set()).add(rule.id)
+                elif isinstance(subscription := record.state, Subscription):
+                    for state in states.values():
+                        totals = state.totals.of_customer(subscription.organization_id, subscription.customer_id)
+                        self._hold(state, totals)
         for (organization_id, meter_id), rule_ids in new_rules.items():
             if (meter := self._view.get(Meter, organization_id, meter_id)) is None:
                 continue
@@ -521,12 +525,13 @@ class Aggregator:
             die("repairs could not be applied", error)
 
     def _repair(self, state: PartitionState, raw: Raw) -> None:
-        repair = None
-        try:
-            repair = repair_codec.decode(raw.value)
-        except UnreadableRepair as error:
-            log.error("repair_unreadable", partition=raw.partition, offset=raw.offset, error=str(error))
-        applied = state.repair(raw.offset, repair)
+        repair, applied = None, False
+        with self._one_by_one.one(f"repair at {raw.partition}/{raw.offset}"):
+            try:
+                repair = repair_codec.decode(raw.value)
+            except UnreadableRepair as error:
+                log.error("repair_unreadable", partition=raw.partition, offset=raw.offset, error=str(error))
+            applied = state.repair(raw.offset, repair)
         metrics.REPAIRS.labels("unreadable" if repair is None else "applied" if applied else "stale").inc()
         if repair is not None:
             log.info("repair", repair_id=repair.repair_id, applied=applied, partition=raw.partition, offset=raw.offset)

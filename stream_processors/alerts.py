@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from catalog.alert_kinds import KINDS, NO_TERMS, Reached, Terms, first_used, terms_of
 from catalog.cycles import meter_reads
 from catalog.view import CatalogView
+from runtime.one_by_one import OneByOne
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, AlertRule, NotSent, alert_id
 from schemas.decimals import plain
@@ -50,6 +51,7 @@ class AlertBook:
         self._watches: dict[tuple[str, str], tuple[_Watch, ...]] = {}
         self._reads: dict[tuple[str, str, Cycle], bool] = {}
         self._terms: dict[tuple[str, str, Cycle, bool, int | None], Terms] = {}
+        self._loop = OneByOne("alerts", lambda _: False)
 
     def due(
         self,
@@ -82,20 +84,23 @@ class AlertBook:
                     continue
                 if rule_ids is not None and watch.rule.id not in rule_ids:
                     continue
-                for total in _concerned(watch, changed):
-                    if (watch.rule.id, series.customer_id, total.cycle.start_us) in fired:
-                        continue
-                    if (alert := self._alert(watch, total, now)) is not None and alert.id not in alerts:
-                        why = self._not_sent(watch.rule, total, at_us, is_new=is_new(watch.rule))
-                        alerts[alert.id] = alert if why is None else replace(alert, not_sent=why)
+                # A rule that can't be checked against this customer keeps no other alert back.
+                with self._loop.one(f"rule {watch.rule.id} of customer {series.customer_id}"):
+                    for total in _concerned(watch, changed):
+                        if (watch.rule.id, series.customer_id, total.cycle.start_us) in fired:
+                            continue
+                        if (alert := self._alert(watch, total, now)) is not None and alert.id not in alerts:
+                            why = self._not_sent(watch.rule, total, at_us, is_new=is_new(watch.rule))
+                            alerts[alert.id] = alert if why is None else replace(alert, not_sent=why)
         return list(alerts.values())
 
     def _watches_on(self, organization_id: str, event_name: str) -> tuple[_Watch, ...]:
-        return tuple(
-            _Watch(rule, meter, KINDS[rule.kind](rule, meter))
-            for meter in self._view.meters_reading(organization_id, event_name)
-            for rule in self._view.rules_on(organization_id, meter.id)
-        )
+        watches: list[_Watch] = []
+        for meter in self._view.meters_reading(organization_id, event_name):
+            for rule in self._view.rules_on(organization_id, meter.id):
+                with self._loop.one(f"rule {rule.id}"):
+                    watches.append(_Watch(rule, meter, KINDS[rule.kind](rule, meter)))
+        return tuple(watches)
 
     def _alert(self, watch: _Watch, total: Total, now: int) -> Alert | None:
         """None: the threshold is not reached, or the cycle is none of the meter's."""

@@ -18,6 +18,7 @@ from confluent_kafka import Producer
 
 from catalog.cycles import Affected, tile_at
 from catalog.view import CatalogView
+from runtime.one_by_one import OneByOne
 from runtime.topics import admin_client
 from schemas import repair as repairs
 from schemas.decimals import exact
@@ -30,7 +31,7 @@ from schemas.watermark import Watermark
 from stream_processors import metrics
 from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
 from stream_processors.state import UNNAMED
-from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.client import ClickHouseError, Client, concerns_all, unavailable
 from warehouse.one_store import one_store
 from warehouse.settled import settled
 from warehouse.totals import NO_USAGE, TotalsRequest, exact_totals
@@ -57,13 +58,14 @@ class RepairsUnwritten(Exception):
 @dataclass(frozen=True, slots=True)
 class PartitionReport:
     """What came of a partition. offset: its place. totals: how many were held against ClickHouse. repairs: what they
-    differ by. skipped: why nothing was compared; None: it was."""
+    differ by. skipped: why nothing was compared; None: it was. problems: series → why it could not be."""
 
     partition: int
     offset: int = 0
     totals: int = 0
     repairs: tuple[UsageRepair, ...] = ()
     skipped: str | None = None
+    problems: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ class ReconcileReport:
     @property
     def skipped(self) -> dict[int, str]:
         return {each.partition: each.skipped for each in self.partitions if each.skipped is not None}
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Series that could not be compared → why; the others were."""
+        return {series: reason for each in self.partitions for series, reason in each.problems.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +115,50 @@ def matches(scope: Sequence[Affected] | None, series: SeriesKey) -> bool:
     )
 
 
+def series_text(series: SeriesKey) -> str:
+    """For people."""
+    organization_id, customer_id, event_name = series
+    return f"{event_name} of customer {customer_id} of {organization_id}"
+
+
 def wanted_totals(
-    view: CatalogView, snapshot: LiveSnapshot, used: Iterable[UsedMonth], scope: Sequence[Affected] | None
+    view: CatalogView,
+    snapshot: LiveSnapshot,
+    used: Iterable[UsedMonth],
+    scope: Sequence[Affected] | None,
+    loop: OneByOne,
 ) -> list[_Wanted]:
-    """Every total that there is, and every one that there should be by the catalog as it is now. Pure."""
-    found: dict[bytes, tuple[SeriesKey, Cycle, UsageTotal | None]] = {}
+    """Every total that there is, and every one that there should be by the catalog as it is now.
+
+    loop: hears of series whose cycles can't be found; no total of theirs is wanted. Pure.
+    """
+    wanted: list[_Wanted] = []
+    used_by: dict[SeriesKey, list[UsedMonth]] = {}
+    for month in used:
+        used_by.setdefault(month.series, []).append(month)
+    live_by: dict[SeriesKey, list[tuple[bytes, UsageTotal]]] = {}
     for key, total in snapshot.totals.items():
         series = (total.organization_id, total.customer_id, total.event_name)
         if matches(scope, series):
-            found[key] = (series, Cycle(total.cycle_start, total.cycle_end), total)
+            live_by.setdefault(series, []).append((key, total))
+    for series in dict.fromkeys((*live_by, *used_by)):
+        with loop.one(series_text(series)):
+            wanted += _wanted_of(view, series, live_by.get(series, ()), used_by.get(series, ()))
+    return wanted
+
+
+def _wanted_of(
+    view: CatalogView, series: SeriesKey, live: Iterable[tuple[bytes, UsageTotal]], used: Iterable[UsedMonth]
+) -> list[_Wanted]:
+    found: dict[bytes, tuple[Cycle, UsageTotal | None]] = {
+        key: (Cycle(total.cycle_start, total.cycle_end), total) for key, total in live
+    }
     for month in used:
         for cycle in _cycles_in(view, month):
-            found.setdefault(total_key(*month.series, cycle.start_us, cycle.end_us), (month.series, cycle, None))
+            found.setdefault(total_key(*series, cycle.start_us, cycle.end_us), (cycle, None))
     return [
-        _Wanted(key, series, cycle, live, tuple(_windows(view, series, cycle)))
-        for key, (series, cycle, live) in found.items()
+        _Wanted(key, series, cycle, total, tuple(_windows(view, series, cycle)))
+        for key, (cycle, total) in found.items()
     ]
 
 
@@ -278,17 +314,25 @@ class Reconciler:
             used = used_months(client, partition, place, None if scope is None else [_asked(each) for each in scope])
         except ClickHouseError as error:
             raise unavailable(error) from error
-        wanted = wanted_totals(self._view, snapshot, used, scope)
-        counted = self._exact(client, wanted, place)
+        problems: dict[str, str] = {}
+        loop = OneByOne("reconcile", concerns_all, problems.__setitem__)
+        wanted = wanted_totals(self._view, snapshot, used, scope, loop)
+        counted = self._exact(client, wanted, place, loop)
         now_us = time.time_ns() // 1000
-        differences = (
-            difference(each, added(counted[w] for w in each.windows), progress.topic_id, partition,
-                       progress.next_offset, reason, now_us)
-            for each in wanted
-        )  # fmt: skip
-        found = tuple(repair for repair in differences if repair is not None)
-        metrics.RECONCILED_TOTALS.inc(len(wanted))
-        return PartitionReport(partition, progress.next_offset, len(wanted), found)
+        found: list[UsageRepair] = []
+        compared = 0
+        for each in wanted:
+            if any(window not in counted for window in each.windows):
+                continue  # its series is among the problems
+            with loop.one(series_text(each.series)):
+                repair = difference(
+                    each, added(counted[w] for w in each.windows), progress.topic_id, partition,
+                    progress.next_offset, reason, now_us,
+                )  # fmt: skip
+                compared += 1
+                found += [] if repair is None else [repair]
+        metrics.RECONCILED_TOTALS.inc(compared)
+        return PartitionReport(partition, progress.next_offset, compared, tuple(found), problems=problems)
 
     def _covered(
         self, partition: int, topic_id: str, offset: int, wait_seconds: float, stopping: Callable[[], bool]
@@ -305,14 +349,22 @@ class Reconciler:
                 return f"ClickHouse has it up to {stored.offsets.get(partition, 0)}, the totals up to {offset}"
             time.sleep(_POLL_SECONDS)
 
-    def _exact(self, client: Client, wanted: Sequence[_Wanted], place: Watermark) -> Mapping[TotalsRequest, ExactTotal]:
+    def _exact(
+        self, client: Client, wanted: Sequence[_Wanted], place: Watermark, loop: OneByOne
+    ) -> Mapping[TotalsRequest, ExactTotal]:
+        """loop: hears of windows that can't be counted; they have no total."""
         windows = sorted(
             {window for each in wanted for window in each.windows},
             key=lambda w: (w.organization_id, w.customer_id, w.event_name, w.start_us, w.end_us),
         )
         found: dict[TotalsRequest, ExactTotal] = {}
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
-            found |= exact_totals(client, windows[first : first + WINDOWS_AT_ONCE], place)
+            for part in loop.by_halves(
+                windows[first : first + WINDOWS_AT_ONCE],
+                lambda some: exact_totals(client, some, place),
+                lambda window: series_text((window.organization_id, window.customer_id, window.event_name)),
+            ):
+                found |= part
         return found
 
 

@@ -187,9 +187,10 @@ class ReconcileService:
         return [partition for partition in mine if partition in wanted]
 
     def _tell(self, report: ReconcileReport) -> None:
-        if report.repairs or report.skipped:
+        if report.repairs or report.skipped or report.problems:
             log.info(
                 "reconciled", totals=report.totals, repairs=len(report.repairs), skipped=report.skipped,
+                problems=report.problems,
                 seconds=round(report.seconds, 3),
             )  # fmt: skip
 

@@ -20,6 +20,7 @@ from billing_job.counts import Counts
 from billing_job.cycle_audit import audit_cycles
 from billing_job.explain import NoSuchLine, events_csv, explained_invoice
 from billing_job.ledger import LedgerLog, LedgerUnavailable
+from billing_job.loops import invoice_by_invoice
 from billing_job.simulate import NotSimulable
 from billing_job.steps import Billing, InvoiceStopped
 from billing_job.stripe_api import IdempotencyMisuse, StripeApi, StripeDeclined, StripeFailure, StripeRefused
@@ -143,13 +144,18 @@ class LedgerDesk:
         keys = [(organization_id, each.id) for each in view.all(Subscription, organization_id)]
         known = [invoice for key in keys for invoice in ledger.of_subscription(*key)]
         late: list[late_usage.PendingLate] = []
+        problems: dict[str, str] = {}
         if trues_up(view, organization_id):
-            late = self._answered(
-                lambda: late_usage.pending(ledger, self._counts(), keys, watermark, issued_by_us=at_us)
+            parts = invoice_by_invoice("accrual", problems.__setitem__).by_halves(
+                keys,
+                lambda some: late_usage.pending(ledger, self._counts(), some, watermark, issued_by_us=at_us),
+                key=lambda key: key[1],
             )
+            late = self._answered(lambda: [each for part in parts for each in part])
         return InvoicedBy(
             cycles=frozenset((each.subscription_id, each.cycle_start) for each in known if _is_billed(each, at_us)),
             late=tuple(map(_late, late)),
+            problems=problems,
         )
 
     def cycles_billed(self, organization_id: str, stored: Watermark) -> CyclesBilled:

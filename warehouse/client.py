@@ -51,6 +51,11 @@ class TooMuch(WarehouseUnavailable):
     """A query asked for more than the server gives one query: memory, time or rows. Asking for less may help."""
 
 
+def concerns_all(error: Exception) -> bool:
+    """Whether ClickHouse is away; a query that asks too much of it may be about one customer alone."""
+    return isinstance(error, WarehouseUnavailable) and not isinstance(error, TooMuch)
+
+
 # system.errors: TOO_MANY_ROWS, TIMEOUT_EXCEEDED, MEMORY_LIMIT_EXCEEDED, TOO_MANY_BYTES.
 _TOO_MUCH_CODES = frozenset({158, 159, 241, 307})
 

@@ -68,7 +68,7 @@ class CyclesOut(BaseModel):
     """Σ of what invoices and credit notes billed for each cycle, against what it costs. billed: how many cycles were.
 
     unsettled: what a void invoice or a credit note took away, and the next invoice makes up for. not_compared: counted
-    beyond what ClickHouse has now.
+    beyond what ClickHouse has now. problems: subscription → why its cycles could not be audited; the others were.
     """
 
     billed: int
@@ -76,6 +76,7 @@ class CyclesOut(BaseModel):
     not_compared: int
     differing: int
     faults: list[CycleFaultOut]
+    problems: dict[str, str]
 
 
 class AuditOut(BaseModel):

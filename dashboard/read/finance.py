@@ -30,6 +30,12 @@ class FinanceRows(BaseModel):
     data: list[dict[str, str]]
 
 
+class AccrualRows(FinanceRows):
+    """problems: subscription → why what it accrued is not known; its row says `not_computed` and has no amount."""
+
+    problems: dict[str, str]
+
+
 def _answer(table: Table, name: str, wanted: str) -> Response | FinanceRows:
     if wanted == "csv":
         return csv_response(csv_chunks(table), f"{name}.csv")
@@ -42,7 +48,7 @@ def _answer(table: Table, name: str, wanted: str) -> Response | FinanceRows:
     return FinanceRows(data=rows)
 
 
-@router.get("/finance/accrual", response_model=FinanceRows, responses=_CSV)
+@router.get("/finance/accrual", response_model=AccrualRows, responses=_CSV)
 async def get_accrual(
     request: Request,
     caller: Caller,
@@ -53,6 +59,7 @@ async def get_accrual(
 
     `late_usage`: what came late for a cycle that was invoiced by then, and was on no invoice. Every event counts that
     was accepted before the request; where ClickHouse does not have them all within some seconds the answer is a 503.
+    A subscription that can't be counted or priced has one row, `not_computed`, without an amount.
     """
     services, when = services_of(request), instant("at", at)
     try:
@@ -60,8 +67,12 @@ async def get_accrual(
     except TooFarAhead as error:
         raise field_problem("at", "at_range", str(error)) from None
     desk, view, organization_id = desk_of(services), services.catalog.view, caller.organization_id
-    rows = await answered(lambda: accrual(services.warehouse.client(), desk, view, organization_id, when))
-    return _answer(accrual_table(rows), "accrual", format)
+    found = await answered(lambda: accrual(services.warehouse.client(), desk, view, organization_id, when))
+    answer = _answer(accrual_table(found), "accrual", format)
+    if isinstance(answer, FinanceRows):
+        problems = {each.subscription_id: each.reason for each in found.missing}
+        return AccrualRows(data=answer.data, problems=problems)
+    return answer
 
 
 @router.get("/finance/{report}", response_model=FinanceRows, responses=_CSV)

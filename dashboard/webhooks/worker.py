@@ -85,7 +85,8 @@ class WebhookWorker:
         self._alerts_topic = topic_name(settings, USAGE_ALERTS)
         self._deliveries_topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
         self._shelves: dict[int, Shelf] = {}
-        self._loop = OneByOne("webhooks", lambda _: False)  # an alert that no delivery can be made of
+        # An alert that no delivery can be made of, a record that nothing can be done with.
+        self._loop = OneByOne("webhooks", lambda error: isinstance(error, KafkaException))
         self._busy: Counter[str] = Counter()  # endpoint → requests in flight
         self._sending: set[asyncio.Task[None]] = set()
         self._unwritten: list[tuple[Shelf, WebhookDelivery]] = []
@@ -187,7 +188,8 @@ class WebhookWorker:
         if self._broken is not None:
             raise self._broken
         for message in messages:
-            self._take(message)
+            with self._loop.one(f"{message.topic()} {message.partition()}/{message.offset()}"):
+                self._take(message)
         try:
             await self._write()  # what came of attempts, before anything new
             now = now_us()

@@ -96,8 +96,8 @@ async def api(world: BillingWorld) -> AsyncIterator[httpx.AsyncClient]:
     desk.close()
 
 
-def command(world: BillingWorld, *arguments: str) -> Rows:
-    done = subprocess.run(
+def run(world: BillingWorld, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [str(Path(sys.executable).parent / "usage-billing"), "finance", *arguments],
         env=os.environ | world.env,
         capture_output=True,
@@ -105,6 +105,10 @@ def command(world: BillingWorld, *arguments: str) -> Rows:
         timeout=60,
         check=False,
     )
+
+
+def command(world: BillingWorld, *arguments: str) -> Rows:
+    done = run(world, *arguments)
     assert done.returncode == 0, done.stderr
     return list(csv.DictReader(io.StringIO(done.stdout)))
 
@@ -342,3 +346,27 @@ async def test_late_usage_is_accrued_from_its_cycles_invoice_until_its_own(
     assert last is not None
     assert await accrued(at) == late, "it was not invoiced then"
     assert await accrued(format_rfc3339(last + SECOND_US)) == []
+
+
+async def test_a_subscription_without_an_accrual_is_named_and_all_others_are_accrued(
+    world: BillingWorld, api: httpx.AsyncClient
+) -> None:
+    """Its start is one that no calendar has: the accrual of the whole organization was a 500."""
+    at = format_rfc3339(APRIL - SECOND_US)
+    before = await rows(api, "accrual", at=at)
+    assert before
+    world.subscribe("odd", TIERS, started_at=-(10**17))
+    answer = await api.get("/finance/accrual", params={"at": at})
+    assert answer.status_code == 200, answer.text
+    nothing = dict.fromkeys(("meter_id", "period_start", "period_end", "quantity", "net", "currency"), "")
+    missing = {"customer_id": "odd", "subscription_id": "sub_odd", "product_id": "prod_odd", "meter": "not_computed"}
+    assert answer.json() == {
+        "data": [*before, nothing | missing],
+        "problems": {"sub_odd": "ValueError: value or calculation out of range"},
+    }
+    stored = world.query("SELECT * FROM finance_accrual ORDER BY ALL")
+    done = run(world, "accrual", "--at", at, "--keep")
+    assert done.returncode == 1
+    assert "1 subscriptions are not computed and nothing is kept: sub_odd: ValueError" in done.stderr
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == len(before) + 1
+    assert world.query("SELECT * FROM finance_accrual ORDER BY ALL") == stored

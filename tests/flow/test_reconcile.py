@@ -18,6 +18,8 @@ from confluent_kafka import Producer
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas import repair as repairs
+from schemas.alert_rule import AlertKind
+from schemas.meter import Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of
 from schemas.period import parse_rfc3339
@@ -85,6 +87,18 @@ class World(MeteringWorld):
             partition_of(DEFAULT_ORGANIZATION, customer, self.settings.event_partitions), encode_voids(voids)
         )
         self.flush()
+
+    def forge(self, customer: str) -> None:
+        """Add 1000 to the customer's total of March, as nobody should."""
+        total = self.totals()[customer, "calls", MARCH]
+        forged = UsageRepair(
+            repair_id(b"forged", 0, total.topic_id, 0), *total.cycle_key, 0, 1, "1000", "1000", total.max,
+            total.topic_id, total.partition, total.last_offset, RepairReason.RECONCILE, 0,
+        )  # fmt: skip
+        producer = Producer({**self.settings.kafka_properties, "acks": "all"})
+        topic = topic_name(self.settings, USAGE_REPAIRS)
+        producer.produce(topic, repairs.encode(forged), forged.key, partition=forged.partition)
+        assert producer.flush(10) == 0
 
     def is_settled(self) -> bool:
         """Whether the totals contain, and ClickHouse has, all of the log."""
@@ -186,15 +200,7 @@ def test_a_total_that_someone_changed_is_found_and_repaired(world: World) -> Non
     with world.left_alone():
         code, said = world.command(name="audit")
         assert (code, "balances" in said) == (0, True), said
-        total = world.totals()["tampered", "calls", MARCH]
-        forged = UsageRepair(
-            repair_id(b"forged", 0, total.topic_id, 0), *total.cycle_key, 0, 1, "1000", "1000", "5",
-            total.topic_id, total.partition, total.last_offset, RepairReason.RECONCILE, 0,
-        )  # fmt: skip
-        producer = Producer({**world.settings.kafka_properties, "acks": "all"})
-        topic = topic_name(world.settings, USAGE_REPAIRS)
-        producer.produce(topic, repairs.encode(forged), forged.key, partition=forged.partition)
-        assert producer.flush(10) == 0
+        world.forge("tampered")
         until(lambda: world.total("tampered") == ("1005", 2, "1000"), 30)
         code, said = world.command("--json", name="audit")
         assert code == 1
@@ -223,3 +229,31 @@ def test_a_row_that_is_gone_is_named_by_its_place(world: World) -> None:
 def test_a_wrong_organization_is_wrong_usage(world: World) -> None:
     assert world.command("--organization", "nobody")[0] == 2
     assert world.command("--organization", "nobody", name="audit")[0] == 2
+
+
+def test_a_subscription_without_a_calendar_stops_no_total_alert_or_repair_of_others(world: World) -> None:
+    """Its start is one that no calendar has: the aggregator ended at the customer's next event, again and again."""
+    meter = world.catalog.view.all(Meter)[0]
+    for customer in ("odd", "even"):
+        world.customer(customer)
+    even = world.subscription("even", meter, included="0", unit_amount="1")
+    of_no_calendar = {"id": "sub_odd", "customer_id": "odd", "started_at": -(10**17)}
+    world.catalog.write(even.model_copy(update=of_no_calendar), 0)
+    world.rule("money", meter, "3", kind=AlertKind.AMOUNT, customer_id=None)
+    world.rule("units", meter, "3", customer_id="even")
+
+    with world.left_alone():
+        world.send(Event("odd", value="5"), Event("even", value="4"))
+        until(lambda: world.total("even") == ("4", 1, "4"), 30)
+        until(lambda: world.total("odd") == ("5", 1, "5"), 30)  # in the calendar month
+        fired = {(alert.rule_id, alert.customer_id) for (alert, *_) in world.alerts().values()}
+        assert fired >= {("rule_money", "even"), ("rule_units", "even")}
+        assert ("rule_money", "odd") not in fired
+        world.forge("even")
+        until(lambda: world.total("even")[0] == "1004", 30)
+    until(world.is_settled, 30)
+    with world.left_alone():
+        code, said = world.command()
+        assert code == 1
+        assert "calls of customer odd of default was not compared: ValueError" in said
+        assert world.total("even") == ("4", 1, "4")

@@ -68,7 +68,7 @@ def audit(
     else:
         _show(found, live)
         _show_cycles(cycles)
-    return DONE if found.ok and cycles.ok and not live.repairs and not live.skipped else FAILED
+    return DONE if found.ok and cycles.ok and not live.repairs and not live.skipped and not live.problems else FAILED
 
 
 def _live_document(live: ReconcileReport) -> dict[str, Any]:
@@ -77,6 +77,7 @@ def _live_document(live: ReconcileReport) -> dict[str, Any]:
         "differences": [_difference(repair) for repair in live.repairs[:_SHOWN_MAX]],
         "differing": len(live.repairs),
         "not_compared": live.skipped,
+        "problems": live.problems,
     }
 
 
@@ -115,6 +116,8 @@ def _show_cycles(cycles: CyclesAudit) -> None:
         out.print(str(fault), style="red", markup=False, soft_wrap=True)
     if len(cycles.faults) > _SHOWN_MAX:
         out.print(f"and {len(cycles.faults) - _SHOWN_MAX} more cycles", style="red")
+    for subscription_id, reason in list(cycles.problems.items())[:_SHOWN_MAX]:
+        out.print(f"{subscription_id} was not audited: {reason}", style="red", markup=False, soft_wrap=True)
     if cycles.unsettled:
         out.print(f"  {cycles.unsettled} cycles are settled by the next invoice, after a void or a credit note")
     if cycles.not_compared:
@@ -144,6 +147,8 @@ def _show_organization(each: Conservation) -> None:
 def _show_live(live: ReconcileReport) -> None:
     for partition, reason in live.skipped.items():
         out.print(f"live totals of partition {partition} were not compared: {reason}", style="red", soft_wrap=True)
+    for series, reason in list(live.problems.items())[:_SHOWN_MAX]:
+        out.print(f"{series} was not compared: {reason}", style="red", markup=False, soft_wrap=True)
     for repair in live.repairs[:_SHOWN_MAX]:
         out.print(described(repair), style="red", markup=False, soft_wrap=True)
     if len(live.repairs) > _SHOWN_MAX:

@@ -30,6 +30,8 @@ from usage_billing.console import DONE, fail, settings_for, wrong_usage
 from usage_billing.invoice_desk import LedgerDesk
 from warehouse.client import WarehouseUnavailable, connect
 
+_NAMED_MAX = 20
+
 app = App(name="finance", help="For finance: lines, revenue, open items, accruals.")
 
 OrganizationId = Annotated[str, Parameter(name="--organization", help="Id of the organization.")]
@@ -75,7 +77,10 @@ def accrual(
     organization: OrganizationId = DEFAULT_ORGANIZATION,
     format_: Format = "csv",
 ) -> int:
-    """Print usage that was not invoiced at a date, late usage included, priced as if every open cycle ended there."""
+    """Print usage that was not invoiced at a date, late usage included, priced as if every open cycle ended there.
+
+    Ends with 1 when a subscription could not be counted or priced: its row is `not_computed`, and nothing is kept.
+    """
     settings, at_us = settings_for("finance"), _instant("--at", at)
     try:
         require_near(at_us, _now())
@@ -86,9 +91,12 @@ def accrual(
             _require(catalog, organization)
             with closing(LedgerDesk(settings, catalog, ledger)) as desk:
                 accrued = accrued_at(client, desk, catalog.view, organization, at_us)
-            if keep:
-                keep_accrual(client, organization, at_us, _now(), accrued)
+            if keep and not accrued.missing:
+                keep_accrual(client, organization, at_us, _now(), accrued.lines)
         _print(accrual_table(accrued), format_)
+        if accrued.missing:
+            named = "; ".join(f"{each.subscription_id}: {each.reason}" for each in accrued.missing[:_NAMED_MAX])
+            fail(f"{len(accrued.missing)} subscriptions are not computed{' and nothing is kept' * keep}: {named}")
     except (CatalogUnavailable, DeskUnavailable, LedgerUnavailable, WarehouseUnavailable) as error:
         fail(str(error))
     return DONE

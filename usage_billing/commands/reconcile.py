@@ -39,9 +39,10 @@ def reconcile(
             try:
                 report = reconciler.run(partitions, scope=scope, dry_run=dry_run)
                 _show(report)
+                incomplete = bool(report.skipped or report.problems)
                 if dry_run or not report.repairs:
-                    return FAILED if report.skipped or report.repairs else DONE
-                return FAILED if report.skipped or not _applied(reconciler, report, scope) else DONE
+                    return FAILED if incomplete or report.repairs else DONE
+                return FAILED if not _applied(reconciler, report, scope) or incomplete else DONE
             finally:
                 reconciler.close()
     except (
@@ -73,6 +74,8 @@ def _show(report: ReconcileReport) -> None:
     )
     for partition, reason in report.skipped.items():
         out.print(f"  partition {partition} was not compared: {reason}", style="yellow", soft_wrap=True)
+    for series, reason in list(report.problems.items())[:_SHOWN_MAX]:
+        out.print(f"  {series} was not compared: {reason}", style="yellow", markup=False, soft_wrap=True)
     for repair in report.repairs[:_SHOWN_MAX]:
         out.print(f"  {described(repair)}", markup=False, soft_wrap=True)
     if len(report.repairs) > _SHOWN_MAX:

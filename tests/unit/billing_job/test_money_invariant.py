@@ -41,6 +41,20 @@ def charged(world: World) -> int:
     return sum(each.fixed.total_minor for each in in_force if each.fixed) - sum(note.amount_minor for note in notes)
 
 
+def test_a_subscription_that_can_not_be_audited_is_named_and_the_others_are() -> None:
+    """A quantity in its record that is no number ended the audit of everybody."""
+    world = world_of_100()
+    fixed = world.invoices[0].fixed
+    assert fixed is not None
+    lines = (msgspec.structs.replace(fixed.lines[0], quantity="many"),)
+    odd = msgspec.structs.replace(fixed, invoice_id="inv_odd", subscription_id="sub_odd", lines=lines)
+    assert world.ledger.apply(with_hash(odd))
+    audited = world.audit()
+    assert not audited.ok
+    assert (audited.cycles, audited.faults, list(audited.problems)) == (2, (), ["sub_odd"])
+    assert audited.document()["problems"]["sub_odd"].startswith("InvalidOperation")
+
+
 # --- Cases that charged too much or too little ------------------------------------------------------------------------
 
 

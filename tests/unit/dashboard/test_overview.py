@@ -83,6 +83,17 @@ def test_revenue_is_what_open_cycles_cost_now() -> None:
     assert book.at(us("2026-03-22T00:00:00Z")).amounts == {"eur": Decimal("99.50")}
 
 
+def test_a_subscription_that_can_not_be_priced_is_named_and_the_others_are() -> None:
+    """Its start is one that no calendar has."""
+    view = subscribed()
+    put(view, subscription("b", "b", "y", "2026-03-01T00:00:00Z").model_copy(update={"started_at": -(10**17)}))
+    book = OpenRevenue(view, LiveView(), ORG)
+    for _ in range(2):
+        found = book.at(NOW)
+        assert (found.amounts, found.subscriptions) == ({"eur": Decimal("49.00")}, 1)
+        assert found.not_priced == {"sub_b": "ValueError: value or calculation out of range"}
+
+
 def test_the_table_shows_those_that_changed_last() -> None:
     view, live = view_of(meter("calls"), customer("c001")), LiveView()
     for n in range(ROWS_MAX + 10):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import structlog.testing
 
 from runtime.one_by_one import FAILURES, OneByOne, reason_of
 
@@ -29,6 +30,16 @@ def test_what_fails_for_one_is_told_and_the_others_go_on() -> None:
     assert done == [10, 5]
     assert failed == {"0": "ZeroDivisionError: integer division or modulo by zero"}
     assert counted() == before + 1
+
+
+def test_a_loop_that_runs_for_ever_logs_the_same_failure_once() -> None:
+    forever, before = loop({}), counted()
+    with structlog.testing.capture_logs() as logged:
+        for reason in ("a", "a", "b"):
+            with forever.one("1"):
+                raise ValueError(reason)
+    assert [each["reason"] for each in logged] == ["ValueError: a", "ValueError: b"]
+    assert counted() == before + 3
 
 
 @pytest.mark.parametrize("error", [Away("broker"), MemoryError(), KeyboardInterrupt()])

@@ -11,6 +11,7 @@ from confluent_kafka import Producer
 
 from catalog.cycles import Affected
 from catalog.view import CatalogView
+from runtime.one_by_one import OneByOne
 from schemas.repair import RepairReason, UsageRepair
 from schemas.totals import UsageTotal, total_key
 from stream_processors import reconcile
@@ -26,6 +27,7 @@ from warehouse.used import UsedMonth, _month
 MARCH, APRIL, MAY = us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"), us("2026-05-01T00:00:00Z")
 MID_MARCH, MID_APRIL = us("2026-03-15T00:00:00Z"), us("2026-04-15T00:00:00Z")
 SERIES = (ORG, "c", "calls")
+LOOP = OneByOne("test", lambda _: True)
 
 
 def live(start: int = MARCH, end: int = APRIL, total: str = "5", count: int = 3, most: str | None = "4") -> UsageTotal:
@@ -44,7 +46,7 @@ def windows(
     view: CatalogView, *totals: UsageTotal, months: list[UsedMonth]
 ) -> dict[tuple[int, int], list[tuple[int, int]]]:
     """cycle → spans whose events count in it."""
-    found = wanted_totals(view, snapshot(*totals), months, None)
+    found = wanted_totals(view, snapshot(*totals), months, None, LOOP)
     return {
         (each.cycle.start_us, each.cycle.end_us): [(window.start_us, window.end_us) for window in each.windows]
         for each in found
@@ -71,7 +73,7 @@ def test_a_subscription_takes_its_cycles_out_of_the_months_that_there_were() -> 
 
 def repair_for(total: UsageTotal | None, exact: Exact, offset: int = 10) -> UsageRepair | None:
     (wanted,) = wanted_totals(
-        view_of(), snapshot(*([total] if total else [])), [] if total else [used(MARCH, APRIL)], None
+        view_of(), snapshot(*([total] if total else [])), [] if total else [used(MARCH, APRIL)], None, LOOP
     )
     return difference(wanted, exact, "topic", 1, offset, RepairReason.VOID, 7)
 
@@ -152,7 +154,7 @@ class Queue:
 
 
 def repairs_of(count: int) -> list[UsageRepair]:
-    (wanted,) = wanted_totals(view_of(customer("c"), meter("calls")), snapshot(live()), [], None)
+    (wanted,) = wanted_totals(view_of(customer("c"), meter("calls")), snapshot(live()), [], None, LOOP)
     repair = difference(wanted, Exact(Decimal(7), 4, Decimal(4)), "topic", 1, 10, RepairReason.RECONCILE, 0)
     assert repair is not None
     return [repair] * count
