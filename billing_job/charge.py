@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from billing_job.draft_items import has_other_items, put_items
-from billing_job.gate import explained, subtotal_differences
+from billing_job.gate import above_maximum, explained, subtotal_differences
 from billing_job.steps import (
     Billing,
     InvoiceStopped,
@@ -80,6 +80,10 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
         put_items(billing, fixed, seen["id"], stripe_customer_id, fresh=fresh)
         seen = billing.api.invoice(seen["id"], account)
         if not _subtotal_agrees(billing, fixed, seen):
+            return billing.invoice(fixed.invoice_id)
+        # Only the draft shows the tax. What is finalized can't be charged and is the customer's to see.
+        if reason := above_maximum(fixed, billing.digits_max, seen["total"]):
+            hold(billing, fixed, "amount_above_maximum", reason)
             return billing.invoice(fixed.invoice_id)
         pass_gate(billing, fixed)
         seen = _finalize(billing, fixed, seen["id"])

@@ -116,7 +116,7 @@ class Stage:
         )
 
     def billing(self, *, scheduled: bool = False) -> Billing:
-        return Billing(self.log, self.api, system_clock, scheduled)
+        return Billing(self.log, self.api, system_clock, scheduled, self.settings.stripe_amount_digits_max)
 
 
 @contextmanager
@@ -444,7 +444,7 @@ class _Run:
     def _is_above_maximum(self, fixed: InvoiceFixed) -> bool:
         """Whether it is held because Stripe would charge no such amount. What Stripe has finalized is not."""
         seen = self.billing.invoice(fixed.invoice_id).stripe
-        reason = above_maximum(fixed, self.stage.settings.stripe_amount_digits_max)
+        reason = above_maximum(fixed, self.billing.digits_max)
         if reason is None or (seen is not None and seen.status != "draft"):
             return False
         hold(self.billing, fixed, "amount_above_maximum", reason)

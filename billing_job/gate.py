@@ -48,15 +48,20 @@ def subtotal_differences(fixed: InvoiceFixed, subtotal_minor: int) -> tuple[Diff
     return (Difference("Stripe's subtotal in minor units", Decimal(fixed.total_minor), Decimal(subtotal_minor)),)
 
 
-def above_maximum(fixed: InvoiceFixed, digits: int) -> str | None:
-    """Why the invoice's total is more than Stripe charges, and what to do; None: it is not. digits: as in settings."""
+def above_maximum(fixed: InvoiceFixed, digits: int, with_tax_minor: int | None = None) -> str | None:
+    """Why the invoice's total is more than Stripe charges, and what to do; None: it is not. digits: as in settings.
+
+    with_tax_minor: the total of its draft; None: there is none yet, and the total before tax is what is known.
+    """
     most = maximum_minor(fixed.currency, digits)
-    if fixed.total_minor <= most:
+    total_minor = fixed.total_minor if with_tax_minor is None else with_tax_minor
+    if total_minor <= most:
         return None
-    total, limit = (amount_text(from_minor(each, fixed.currency), fixed.currency) for each in (fixed.total_minor, most))
+    total, limit = (amount_text(from_minor(each, fixed.currency), fixed.currency) for each in (total_minor, most))
+    what, done = ("total", "sent") if with_tax_minor is None else ("total with tax", "charged")
     return (
-        f"the total {total} {fixed.currency} is above {limit}, the most that Stripe charges at once; nothing was sent:"
-        " void the invoice and bill the amount in parts, or have Stripe raise your limit, set"
+        f"the {what} {total} {fixed.currency} is above {limit}, the most that Stripe charges at once; nothing was"
+        f" {done}: void the invoice and bill the amount in parts, or have Stripe raise your limit, set"
         " USAGE_STRIPE_AMOUNT_DIGITS_MAX, and retry"
     )
 

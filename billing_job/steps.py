@@ -23,6 +23,7 @@ from billing_job.stripe_api import (
     StripeUnknown,
 )
 from billing_job.stripe_objects import invoice_key, seen_invoice
+from schemas.currency import AMOUNT_DIGITS_MAX
 from schemas.invoice_ledger import Invoice, StepKey
 from schemas.ledger import InvoiceFixed, InvoiceStep, Phase, StepName
 from schemas.period import SECOND_US
@@ -59,12 +60,16 @@ def system_clock() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Billing:
-    """What every step needs. clock: µs since 1970. scheduled: what failed rests, longer after each attempt."""
+    """What every step needs. clock: µs since 1970. scheduled: what failed rests, longer after each attempt.
+
+    digits_max: of an amount that can be charged, in minor units; see schemas.currency.
+    """
 
     log: LedgerLog
     api: StripeApi
     clock: Callable[[], int] = system_clock
     scheduled: bool = False
+    digits_max: int = AMOUNT_DIGITS_MAX
 
     def invoice(self, invoice_id: str) -> Invoice:
         """As the ledger has it now; it is there."""

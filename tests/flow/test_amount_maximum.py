@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from billing_job.void_credit import void
-from tests.flow.billing import MAY, BillingWorld
+from tests.flow.billing import APRIL, MAY, BillingWorld
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -49,3 +49,27 @@ def test_an_invoice_that_is_held_stops_no_later_one_and_can_be_void(world: Billi
     void(world.stage.billing(), world.invoices("later")[0], "billed in parts")
     assert world.invoices("later")[0].state == "void"
     assert world.changes() == changes
+
+
+def test_tax_that_takes_a_total_above_the_maximum_holds_it_before_it_is_finalized(world: BillingWorld) -> None:
+    rate = world.at_stripe("POST", "/v1/tax_rates", display_name="VAT", percentage="19", inclusive="false")["id"]
+    organization = world.catalog.view.organization("default")
+    assert organization is not None
+    world.catalog.write(organization.model_copy(update={"tax_mode": "rates", "tax_rates": (rate,)}), 1)
+    world.subscribe("taxed", fee("900000.00"), ends_at=APRIL, payment_method="pm_sepaDebit_success_de")
+    world.subscribe(
+        "small", fee("840336.12"), ends_at=APRIL, payment_method="pm_sepaDebit_success_de"
+    )  # 999,999.98 with tax
+    assert not world.close().ok
+    (held,) = world.invoices("taxed")
+    assert (held.state, held.held_by) == ("mismatch", "amount_above_maximum")
+    assert (held.reason or "").startswith("the total with tax 1071000.00 eur is above 999999.99")
+    assert [each["status"] for each in world.stripe_invoices("taxed")] == ["draft"]
+    assert world.invoices("small")[0].state == "open"
+    size, changes = world.ledger_size(), world.changes()
+    world.close()
+    assert (world.ledger_size(), world.changes()) == (size, changes), "the same news was written again"
+
+    void(world.stage.billing(), held, "billed in parts")
+    assert world.invoices("taxed")[0].state == "void"
+    assert world.stripe_invoices("taxed") == []
