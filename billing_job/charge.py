@@ -28,7 +28,7 @@ from billing_job.stripe_objects import (
 )
 from schemas.currency import from_minor
 from schemas.decimals import plain
-from schemas.invoice_ledger import Invoice, StepKey
+from schemas.invoice_ledger import PAYABLE, Invoice, StepKey
 from schemas.ledger import (
     ACTION_REQUIRED,
     NO_PAYMENT_METHOD,
@@ -93,7 +93,7 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
         if seen["status"] == "open":  # Stripe would charge it by itself
             void_at_stripe(billing, fixed, seen["id"], "its subtotal is another than ours")
         return billing.invoice(fixed.invoice_id)
-    if seen["status"] == "open" and fixed.seller.collection_method == "charge_automatically":
+    if seen["status"] in PAYABLE and fixed.seller.collection_method == "charge_automatically":
         _pay(billing, fixed, seen["id"])
     return record_order_if_paid(billing, fixed.invoice_id)
 
@@ -313,7 +313,7 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
     def find() -> Outcome | None:
         seen = billing.api.invoice(stripe_invoice_id, account)
         attempt = billing.invoice(fixed.invoice_id).attempt("pay")
-        if seen["status"] != "open":
+        if seen["status"] not in PAYABLE:
             return Outcome(seen)
         if seen_invoice(seen, billing.clock()).processing:
             return _processing(seen)
@@ -325,7 +325,7 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
     def call(key: str, may_have_run: bool) -> Outcome:
         try:
             paid = billing.api.pay(stripe_invoice_id, account, key, may_have_run=may_have_run)
-            if paid["status"] != "open":
+            if paid["status"] not in PAYABLE:
                 return Outcome(paid)
             # A bank debit is answered in days. How it stands only the payment says, which this answer leaves out.
             return _processing(billing.api.invoice(stripe_invoice_id, account))
@@ -348,7 +348,7 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
 
 
 def _processing(seen: Json) -> Outcome:
-    return Outcome(seen, PAYMENT_PROCESSING, PAYMENT_PROCESSING) if seen["status"] == "open" else Outcome(seen)
+    return Outcome(seen, PAYMENT_PROCESSING, PAYMENT_PROCESSING) if seen["status"] in PAYABLE else Outcome(seen)
 
 
 def void_at_stripe(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, reason: str | None) -> None:

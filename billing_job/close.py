@@ -670,14 +670,15 @@ def is_ours_to_do(invoice: Invoice) -> bool:
     """Whether a close has anything left to do for it. What is open and was tried is Stripe's to collect."""
     if invoice.finished or invoice.voiding:
         return not invoice.finished
-    if invoice.stripe is not None and invoice.stripe.status in ("uncollectible", "void"):
-        return False
-    if invoice.stripe is not None and invoice.stripe.status == "open" and invoice.state != "mismatch":
+    status = None if invoice.stripe is None else invoice.stripe.status
+    paid = invoice.attempt("pay")
+    if status == "uncollectible":  # given up, until someone asks for another attempt
+        return paid is not None and paid.phase != "done" and invoice.state != "mismatch"
+    if status == "open" and invoice.state != "mismatch":
         assert invoice.fixed is not None
-        paid = invoice.attempt("pay")
         tried = paid is not None and paid.phase == "done"
         return invoice.fixed.seller.collection_method == "charge_automatically" and not tried
-    return True
+    return status != "void"
 
 
 def _as_if_fixed(

@@ -82,7 +82,10 @@ def changed(opened: Opened, view: CatalogView, before: Customer | None, after: C
     billing, account = opened(), _account(view, after)
     new_method = before.payment_method != after.payment_method
     for invoice in billing.log.state.of_customer(after.organization_id, after.id):
-        if waits_for_customer(invoice) or (new_method and after.payment_method and may_pay_again(invoice)):
+        # What is uncollectible was given up: only a person asks for that.
+        is_open = invoice.stripe is not None and invoice.stripe.status == "open"
+        pays_now = new_method and after.payment_method and is_open and may_pay_again(invoice)
+        if waits_for_customer(invoice) or pays_now:
             asked(billing.log, invoice, "retry", by)
     try:
         known = billing.log.state.link(after.organization_id, after.id, account, billing.api.owner)

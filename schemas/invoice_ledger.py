@@ -231,6 +231,7 @@ LinkKey = tuple[str, str, str | None, str | None]
 _STRIPE_INVOICE = re.compile(r"\bin_[A-Za-z0-9]+")
 
 # How far an invoice has come at Stripe; facts of a lesser rank are older. uncollectible may still be paid or voided.
+PAYABLE: frozenset[StripeStatus] = frozenset({"open", "uncollectible"})
 _RANK: dict[StripeStatus, int] = {"draft": 0, "open": 1, "uncollectible": 2, "void": 3, "paid": 3}
 
 
@@ -670,17 +671,20 @@ def _seen(invoice: Invoice, seen: StripeInvoice | None) -> Invoice:
 def _with_processing(invoice: Invoice) -> Invoice:
     """A debit under way is the reason why an invoice is open."""
     seen = invoice.stripe
-    if invoice.state != "open" or seen is None or not seen.processing:
+    if invoice.state not in PAYABLE or seen is None or not seen.processing:
         return invoice
     return replace(invoice, reason=PAYMENT_PROCESSING)
 
 
 def may_pay_again(invoice: Invoice) -> bool:
-    """Whether another attempt at its payment may be asked for: it is open, and the last attempt brought nothing."""
+    """Whether another attempt at its payment may be asked for: the last one brought nothing.
+
+    Of an open invoice, and of an uncollectible one, which Stripe lets be paid or voided.
+    """
     seen, pay = invoice.stripe, invoice.attempt("pay")
     return (
         seen is not None
-        and seen.status == "open"
+        and seen.status in PAYABLE
         and not seen.processing
         and not invoice.voiding
         and invoice.state != "mismatch"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from billing_job.customer_desk import changed
 from billing_job.desk import may_retry, retried
 from billing_job.sweep import Sweep
 from schemas.benefits import benefits_state, unpaid
@@ -178,3 +179,54 @@ def test_a_card_that_is_replaced_is_detached(world: BillingWorld) -> None:
     left = world.at_stripe("GET", f"/v1/customers/{at_stripe['customer']}/payment_methods")["data"]
     assert [each["card"]["brand"] for each in left] == ["mastercard"]
     assert [each.state for each in world.invoices("replaced_card")] == ["paid", "paid"]
+
+
+# --- Uncollectible ----------------------------------------------------------------------------------------------------
+
+
+def written_off(world: BillingWorld, name: str) -> Invoice:
+    """Its card failed, and someone has marked it uncollectible at Stripe."""
+    invoice = billed(world, name, payment_method="pm_card_chargeCustomerFail")
+    world.at_stripe("POST", f"/v1/invoices/{invoice.stripe_invoice_id}/mark_uncollectible")
+    sweep(world)
+    assert (only(world, name).state, benefits(world, name)) == ("uncollectible", "suspended")
+    return only(world, name)
+
+
+def test_an_uncollectible_invoice_is_paid_when_someone_asks_for_it(world: BillingWorld) -> None:
+    """No button collected it, though Stripe lets it be paid."""
+    written_off(world, "regained")
+    invoice = retry(world, "regained")  # with the card that failed
+    assert (invoice.state, may_retry(invoice), benefits(world, "regained")) == ("uncollectible", True, "suspended")
+    assert "declined" in (invoice.reason or "")
+    calls = world.changes()
+    assert world.close().ok
+    assert world.changes() == calls, "nothing is tried again by itself"
+
+    change(world, "regained", payment_method="pm_card_visa")
+    assert world.close().ok
+    assert only(world, "regained").state == "uncollectible"
+    invoice = retry(world, "regained")
+    assert (invoice.state, invoice.reason, benefits(world, "regained")) == ("paid", None, "active")
+    assert invoice.order is not None
+    assert not may_retry(invoice)
+    assert world.stripe.charges()[invoice.stripe_invoice_id or ""]["succeeded"] == 1
+
+
+def test_an_uncollectible_invoice_may_be_paid_by_a_debit_that_takes_days(world: BillingWorld) -> None:
+    written_off(world, "debited")
+    change(world, "debited", payment_method="pm_sepaDebit_success_de")
+    invoice = retry(world, "debited")
+    assert (invoice.state, invoice.reason, may_retry(invoice)) == ("uncollectible", "payment_processing", False)
+    world.stripe.advance(4 * DAY)
+    sweep(world)
+    assert (only(world, "debited").state, benefits(world, "debited")) == ("paid", "active")
+
+
+def test_a_new_card_alone_does_not_collect_what_was_written_off(world: BillingWorld) -> None:
+    invoice = written_off(world, "forgiven")
+    known = world.catalog.view.get(Customer, DEFAULT_ORGANIZATION, "forgiven")
+    assert known is not None
+    after = known.model_copy(update={"payment_method": "pm_card_visa"})
+    changed(world.stage.billing, world.catalog.view, known, after, "a test")
+    assert only(world, "forgiven").retry_asked_at == invoice.retry_asked_at

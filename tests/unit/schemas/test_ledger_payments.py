@@ -69,7 +69,21 @@ def test_a_retry_lets_a_refused_payment_be_tried_once_more() -> None:
     assert not ledger.apply(step("pay", "intent", attempt=3)), "one is under way"
 
 
-@pytest.mark.parametrize("state", [PROCESSING, seen("uncollectible", **ATTEMPTED), seen("paid", **ATTEMPTED)])
+def test_a_retry_lets_an_uncollectible_invoice_be_tried_once_more() -> None:
+    """Stripe lets it be paid or voided."""
+    ledger, _ = folded(*paying(code="card_declined", reason="no", stripe=seen("uncollectible", **ATTEMPTED)))
+    second = step("pay", "intent", attempt=2)
+    assert not ledger.apply(second), "nobody has asked"
+    assert ledger.apply(step("retry", "done", at=5))
+    assert ledger.apply(second)
+    invoice = ledger.get(ID)
+    assert invoice is not None
+    assert (invoice.state, unpaid(invoice) is not None) == ("uncollectible", True)
+
+
+@pytest.mark.parametrize(
+    "state", [PROCESSING, seen("uncollectible", processing=True, **ATTEMPTED), seen("paid", **ATTEMPTED)]
+)
 def test_a_retry_begins_no_second_payment(state: Any) -> None:
     ledger, _ = folded(*paying(stripe=state))
     ledger.apply(step("retry", "done", at=5))
