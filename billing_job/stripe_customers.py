@@ -218,6 +218,22 @@ def forget_stripe_customer(billing: Billing, customer: Customer, account: str | 
 def _given(billing: Billing, customer: Customer, account: str | None, given: str) -> StripeCustomerState:
     """The link to a customer that was given, in place of the one there was. It was looked at when it was entered."""
     known = _state(billing, customer, account)
+    return _found(billing, customer, account, given, replaces=known.stripe_customer_id if known else None)
+
+
+def _found(
+    billing: Billing,
+    customer: Customer,
+    account: str | None,
+    stripe_customer_id: str,
+    *,
+    payment_method: str | None = None,
+    default_payment_method: str | None = None,
+    details: str | None = None,
+    replaces: str | None = None,
+) -> StripeCustomerState:
+    """Link a customer that is there at Stripe already, without a call that makes one."""
+    known = _state(billing, customer, account)
     billing.log.append(
         _record(
             billing,
@@ -225,8 +241,11 @@ def _given(billing: Billing, customer: Customer, account: str | None, given: str
             account,
             "done",
             attempt=known.attempt.number if known else 1,
-            stripe_customer_id=given,
-            replaces=known.stripe_customer_id if known else None,
+            stripe_customer_id=stripe_customer_id,
+            payment_method=payment_method,
+            default_payment_method=default_payment_method,
+            details=details,
+            replaces=replaces,
         )
     )
     return _in_force(billing, customer, account)
@@ -252,22 +271,16 @@ def _link(billing: Billing, customer: Customer, account: str | None, asked_at: i
     if customer.stripe_customer_id is not None:
         return _given(billing, customer, account, customer.stripe_customer_id)
     before = _known_elsewhere(billing, customer, account)
-    if before is not None:
-        known = _state(billing, customer, account)
-        billing.log.append(
-            _record(
-                billing,
-                customer,
-                account,
-                "done",
-                attempt=known.attempt.number if known else 1,
-                stripe_customer_id=before.stripe_customer_id,
-                payment_method=before.payment_method,
-                default_payment_method=before.default_payment_method,
-                details=before.details,
-            )
+    if before is not None and before.stripe_customer_id is not None:
+        return _found(
+            billing,
+            customer,
+            account,
+            before.stripe_customer_id,
+            payment_method=before.payment_method,
+            default_payment_method=before.default_payment_method,
+            details=before.details,
         )
-        return _in_force(billing, customer, account)
     for _ in range(_ATTEMPTS_MAX):
         attempt, fresh, begun_at = _begin(billing, customer, account, asked_at)
         try:
