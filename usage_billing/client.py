@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -16,9 +15,13 @@ import stamina
 from schemas.event import EVENTS_PER_BATCH_MAX
 
 RETRY_SECONDS_MAX = 60.0
+BODY_BYTES_MAX = 1_000_000
+"""Of a request: below the gateway's limit, and below what a proxy in front of it takes by default."""
 _TIMEOUT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
+_WRAPPING = len(b'{"events":[]}')
 _encoder = msgspec.json.Encoder(decimal_format="number")
+Event = TypeVar("Event", bound=Mapping[str, Any])
 
 
 class EventsRefused(Exception):
@@ -106,10 +109,9 @@ class UsageClient:
         idempotency_prefix: the same for the same events in the same order makes a whole run repeatable.
         """
         prefix = idempotency_prefix or uuid.uuid4().hex
-        batches = enumerate(_batches(events))
         with ThreadPoolExecutor(self._connections) as pool:
             under_way: list[Future[Receipt]] = []
-            for number, batch in batches:
+            for number, batch in enumerate(batches(events)):
                 under_way.append(pool.submit(self.send, batch, f"{prefix}:{number}"))
                 if len(under_way) >= 2 * self._connections:
                     yield under_way.pop(0).result()
@@ -167,7 +169,16 @@ def _problem_of(answer: httpx.Response) -> Mapping[str, Any]:
         return {"detail": answer.text[:500]}
 
 
-def _batches(events: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    source = iter(events)
-    while batch := list(itertools.islice(source, EVENTS_PER_BATCH_MAX)):
+def batches(events: Iterable[Event], bytes_max: int = BODY_BYTES_MAX) -> Iterator[list[Event]]:
+    """Consecutive runs of at most 1,000 events whose body has at most bytes_max; a larger event is a run of its own."""
+    batch: list[Event] = []
+    size = 0
+    for event in events:
+        cost = len(_encoder.encode(event)) + 1
+        if batch and (len(batch) == EVENTS_PER_BATCH_MAX or size + cost > bytes_max - _WRAPPING):
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += cost
+    if batch:
         yield batch

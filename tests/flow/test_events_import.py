@@ -85,6 +85,21 @@ def test_what_only_the_gateway_knows_is_named_by_line_and_holds_up_no_other_row(
     assert counted(stack) == 3
 
 
+def test_rows_whose_body_would_be_too_large_are_sent_in_several_requests(stack: Stack, tmp_path: Path):
+    """1,000 rows with 20 long properties are 5.6 MB, and were answered with 413."""
+    assert stack.settings.body_bytes_max == 4 * 1024 * 1024
+    names = [f"property_{n}" for n in range(20)]
+    path = tmp_path / "usage.csv"
+    texts = ",".join("ü" * 128 for _ in names)
+    rows = [f"cus_1,api_request,2026-03-01T00:00:00Z,{n},{texts}\n" for n in range(1000)]
+    path.write_text(f"{HEAD.strip()},{','.join(names)}\n" + "".join(rows))
+    assert path.stat().st_size > stack.settings.body_bytes_max
+    for _ in range(2):
+        done = run(stack, path, "--properties", ",".join(names))
+        assert (done.returncode, counted(stack)) == (0, 1000), done.stderr
+        assert "1,000 events accepted" in done.stdout
+
+
 def test_names_that_no_meter_reads_are_told(stack: Stack, tmp_path: Path):
     path = tmp_path / "usage.csv"
     path.write_text(HEAD + ROW.replace("api_request", "api_requests") * 20)

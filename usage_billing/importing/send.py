@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from ingest_gateway.decode import EventError
-from usage_billing.client import EventsRefused, Receipt, UsageClient
+from usage_billing.client import EventsRefused, Receipt, UsageClient, batches
 from usage_billing.importing.check import Chunk, LineError, line_errors
 from usage_billing.importing.mapping import Mapped
 
@@ -41,12 +42,12 @@ def send_chunks(
     value, holds up no other row. Raises NoAnswer, and EventsRefused for what is no fault of an event (401, 403, 413).
     """
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        under_way: deque[tuple[Chunk, Future[tuple[Receipt | None, list[LineError]]]]] = deque()
+        under_way: deque[tuple[Chunk, Future[tuple[list[Receipt], list[LineError]]]]] = deque()
 
         def settle() -> None:
             chunk, future = under_way.popleft()
-            receipt, errors = future.result()
-            if receipt is not None:
+            receipts, errors = future.result()
+            for receipt in receipts:
                 sent.add(receipt)
             sent.errors += errors
             progress(len(chunk.events))
@@ -59,12 +60,26 @@ def send_chunks(
             settle()
 
 
-def _send(client: UsageClient, chunk: Chunk, mapping: Mapped) -> tuple[Receipt | None, list[LineError]]:
-    lines, events = chunk.lines, chunk.events
+def _send(client: UsageClient, chunk: Chunk, mapping: Mapped) -> tuple[list[Receipt], list[LineError]]:
+    """In as many requests as its bytes need."""
+    receipts: list[Receipt] = []
     errors: list[LineError] = []
+    first = 0
+    for events in batches(chunk.events):
+        lines = chunk.lines[first : first + len(events)]
+        first += len(events)
+        receipt = _send_batch(client, lines, events, mapping, errors)
+        receipts += [] if receipt is None else [receipt]
+    return receipts, errors
+
+
+def _send_batch(
+    client: UsageClient, lines: list[int], events: list[dict[str, Any]], mapping: Mapped, errors: list[LineError]
+) -> Receipt | None:
+    """Refused events are appended to `errors`, and the others are sent; None: all were refused."""
     while events:
         try:
-            return client.send(events), errors
+            return client.send(events)
         except EventsRefused as refused:
             named = [
                 EventError(error.get("index"), error.get("field"), error.get("code", ""), error.get("message", ""))
@@ -76,4 +91,4 @@ def _send(client: UsageClient, chunk: Chunk, mapping: Mapped) -> tuple[Receipt |
             errors += line_errors(lines, mapping, named)
             lines = [line for index, line in enumerate(lines) if index not in wrong]
             events = [event for index, event in enumerate(events) if index not in wrong]
-    return None, errors
+    return None
