@@ -26,7 +26,7 @@ from ingest_gateway.decode import (
 )
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
-from runtime.access import KEY, RECEIPT
+from runtime.access import BATCH_IDS, KEY, RECEIPT
 from runtime.auth import authorize
 from runtime.body import (
     STRANGERS_MAX,
@@ -165,7 +165,7 @@ class Gateway:
         self._limits.admit(*scope[KEY])
         if path == VOID_PATH:
             check_content_type(headers)
-            return await self._void(key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))
+            return await self._void(scope, key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))
         declared = cloud_events.declared_by(headers)
         if not declared:
             check_content_type(headers)
@@ -187,7 +187,8 @@ class Gateway:
             raise _invalid(in_senders_terms(errors))
         parts = split(events, organization_id, idempotency_key, self._partition_of(organization_id))
         try:
-            receipt = scope[RECEIPT] = await self._running_pipeline.accept(parts, len(body))
+            batch_ids = scope[BATCH_IDS] = list[bytes]()
+            receipt = scope[RECEIPT] = await self._running_pipeline.accept(parts, len(body), batch_ids)
         except (NotAccepted, OutcomeUnknown) as error:
             raise _unavailable(str(error)) from error
         unmatched = find_unmatched(
@@ -213,7 +214,7 @@ class Gateway:
         now = format_rfc3339(time.time_ns() // 1000)
         return await loop.run_in_executor(self._translating, cloud_events.read, headers, body, now)
 
-    async def _void(self, organization_id: str, body: bytes) -> bytes:
+    async def _void(self, scope: dict[str, Any], organization_id: str, body: bytes) -> bytes:
         try:
             wanted = decode_void(body)
         except NotJson as error:
@@ -231,7 +232,9 @@ class Gateway:
             reason=[wanted.reason],
         )
         try:
-            receipt = await self._running_pipeline.accept_message(partition, encode(tombstone))
+            batch_ids = scope[BATCH_IDS] = list[bytes]()
+            message = encode(tombstone)
+            receipt = scope[RECEIPT] = await self._running_pipeline.accept_message(partition, message, batch_ids)
         except NotAccepted as error:
             raise _unavailable(str(error)) from error
         except OutcomeUnknown as error:

@@ -25,6 +25,7 @@ from ingest_gateway.cut import messages
 from ingest_gateway.producer import EventProducer
 from schemas.event import EVENTS_PER_BATCH_MAX
 from schemas.settings import Settings
+from schemas.usage_batch import batch_id_of
 
 OUTCOME_UNKNOWN = (
     "the outcome is unknown: part of the batch may be in the log; repeat it only if its events have event_ids "
@@ -52,11 +53,15 @@ class ReceiptRange(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A request under way. body_bytes: what it may take in memory. unsettled: events whose outcome is not known yet."""
+    """A request under way. body_bytes: what it may take in memory. unsettled: events whose outcome is not known yet.
+
+    batch_ids: grows with the messages that its events leave in.
+    """
 
     events: int
     body_bytes: int
     answer: asyncio.Future[list[ReceiptRange]]
+    batch_ids: list[bytes]
     unsettled: int = field(init=False)
     _receipt: dict[int, ReceiptRange] = field(default_factory=dict[int, ReceiptRange])
 
@@ -103,14 +108,17 @@ class Pipeline:
         self._stalled = False  # a message was not acknowledged in time, and none has been since
         metrics.EVENTS_WAITING.set_function(lambda: self._events_waiting)
 
-    async def accept(self, parts: dict[int, Columns], body_bytes: int = 0) -> list[ReceiptRange]:
+    async def accept(
+        self, parts: dict[int, Columns], body_bytes: int = 0, batch_ids: list[bytes] | None = None
+    ) -> list[ReceiptRange]:
         """Produce a batch split by partition and wait for all acknowledgements; its receipt by partition.
 
         body_bytes: of the request, decompressed; what it takes in memory is no more than a few times that.
+        batch_ids: gets those of the messages that the events leave in, also where the outcome is unknown.
         Raises NotAccepted (queue full, brokers away: nothing enqueued) or OutcomeUnknown (failed or late after that).
         """
         events = sum(map(len, parts.values()))
-        pending = self._admit(events, body_bytes)
+        pending = self._admit(events, body_bytes, batch_ids)
         for partition, columns in parts.items():
             self._coalescer.add(pending, partition, columns)
         self._schedule()
@@ -118,13 +126,15 @@ class Pipeline:
         metrics.EVENTS_ACCEPTED.inc(events)
         return receipt
 
-    async def accept_message(self, partition: int, message: bytes) -> list[ReceiptRange]:
+    async def accept_message(
+        self, partition: int, message: bytes, batch_ids: list[bytes] | None = None
+    ) -> list[ReceiptRange]:
         """Produce one message that is no batch of events, and wait for its acknowledgement. Raises as accept does."""
-        pending = self._admit(1, len(message))
+        pending = self._admit(1, len(message), batch_ids)
         self._produce(partition, message, [Claim(pending, 1)])
         return await self._acknowledged(pending)
 
-    def _admit(self, events: int, body_bytes: int) -> _Pending:
+    def _admit(self, events: int, body_bytes: int, batch_ids: list[bytes] | None) -> _Pending:
         if self._producer.fatal:
             raise NotAccepted(f"the producer has failed: {self._producer.fatal}")
         if self._producer.unreachable:
@@ -138,7 +148,7 @@ class Pipeline:
             raise NotAccepted("too many events await acknowledgement; nothing was enqueued")
         self._events_waiting += events
         self._bytes_waiting += body_bytes
-        return _Pending(events, body_bytes, self._loop.create_future())
+        return _Pending(events, body_bytes, self._loop.create_future(), [] if batch_ids is None else batch_ids)
 
     async def _acknowledged(self, pending: _Pending) -> list[ReceiptRange]:
         started = time.perf_counter()
@@ -172,6 +182,9 @@ class Pipeline:
     def _produce(self, partition: int, message: bytes, claims: Sequence[Claim[_Pending]]) -> None:
         metrics.MESSAGES.inc()
         self._messages_under_way += 1
+        batch_id = batch_id_of(message)
+        for claim in claims:
+            claim.owner.batch_ids.append(batch_id)
         expiry = self._loop.call_later(self._answer_seconds_max, self._expire, claims)
         settled = partial(self._settle, partition, claims, expiry)
         try:

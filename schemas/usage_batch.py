@@ -97,13 +97,18 @@ def _properties(column: Sequence[dict[str, str]]) -> bytes:
     return out.getvalue()
 
 
+def batch_id_of(message: bytes) -> bytes:
+    """Of a framed message, be it events or tombstones: the first field of both schemas."""
+    return message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES]
+
+
 def message_hash(message: bytes) -> int:
     """64 bits by which a framed message is known wherever it lies in the log; 0: it has no batch_id.
 
     Of all that it says, not of its batch_id alone: where a writer reuses one for other events, these count. A
     client that repeats a message sends the same bytes.
     """
-    if message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES] == _NO_BATCH_ID:
+    if batch_id_of(message) == _NO_BATCH_ID:
         return 0
     return xxh3_64_intdigest(memoryview(message)[HEADER_LENGTH:]) or 1
 
@@ -139,7 +144,7 @@ def _read_columns(message: bytes) -> UsageBatch:
     identity, at = reader.texts(message, latin, at)
     if message[at:] != _NO_PROPERTIES:
         raise reader.Irregular("properties")
-    batch_id = message[HEADER_LENGTH : HEADER_LENGTH + _BATCH_ID_BYTES]
+    batch_id = batch_id_of(message)
     known = message_hash(message)
     return UsageBatch(
         batch_id, received_at, organization_id, customer_id, event_name, timestamp, value, identity, [], known

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from ingest_gateway.app import PATHS as EVENT_PATHS
-from runtime.access import KEY, RECEIPT
+from runtime.access import BATCH_IDS, KEY, RECEIPT
 from schemas.networks import Networks, client_address
 
 log = structlog.get_logger(__name__)
@@ -63,6 +63,7 @@ class AccessLog:
         forwarded_for = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         organization_id, key_id = scope.get(KEY, (None, None))
         places = " ".join(f"{each.partition}:{each.first_offset}" for each in scope.get(RECEIPT, ()))
+        batch_id = " ".join(each.hex() for each in scope.get(BATCH_IDS, ()))
         log.info(
             "request",
             method=scope["method"],
@@ -73,4 +74,5 @@ class AccessLog:
             organization=organization_id,
             key=key_id,
             **({"places": places} if places else {}),
+            **({"batch_id": batch_id} if batch_id else {}),
         )

@@ -80,6 +80,19 @@ async def test_alone_a_request_leaves_at_once(broker: Broker) -> None:
     assert await answer == [ReceiptRange(3, 0, 0, 2)]
 
 
+async def test_a_request_knows_the_batch_ids_of_its_messages_whatever_comes_of_them(broker: Broker) -> None:
+    pipeline = pipeline_to(broker)
+    ids: list[list[bytes]] = [[], []]
+    parts = ({0: events("ann"), 1: events("bob")}, {1: events("eve")})
+    tasks = [asyncio.create_task(pipeline.accept(part, 0, known)) for part, known in zip(parts, ids, strict=True)]
+    await until(lambda: len(broker.waiting) == 2)
+    sent = {partition: batch.batch_id for partition, batch in broker.messages}
+    assert ids == [[sent[0], sent[1]], [sent[1]]]
+    broker.acknowledge("broker gone")
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert ids == [[sent[0], sent[1]], [sent[1]]]
+
+
 async def test_what_comes_while_messages_are_under_way_leaves_together(broker: Broker) -> None:
     pipeline = pipeline_to(broker, linger_ms=1000)
     first = asyncio.create_task(pipeline.accept({0: events("ann")}))

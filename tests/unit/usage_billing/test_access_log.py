@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from runtime.access import KEY, RECEIPT
+from runtime.access import BATCH_IDS, KEY, RECEIPT
 from schemas.networks import networks
 from usage_billing.access_log import AccessLog
 
@@ -23,6 +23,7 @@ def logged(requests: Sequence[tuple[str, int]], *, sample: int = 100, **headers:
         scope[KEY] = ("default", "key_1")
         if scope["path"] == EVENTS:
             scope[RECEIPT] = [SimpleNamespace(partition=3, first_offset=1871)]
+            scope[BATCH_IDS] = [bytes(16), b"\xff" * 16]
         if scope["status"]:
             await send({"type": "http.response.start", "status": scope["status"]})
 
@@ -47,6 +48,7 @@ def test_a_line_says_who_asked_what_and_what_came_of_it() -> None:
     assert line == {
         "event": "request", "log_level": "info", "method": "GET", "path": EVENTS, "status": 202, "client": "1.1.1.1",
         "organization": "default", "key": "key_1", "places": "3:1871",
+        "batch_id": f"{'00' * 16} {'ff' * 16}",
     }  # fmt: skip
 
 
