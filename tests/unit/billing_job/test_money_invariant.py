@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -262,7 +263,22 @@ class CyclesAreBilledWhatTheyCost(RuleBasedStateMachine):
 
     @rule(month=st.integers(1, 6))
     def close(self, month: int) -> None:
-        self.world.close(MONTHS[month])
+        self.closed(MONTHS[month])
+
+    @rule()
+    def close_next(self) -> None:
+        """The first month without an invoice."""
+        billed = {each.cycle_start for each in self.world.invoices}
+        self.closed(next((end for start, end in pairwise(MONTHS[:7]) if start not in billed), ENDS))
+
+    def closed(self, as_of: int) -> None:
+        """A new invoice, be it a revision, leaves no cycle billed more or less than it costs."""
+        made = self.world.close(as_of)
+        if any(each.trued_up for each in made):
+            self.world.assert_adds_up()
+        for each in made:
+            bill = self.world.bills[each.cycle_start]
+            assert bill.billed_minor == self.world.costs(bill, bill.counted_to), "what the new invoice is of"
 
     @rule(number=PLACE)
     def waive(self, number: int) -> None:
@@ -274,6 +290,20 @@ class CyclesAreBilledWhatTheyCost(RuleBasedStateMachine):
         waived = [each for each in self.world.invoices if each.state == "void" and not each.reissued]
         if waived:
             self.world.reissue(waived[number % len(waived)].id)
+
+    @rule(number=PLACE)
+    def void_and_reissue(self, number: int) -> None:
+        """`invoice void --reissue`."""
+        if invoice := self.in_force(number):
+            self.world.void_invoice(invoice.id)
+            self.world.reissue(invoice.id)
+
+    @rule(number=PLACE, value=AMOUNT)
+    def use_late(self, number: int, value: str) -> None:
+        """Of a cycle that is billed already; the next invoice corrects it, so that several bill it."""
+        if invoice := self.in_force(number):
+            self.world.event(min(MONTHS.index(invoice.cycle_start), 5), "calls", value)
+            self.close_next()
 
     @rule(number=PLACE)
     def approve(self, number: int) -> None:
