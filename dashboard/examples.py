@@ -236,6 +236,23 @@ EXAMPLES: Mapping[str, Any] = {
         "conflicts_at": [],
         "faults": [],
     },
+    "AccrualRows": {
+        "data": [
+            {
+                "customer_id": "cus_1",
+                "subscription_id": _SUBSCRIPTION_ID,
+                "product_id": _PRODUCT_ID,
+                "meter_id": _METER_ID,
+                "meter": "API requests",
+                "period_start": "2026-03-01T00:00:00Z",
+                "period_end": "2026-03-15T00:00:00Z",
+                "quantity": "12000",
+                "net": "21.00",
+                "currency": "eur",
+            }
+        ],
+        "problems": {},
+    },
     "FinanceRows": {
         "data": [
             {
