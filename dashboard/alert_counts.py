@@ -8,10 +8,14 @@ from catalog.alert_kinds import KINDS, first_used, terms_of
 from catalog.cycles import meter_reads
 from catalog.view import CatalogView
 from dashboard.live_view import LiveView
+from runtime.one_by_one import OneByOne
 from schemas.alert_rule import AlertRule
 from schemas.meter import Meter
 from schemas.period import Cycle
 from schemas.totals import UsageTotal, unscaled_of
+
+
+_LOOP = OneByOne("alert_counts", lambda _: False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,16 @@ def _usage(total: UsageTotal) -> _Usage:
 
 
 def customers_reached(view: CatalogView, live: LiveView, rule: AlertRule, now: int) -> int:
-    """Customers that the rule would alert at once. now: µs."""
+    """Customers that the rule would alert at once. now: µs. One that it can't be checked against is not counted."""
     meter = view.get(Meter, rule.organization_id, rule.meter_id)
     if meter is None:
         return 0
     customers = live.customers(rule.organization_id) if rule.customer_id is None else [rule.customer_id]
-    return sum(_has_reached(view, live, rule, meter, customer_id, now) for customer_id in customers)
+    count = 0
+    for customer_id in customers:
+        with _LOOP.one(f"a new rule of customer {customer_id} of {rule.organization_id}"):
+            count += _has_reached(view, live, rule, meter, customer_id, now)
+    return count
 
 
 def _has_reached(view: CatalogView, live: LiveView, rule: AlertRule, meter: Meter, customer_id: str, now: int) -> bool:

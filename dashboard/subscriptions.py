@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from dashboard.problems import field_problem
+from runtime.one_by_one import OneByOne
 from schemas.period import Cycle, format_rfc3339, parse_rfc3339
 from schemas.subscription import ProductChange, Subscription, SubscriptionSpec
 
 Status = Literal["scheduled", "active", "ended"]
 
 
+_LOOP = OneByOne("subscriptions", lambda _: False)
 START_AHEAD_US_MAX = 5 * 366 * 86_400 * 1_000_000
 
 
@@ -89,6 +91,13 @@ def cycle_at(subscription: Subscription, now: int) -> Cycle | None:
     if status_at(subscription, now) != "active":
         return None
     return subscription.calendar.containing(now)
+
+
+def cycle_shown(subscription: Subscription, now: int) -> Cycle | None:
+    """`cycle_at` for a list: of a subscription without a calendar None, so that the others are shown."""
+    with _LOOP.one(subscription.id):
+        return cycle_at(subscription, now)
+    return None
 
 
 def next_cycle_start(subscription: Subscription, now: int) -> int:

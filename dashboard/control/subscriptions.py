@@ -39,7 +39,7 @@ router = api_router(AdminRoute, "Subscriptions")
 
 
 def shown(subscription: Subscription, version: int, now: int) -> SubscriptionOut:
-    cycle = lifecycle.cycle_at(subscription, now)
+    cycle = lifecycle.cycle_shown(subscription, now)
     return SubscriptionOut.model_validate(
         {
             **fields_of(subscription, version),

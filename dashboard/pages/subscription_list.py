@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from catalog.view import CatalogView
-from dashboard.subscriptions import Status, cycle_at, status_at
+from dashboard.subscriptions import Status, cycle_shown, status_at
 from schemas.customer import Customer
 from schemas.period import Cycle
 from schemas.product import Product
@@ -24,7 +24,7 @@ class SubscriptionLine:
 
 
 def subscription_line(view: CatalogView, subscription: Subscription, now: int) -> SubscriptionLine:
-    cycle = cycle_at(subscription, now)
+    cycle = cycle_shown(subscription, now)
     product_id = subscription.product_at(cycle.start_us if cycle else now)
     organization = subscription.organization_id
     return SubscriptionLine(

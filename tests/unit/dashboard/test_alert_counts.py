@@ -6,7 +6,9 @@ import pytest
 
 from dashboard.alert_counts import customers_reached
 from dashboard.live_view import LiveView
+from dashboard.pages.subscription_list import subscription_list
 from schemas.alert_rule import AlertKind
+from schemas.period import Cycle
 from schemas.totals import UsageTotal
 from tests.unit.stream_processors.facts import ORG, customer, meter, product, rule, subscription, us, view_of
 
@@ -50,3 +52,12 @@ def test_customers_that_a_rule_finds_above(kind: AlertKind, threshold: str, of: 
     priced = subscription("s", "priced", "p", "2026-03-01T00:00:00Z")
     view = view_of(meter("calls"), *customers, product("p", "calls"), priced)
     assert customers_reached(view, USED, rule("r", "calls", threshold, of, kind), NOW) == count
+
+
+def test_a_customer_whose_subscription_has_no_calendar_does_not_refuse_the_rule() -> None:
+    odd = subscription("odd", "at", "p", "2026-03-01T00:00:00Z").model_copy(update={"started_at": -(10**17)})
+    priced = subscription("s", "priced", "p", "2026-03-01T00:00:00Z")
+    view = view_of(meter("calls"), customer("at"), customer("priced"), product("p", "calls"), odd, priced)
+    assert customers_reached(view, USED, rule("r", "calls", "11", None, AlertKind.AMOUNT), NOW) == 1
+    shown = {each.subscription.id: each.cycle for each in subscription_list(view, ORG, NOW)}
+    assert shown == {"sub_odd": None, "sub_s": Cycle(MARCH, APRIL)}
