@@ -14,7 +14,6 @@ from schemas.meter import Meter
 from schemas.period import Cycle
 from schemas.totals import UsageTotal, unscaled_of
 
-
 _LOOP = OneByOne("alert_counts", lambda _: False)
 
 
