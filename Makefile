@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-clickhouse up down check bench chaos fuzz docs clean
+.PHONY: help demo test test-unit test-clickhouse up down check bench chaos fuzz docs openapi openapi-breaking typescript clean
 
 help:
 	@echo 'make demo [KEEP=1]   the main job on real data, on a fresh machine too; KEEP=1 leaves the stack running'
@@ -31,6 +31,7 @@ help:
 	@echo 'make test-clickhouse the SQL on every ClickHouse version that is claimed (VERSIONS=…)'
 	@echo 'make check           format, lint, types, import contracts, documentation'
 	@echo 'make bench           benchmarks; chaos: fault injection; docs: the documentation as pages in site/'
+	@echo 'make openapi         docs/openapi.json from the code; typescript: the TypeScript client from it'
 	@echo 'make fuzz            1,000,000 broken requests to every route (FUZZ_ARGS=--inputs N --seed N)'
 	@echo 'make clean           ends the stack and removes its data'
 
@@ -68,6 +69,21 @@ chaos: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+# The API's document in the repository; `usage-billing openapi` prints that of the code.
+openapi: $(VENV)/.installed-dev
+	$(BIN)/usage-billing openapi > docs/openapi.json
+
+# What a client of the API as it is on the branch BASE could no longer do; needs Go.
+BASE ?= origin/main
+openapi-breaking:
+	git show $(BASE):docs/openapi.json > docs/.openapi-base.json
+	go run github.com/oasdiff/oasdiff@v1.37.0 breaking --fail-on ERR docs/.openapi-base.json docs/openapi.json; \
+	  code=$$?; rm docs/.openapi-base.json; exit $$code
+
+# Types from docs/openapi.json, then the type check and the build; needs Node.js and npm.
+typescript:
+	cd clients/typescript && npm ci --silent && npm run --silent generate && npm run --silent build
 
 docs: $(VENV)/.installed-dev
 	$(MKDOCS)

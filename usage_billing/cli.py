@@ -174,6 +174,15 @@ def topics_list() -> int:
 
 
 @app.command
+def openapi() -> int:
+    """Print the OpenAPI document of the HTTP API, as `GET /openapi.json` answers it."""
+    from usage_billing.api_document import api_document
+
+    print(api_document(settings_for("openapi")))
+    return DONE
+
+
+@app.command
 def settings() -> int:
     """List every setting: name, value in force, default, meaning."""
     from usage_billing.describe import describe_settings

@@ -144,7 +144,7 @@ async def cancel_subscription(
 
 
 @router.post("/subscriptions/{id}/change", responses=problem_responses(404, 409, 412))
-async def change_product(
+async def change_subscription_product(
     request: Request, response: Response, caller: Caller, id: str, body: ProductChoice, if_match: IfMatch = None
 ) -> SubscriptionOut:
     """Another product from the next cycle on; the current one is billed as it began."""

@@ -49,7 +49,7 @@ def _answer(table: Table, name: str, wanted: str) -> Response | FinanceRows:
 
 
 @router.get("/finance/accrual", response_model=AccrualRows, responses=_CSV)
-async def get_accrual(
+async def get_finance_accrual(
     request: Request,
     caller: Caller,
     at: Annotated[str, Query(description="RFC 3339; what was used before it and not invoiced by then", max_length=64)],
@@ -76,7 +76,7 @@ async def get_accrual(
 
 
 @router.get("/finance/{report}", response_model=FinanceRows, responses=_CSV)
-async def get_report(
+async def get_finance_report(
     request: Request,
     caller: Caller,
     report: Literal["lines", "revenue", "revenue-by-period", "open-items"],

@@ -92,7 +92,7 @@ async def verify_invoice(request: Request, caller: Caller, id: str) -> Verificat
     response_class=StreamingResponse,
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problem_responses(404, 503)},
 )
-async def invoice_events(
+async def list_invoice_events(
     request: Request,
     caller: Caller,
     id: str,

@@ -33,7 +33,7 @@ OpenStream = Annotated[None, Depends(_open_stream)]
 
 
 @router.get("/stream", response_class=EventSourceResponse)
-async def stream(request: Request, caller: Caller, _: OpenStream) -> AsyncIterator[ServerSentEvent]:
+async def stream_usage(request: Request, caller: Caller, _: OpenStream) -> AsyncIterator[ServerSentEvent]:
     """What changes, within a moment.
 
     `ready`: once, at the start. `totals`: rows as in /usage/live. `alerts`: as in /alerts. `resync`: more changed than
