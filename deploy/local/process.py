@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO
 
 HOST = "127.0.0.1"
 _PORTS = range(16_000, 32_000)
@@ -61,9 +60,9 @@ def _is_reserved(port: int) -> bool:
 
 
 @cache
-def _reservations() -> IO[bytes]:
-    """Never closed: to close one file descriptor of a file ends all locks that the process has on it."""
-    return (Path(tempfile.gettempdir()) / f"usage-ports.{os.getuid()}.lock").open("ab")
+def _reservations() -> int:
+    """The descriptor of the file of locks. Never closed: to close one descriptor of a file ends all locks on it."""
+    return os.open(Path(tempfile.gettempdir()) / f"usage-ports.{os.getuid()}.lock", os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def answers(port: int, host: str = HOST) -> bool:
