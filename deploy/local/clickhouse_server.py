@@ -3,29 +3,38 @@
 The handlers are the engine's own. `_chdb.query` is clickhouse-local's main: it reads config.xml in the working
 directory, and `SYSTEM START LISTEN` (since 26.6) opens the ports. It is called once in a process and blocks until its
 last statement ends, which reads standard input: that is a pipe, and closing it ends the process in order.
+
+The function file(path) asks for no right in this engine, and would give any file to anyone who may send a query. It
+begins by asking for the working directory, and fails where that is gone: so the process has none when the ports open.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import importlib.util
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
 from xml.sax.saxutils import escape
 
 from deploy.local.clickhouse_http import service_password
+from deploy.local.clickhouse_users import USERS_DIRECTORY
 from deploy.local.process import HOST
 
 _TEMPLATES = Path(__file__).with_name("clickhouse_config")
-# Waits for the end of standard input; costs nothing meanwhile.
+# Each waits for the end of what it reads; costs nothing meanwhile.
+_OPENING = "opening"
+_UNTIL_OPENING = f"SELECT * FROM file('{_OPENING}', LineAsString, 'line String') FORMAT Null"
 _HOLD = "SELECT * FROM file('-', LineAsString, 'line String') FORMAT Null"
 _DRAIN_SECONDS_MAX = 2.0  # for requests under way; a client that keeps its connection uses it up
-_FILES_OF_OURS = ("password", "users.xml", "config.xml", "server.log")
+_FILES_OF_OURS = ("password", "users.xml", USERS_DIRECTORY, "config.xml", "server.log")
 _MOVING = "data.moving"
+_LOOK_SECONDS = 0.002
 
 
 def take_over(directory: Path) -> None:
@@ -71,6 +80,25 @@ def load_engine() -> ModuleType:
     return engine
 
 
+def open_for_reader(fifo: Path, reader: threading.Thread) -> int | None:
+    """The end to write to, once the other one is read; None: its reader ended before."""
+    while reader.is_alive():
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads yet
+                raise
+        reader.join(_LOOK_SECONDS)
+    return None
+
+
+def leave_directory(directory: Path) -> None:
+    """Have this process be in a directory that is not there any more."""
+    gone = tempfile.mkdtemp(dir=directory)
+    os.chdir(gone)
+    Path(gone).rmdir()
+
+
 def serve(directory: Path, ports: list[str]) -> int:
     """Listen until SIGTERM or SIGINT; the exit code. ports: HTTP, TCP."""
     # Blocked here and so in every thread of the engine: only the wait below takes them, whatever handlers it installs.
@@ -81,7 +109,10 @@ def serve(directory: Path, ports: list[str]) -> int:
     os.dup2(reads, 0)
     os.close(reads)
     engine = load_engine()
-    statements = "; ".join([*(f"SYSTEM START LISTEN {port}" for port in ports), _HOLD])
+    statements = "; ".join([_UNTIL_OPENING, *(f"SYSTEM START LISTEN {port}" for port in ports), _HOLD])
+    opening = directory / _OPENING
+    opening.unlink(missing_ok=True)
+    os.mkfifo(opening)
 
     def run() -> None:
         try:
@@ -92,6 +123,9 @@ def serve(directory: Path, ports: list[str]) -> int:
 
     thread = threading.Thread(target=run, name="engine", daemon=True)
     thread.start()
+    if writes_to_engine := open_for_reader(opening, thread):
+        leave_directory(directory)
+        os.close(writes_to_engine)
     asked = signal.sigwait(ending | {signal.SIGUSR1}) in ending
     if asked:
         os.close(writes)

@@ -21,6 +21,8 @@ from deploy.local.process import HOST, StartFailed, free_ports
 from tests.waiting import until
 
 ACCESS_DENIED = "497"
+NO_DIRECTORY = "1001"
+"""The process has no working directory: see clickhouse_server.py."""
 NOT_LET_IN = {"516", "700"}
 """AUTHENTICATION_FAILED, and USER_SESSION_LIMIT_EXCEEDED: the one session that `default` may have is taken."""
 
@@ -89,7 +91,19 @@ def test_no_file_no_address_no_other_user(
 ) -> None:
     params = {"database": database}
     answer = http.post("/", content=statement, params=params, auth=("usage", clickhouse.password))
-    assert answer.headers["x-clickhouse-exception-code"] == ACCESS_DENIED, answer.text
+    assert answer.headers["x-clickhouse-exception-code"] in {ACCESS_DENIED, NO_DIRECTORY}, answer.text
+
+
+@pytest.mark.parametrize("path", ["password", "/etc/passwd"])
+def test_the_function_file_reads_nothing(clickhouse: ClickHouseLocal, http: httpx.Client, path: str) -> None:
+    """This engine asks for no right; see clickhouse_server.py."""
+    for call in (
+        f"file('{path}')",
+        f"file('{clickhouse.data_dir}/{path}', 'none')",
+        f"file(materialize('{path}'), NULL)",
+    ):
+        answer = http.post("/", content=f"SELECT {call}", auth=("usage", clickhouse.password))
+        assert answer.status_code >= 400, answer.text[:40]
 
 
 def test_the_native_protocol_wants_the_password_too(clickhouse_factory: Callable[[], ClickHouseLocal]) -> None:
