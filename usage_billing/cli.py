@@ -36,6 +36,11 @@ app.command(
     help="Organizations: settings that only the operator changes.",
 )
 app.command(
+    "usage_billing.commands.analysts:app",
+    name="analysts",
+    help="Read-only users of ClickHouse, for people and their tools.",
+)
+app.command(
     "usage_billing.commands.billing:app",
     name="invoice",
     help="Invoices: show, explain, verify, preview, simulate, void, credit.",
@@ -59,6 +64,10 @@ app.command(
 app.command(
     "usage_billing.commands.duplicates:duplicates",
     help="List events that were sent more than once, and those whose copies differ.",
+)
+app.command(
+    "usage_billing.commands.refill:refill",
+    help="Store messages of usage.events in ClickHouse again, where the audit names rows that are missing.",
 )
 app.command(
     "usage_billing.commands.reconcile:reconcile",

@@ -34,6 +34,7 @@ _ADMIN_KEY_FILE = "admin-key"
 _ADMIN_KEY_PREFIX = "ubk_"
 _SERVICE_STOP_SECONDS = 25.0
 _UP_SECONDS_MAX = 240.0
+_RESTART_SECONDS_MAX = 60.0
 _ORPHAN_SECONDS_MAX = 15.0
 _APT_PACKAGES = ("default-jre-headless", "maven")
 _APT_SECONDS_MAX = 600.0
@@ -148,6 +149,25 @@ def down(settings: Settings, say: Say = print) -> bool:
         time.sleep(0.05)
     _end_orphans(files, say)
     return True
+
+
+def restart(settings: Settings, name: str) -> bool:
+    """End a part, and wait until the supervisor has it ready again; whether it ran. Raises StackFailed."""
+    files = Files(settings.local_dir.absolute() / "run")
+    state = files.read_state()
+    if state is None or not files.supervised():
+        return False
+    before = next((part for part in state.parts if part.name == name), None)
+    if before is None or before.pid is None or identity(before.pid) != before.identity:
+        return False
+    os.kill(before.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _RESTART_SECONDS_MAX
+    while time.monotonic() < deadline:
+        part = next((part for part in status(settings) if part.name == name), None)
+        if part is not None and part.state == "ready" and part.pid != before.pid:
+            return True
+        time.sleep(0.05)
+    raise StackFailed(f"{name} was not ready {_RESTART_SECONDS_MAX:g} s after its end; see {before.log}")
 
 
 def status(settings: Settings) -> list[PartStatus]:

@@ -148,6 +148,41 @@ def test_a_taken_port_is_named(key: str, stack: Stack, tmp_path: Path) -> None:
     assert not answers(other.ports["USAGE_LOCAL_KAFKA_PORT"])
 
 
+def test_an_analyst_is_made_and_removed(stack: Stack, key: str) -> None:
+    def asked(password: str, query: str) -> httpx.Response:
+        address = f"http://{HOST}:{stack.ports['USAGE_LOCAL_CLICKHOUSE_PORT']}"
+        return httpx.post(address, content=query, auth=("anna", password), timeout=15, trust_env=False)
+
+    assert stack.run("analysts", "create", "anna", "--organization", "nobody").returncode == 2
+    assert stack.run("analysts", "create", "Anna").returncode == 2
+    assert stack.run("analysts", "create", "usage").returncode == 2
+    passwords: list[str] = []
+    for replace in ([], ["--replace"]):
+        done = stack.run("analysts", "create", "anna", "--organization", "default", *replace)
+        assert done.returncode == 0, done.stderr
+        printed = re.search(r"password  (\S+)", done.stdout)
+        assert printed is not None
+        passwords.append(printed[1])
+    answer = asked(passwords[1], "SELECT uniqExact(organization_id) FROM usage")
+    assert answer.text == "1\n", answer.text
+    assert asked(passwords[0], "SELECT 1").status_code >= 400
+    assert stack.run("analysts", "create", "anna").returncode == 2, "there is one of this name"
+    listed = stack.run("analysts", "list").stdout
+    assert "anna" in listed
+    assert "default" in listed
+    until(stack.ready, 30)
+    assert stack.post(key).status_code == 202
+    assert stack.run("analysts", "remove", "anna").returncode == 0
+    assert stack.run("analysts", "remove", "anna").returncode == 2
+    assert asked(passwords[1], "SELECT 1").status_code >= 400
+    sql = stack.run("analysts", "create", "anna", USAGE_CLICKHOUSE_DSN="http://billing:x@127.0.0.1:9/other")
+    assert sql.returncode == 0
+    assert sql.stdout.startswith("CREATE SETTINGS PROFILE")
+    assert "GRANT SELECT ON other.usage TO anna;" in sql.stdout
+    assert "password" in sql.stderr
+    until(stack.ready, 30)
+
+
 def test_what_dies_is_started_again_within_two_seconds(stack: Stack, key: str) -> None:
     before = stack.pids()
     for name, pid in before.items():

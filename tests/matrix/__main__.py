@@ -20,6 +20,7 @@ TESTS = (
     "tests/contract/test_warehouse.py",
     "tests/contract/test_inserts.py",
     "tests/contract/test_audit.py",
+    "tests/contract/test_analysts_sql.py",
 )
 # One request at a time: nothing can pause for another.
 NOT_EMBEDDED = ("tests/contract/test_warehouse.py::test_what_reads_much_pauses_while_a_page_waits",)
