@@ -42,6 +42,9 @@ DATA_CODES = frozenset(
 _VIOLATED_CONSTRAINT = 469
 _MEMORY_LIMIT_EXCEEDED = 241
 
+# An insert is worth its price in parts and merges from some hundred thousand events on; what is less waits a moment.
+ENOUGH_BYTES = 24 * 1024 * 1024
+
 # Schema id → the door that its messages are inserted through.
 DOORS = {usage_batch.SCHEMA_ID: "usage_batches_in", usage_void.SCHEMA_ID: "usage_voids_in"}
 

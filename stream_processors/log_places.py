@@ -29,13 +29,14 @@ class Start:
     missing: tuple[int, int] | None = None
 
 
-def starting_place(committed: int | None, covered: int, low: int, high: int) -> Start:
+def starting_place(committed: int | None, covered: int, low: int, high: int, stop: int | None = None) -> Start:
     """The lower of the group's commit (None: none) and ClickHouse's coverage, but not before the log begins.
 
-    low: first offset that the log still has; high: its next one. Raises LogTooShort.
+    low: first offset that the log still has; high: its next one. stop: where a table lacks rows of what is covered.
+    Raises LogTooShort.
     """
     start = covered if committed is None else min(committed, covered)
     if max(start, covered) > high:
         raise LogTooShort(f"stored up to offset {covered}, committed {committed}, but the log ends at {high}")
     missing = (covered, low) if covered < low else None
-    return Start(max(start, low), missing)
+    return Start(max(start if stop is None else min(start, stop), low), missing)

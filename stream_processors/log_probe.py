@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from runtime.topics import log_bounds
 from schemas.settings import Settings
 from schemas.topics import topic_name
 from schemas.usage_batch import HEADER_LENGTH
@@ -72,6 +73,10 @@ class LogProbe:
 
     def close(self) -> None:
         self._consumer.close()
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """First and next offset of the log. Raises KafkaException."""
+        return log_bounds(self._consumer, TopicPartition(self._topic, partition), _SECONDS)
 
     def kept_to(self, client: Client, epoch: int, partition: int, low: int, high: int) -> int | None:
         """See above. Raises KafkaException and ClickHouseError."""

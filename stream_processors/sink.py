@@ -6,6 +6,9 @@ from an older copy is filled again. Messages are not decoded: see avro_splice.
 
 One thread does all of it, in this order: read, make sure of the topic, insert, set aside, commit. Callbacks of the
 consumer only note what changed; what may take time is done by the loop.
+
+A backup copies ClickHouse's tables at different instants. So at its first assignment, and after ClickHouse was away,
+the sink starts before coverage where one of the tables ends earlier than ingest_batches says.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -47,16 +50,15 @@ from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.log_probe import LogProbe
 from stream_processors.projections import Projections
 from stream_processors.reconcile_service import ReconcileService
-from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect, server_code
 from warehouse.coverage import EARLIER_EPOCH, EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
 from warehouse.epochs import Epochs, EpochsExhausted, lookup_epochs, register_break, register_epoch
 from warehouse.one_store import is_marked, leave_mark
 from warehouse.own_objects import foreign_object
+from warehouse.table_ends import Stop, first_stops, started_at
 
 log = structlog.get_logger(__name__)
 
-# An insert is worth its price in parts and merges from some hundred thousand events on; what is less waits a moment.
-ENOUGH_BYTES = 24 * 1024 * 1024
 MESSAGES_PER_INSERT_MAX = 10_000
 INSERT_INTERVAL_SECONDS = 0.25
 _IDLE_SECONDS = 0.25
@@ -67,6 +69,8 @@ _CHECKPOINT_SECONDS = 60.0
 _POLL_AGE_SECONDS_MAX = 30.0
 _REPLICA_SECONDS_MAX = 3.0
 _SHORT_SECONDS = 5.0
+_CLOCK_SECONDS = 2  # a start is computed from two clocks of whole seconds
+_UNKNOWN_TABLE = 60
 _END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 
 
@@ -119,6 +123,8 @@ class Sink:
         self._short_since: float | None = None  # since when ClickHouse has less than it had, monotonic seconds
         self._inserted_at = 0.0
         self._polled_at = self._topic_checked_at = time.monotonic()
+        self._doubts_tables = True  # they may be a backup's, of different instants
+        self._server_starts: dict[str, int] = {}  # host → when its server started, seconds since 1970
         self._mark: uuid.UUID | None = None  # left in ClickHouse when it was looked at for holes
         self._checkpoint_at = 0.0  # when ClickHouse is to be looked at for holes next, monotonic seconds
         self._problem: str | None = "starting"
@@ -222,7 +228,8 @@ class Sink:
                 patient = short_since is None or time.monotonic() - short_since < _SHORT_SECONDS
                 self._find_breaks(given, patient=patient)
                 covered = self._covered(given)
-                starts = {partition: self._start(partition, covered[partition]) for partition in given}
+                stops = self._stops(self._connected(), given) if self._doubts_tables else {}
+                starts = {partition: self._start(partition, covered[partition], stops) for partition in given}
                 break
             except (ClickHouseError, WarehouseUnavailable, OSError) as error:
                 self.wait(error)
@@ -234,6 +241,7 @@ class Sink:
                 self._kafka_problem = str(error)
                 self.wait(error)
         self._kafka_problem = None
+        self._doubts_tables = False
         gone = Batch()
         for partition, start in starts.items():
             self._next[partition] = start.at
@@ -358,12 +366,22 @@ class Sink:
 
     # -- reading on ----------------------------------------------------------------------------------------------------
 
-    def _start(self, partition: int, covered: int) -> Start:
+    def _stops(self, client: Client, partitions: Iterable[int]) -> dict[int, Stop]:
+        """Where tables lack rows of messages that ingest_batches has."""
+        stops = first_stops(client, {partition: self._epochs.of(partition) for partition in partitions})
+        for partition, stop in stops.items():
+            log.error("table_is_older", partition=partition, table=stop.table, read_again_from=stop.offset)
+        return stops
+
+    def _start(self, partition: int, covered: int, stops: Mapping[int, Stop]) -> Start:
         low, high = self._bounds(partition)
         committed = self._committed(partition)
         # A commit of before the log lost its end is of other messages.
         committed = None if committed is None else min(committed, high)
-        return starting_place(committed, covered, low, high)
+        stop = stops.get(partition)
+        if stop is not None and stop.offset < low:
+            log.error("rows_expired", partition=partition, table=stop.table, first=stop.offset, next=low)
+        return starting_place(committed, covered, low, high, None if stop is None else stop.offset)
 
     def _read(self) -> list[Message]:
         """Messages for one insert: whatever there is, once there is enough or the last insert is a moment ago."""
@@ -371,7 +389,7 @@ class Sink:
         if first is None:
             return []
         found, size = [first], len(first)
-        while size < ENOUGH_BYTES and len(found) < MESSAGES_PER_INSERT_MAX:
+        while size < inserts.ENOUGH_BYTES and len(found) < MESSAGES_PER_INSERT_MAX:
             left = self._inserted_at + INSERT_INTERVAL_SECONDS - time.monotonic()
             more = self._consumer.consume(MESSAGES_PER_INSERT_MAX // 10, max(0.0, min(left, 0.05)))
             found += more
@@ -412,9 +430,11 @@ class Sink:
         What is inserted into a restored copy leaves a hole before it, which nobody would look for before a restart. So
         holes are looked for at times, and after ClickHouse was away: an insert that is repeated may meet such a copy.
         Else the end is enough. Raises EngineRestored, once it has been so for longer than a replica that answers may be
-        behind.
+        behind; Interrupted, when a table is older than the others: it is read again from there.
         """
-        now, stored = time.monotonic(), dict[int, int]()
+        if (error := self.attempt(self._note_server_start)) is not None:
+            return error
+        now, stored, stops = time.monotonic(), dict[int, int](), dict[int, Stop]()
         is_whole = now >= self._checkpoint_at
 
         def look(client: Client) -> None:
@@ -425,23 +445,38 @@ class Sink:
                 self._mark = leave_mark(client)
                 epochs = self._epochs
                 stored.update(checkpoint(client, epochs.base, self._topic.partitions, self._mark, epochs.own).offsets)
+                if self._doubts_tables:
+                    stops.update(self._stops(client, self._next))
             else:
                 stored.update(last_stored(client, {p: self._epochs.of(p)[-1][1] for p in self._next}))
 
         if (error := self.attempt(look)) is not None:
             return error
+        if stops:
+            self._begin_again()
+            raise Interrupted
         # Up to where its epoch begins, a partition is filled with what came before it.
         lost = {p: (stored[p], at) for p, at in self._next.items() if stored[p] < at and at > self._epochs.start(p)}
         if not lost:
             self._short_since = None
             if is_whole:
                 self._checkpoint_at = now + _CHECKPOINT_SECONDS
+                self._doubts_tables = False
             return None
         self._short_since = self._short_since or now
         restored = EngineRestored(f"ClickHouse has (partition: has, had): {lost}")
         if now - self._short_since > _REPLICA_SECONDS_MAX:
             raise restored
         return restored
+
+    def _note_server_start(self, client: Client) -> None:
+        """A server that started since may have started on a backup, before anyone noticed that it was away."""
+        host, at = started_at(client)
+        if at > self._server_starts.get(host, at) + _CLOCK_SECONDS:
+            log.warning("clickhouse_was_started", host=host)
+            self._doubts_tables = True
+            self._checkpoint_at = 0.0
+        self._server_starts[host] = at
 
     def _measure_lag(self) -> None:
         for partition, reached in self._next.items():
@@ -457,7 +492,8 @@ class Sink:
             error = message.error()
             if error is not None and error.code() != _END:
                 if error.code() in LOST_PLACE:
-                    self._begin_again(error)
+                    log.error("place_lost", error=str(error))
+                    self._begin_again()
                     break
                 if error.fatal():
                     raise KafkaException(error)
@@ -477,9 +513,8 @@ class Sink:
                 self._add(batch, partition, offset, message)
         return batch
 
-    def _begin_again(self, error: KafkaError) -> None:
-        """The place that we were at is gone: find a new one as after an assignment."""
-        log.error("place_lost", error=str(error))
+    def _begin_again(self) -> None:
+        """Find where to read from, as after an assignment."""
         self._assignment += 1
         self._given = sorted(self._next)
         self._next.clear()
@@ -602,6 +637,8 @@ class Sink:
             said = f"ClickHouse: {' '.join(str(error).split())[:300]}"
             self._problem = said if whose is None else f"{whose}, which is not ours, fails: mend or drop it. {said}"
             self._checkpoint_at = 0.0
+            if server_code(error) in (None, _UNKNOWN_TABLE):
+                self._doubts_tables = True
             self._drop_client()
         log.warning("waiting", error=" ".join(str(error).split())[:300], attempts=self._attempts)
         assignment, until = self._assignment, time.monotonic() + min(_RETRY_SECONDS_MAX, 0.1 * 2**self._attempts)

@@ -66,6 +66,10 @@ class Truth:
             )
         self._world.flush()
 
+    def named(self, customer: str) -> list[Event]:
+        """The customer's events that have ids, in the order of the log."""
+        return self._known[customer]
+
     def _event(self, customer: str) -> Event:
         known = self._known.setdefault(customer, [])
         if known and self._random.random() < 0.1:
