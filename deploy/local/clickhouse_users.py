@@ -23,7 +23,7 @@ def write_analyst(
     path = _path(directory, analyst.name)
     if path.exists() and not replace:
         raise AnalystExists(f"there is an analyst {analyst.name}")
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = path.with_suffix(f".{secrets.token_hex(4)}")  # the engine reads names that end with .xml
     with os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as out:
         out.write(users_xml(analyst, database, password_sha256, [HOST]))

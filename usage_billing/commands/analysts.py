@@ -121,9 +121,7 @@ def _is_local(settings: Settings) -> bool:
 
 def _directory(settings: Settings) -> Path:
     """The local ClickHouse's; it may not have been started yet."""
-    directory = settings.local_dir.absolute() / "clickhouse"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+    return settings.local_dir.absolute() / "clickhouse"
 
 
 def _service_user(settings: Settings) -> str:
