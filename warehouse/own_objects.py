@@ -36,6 +36,11 @@ def foreign_object(error: Exception) -> str | None:
     return None
 
 
+def is_ours(name: str) -> bool:
+    """Whether a migration made the table or view of this name, in our database."""
+    return name in _ours()
+
+
 def _bare(name: str) -> str:
     """Without the database and quotes."""
     return name.rpartition(".")[2].strip("`")

@@ -16,8 +16,10 @@ import hashlib
 import importlib.util
 import os
 import signal
+import socket
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from xml.sax.saxutils import escape
@@ -78,6 +80,17 @@ def load_engine() -> ModuleType:
     engine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(engine)
     return engine
+
+
+def check_ports(ports: Iterable[int]) -> None:
+    """End where one is taken. The engine would say so too, but it aborts on its way out without a directory."""
+    for port in ports:
+        with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the engine's own: a former one's are free
+            try:
+                taken.bind((HOST, port))
+            except OSError as error:
+                raise SystemExit(f"{HOST}:{port}: {error.strerror}") from error
 
 
 def open_for_reader(fifo: Path, reader: threading.Thread) -> int | None:
@@ -147,6 +160,7 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     take_over(directory)
     write_config(directory, arguments.port, arguments.native_port)
+    check_ports(port for port in (arguments.port, arguments.native_port) if port)
     code = serve(directory, ["HTTP", "TCP"] if arguments.native_port else ["HTTP"])
     os._exit(code)  # whatever the engine still waits for: what it has acknowledged is on the disk
 

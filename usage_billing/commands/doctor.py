@@ -14,6 +14,7 @@ from runtime.durability import IN_SYNC_MIN, REPLICAS_MIN, is_local_stack, topic_
 from schemas.settings import Settings
 from usage_billing.console import DONE, FAILED, out, settings_for
 from warehouse.client import ClickHouseError, WarehouseUnavailable, connect
+from warehouse.foreign_views import foreign_views
 from warehouse.projected import projection_faults
 
 Verdict = Literal["ok", "warning", "failed"]
@@ -72,7 +73,25 @@ def _projections(settings: Settings) -> Iterator[Finding]:
             )
 
 
-CHECKS: dict[str, Check] = {"durability": _durability, "log_ends": _log_ends, "projections": _projections}
+def _foreign_views(settings: Settings) -> Iterator[Finding]:
+    """Whether views of others count twice what an insert repeats after an error."""
+    with connect(settings) as client:
+        for view in foreign_views(client):
+            if not view.remembers:
+                yield Finding(
+                    "foreign_views",
+                    "warning",
+                    f"the view {view.name} fills {view.target}, which adds the rows of a repeated insert again",
+                    f"ALTER TABLE {view.target} MODIFY SETTING non_replicated_deduplication_window = 1000",
+                )
+
+
+CHECKS: dict[str, Check] = {
+    "durability": _durability,
+    "log_ends": _log_ends,
+    "projections": _projections,
+    "foreign_views": _foreign_views,
+}
 """Name → check. A new one is added here."""
 
 
