@@ -24,7 +24,6 @@ from tests.waiting import until
 from warehouse.audit import Audit, audit
 
 pytestmark = pytest.mark.timeout(300)
-TABLES = ("usage_events", "usage_accepted", "accepted_batches", "usage_voids", "ingest_batches")
 
 
 @pytest.fixture
@@ -77,9 +76,9 @@ def copied(world: SinkWorld, table: str, to: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(
-    ("older", "sink_runs"), [*((table, True) for table in TABLES), ("usage_events", False), ("usage_voids", False)]
-)
+@pytest.mark.parametrize(("older", "sink_runs"), [
+    ("usage_events", True), ("usage_events", False), ("usage_voids", True), ("usage_accepted", False), ("ingest_batches", True),
+])  # fmt: skip
 def test_a_table_of_an_earlier_instant_is_filled_again(
     world: tuple[SinkWorld, ClickHouseLocal], tmp_path: Path, older: str, sink_runs: bool
 ) -> None:
