@@ -135,7 +135,7 @@ def test_the_page_lists_every_column(client: Client) -> None:
 
 def test_the_grants_of_the_page_are_enough(engine: ClickHouseLocal) -> None:
     """For a database that is not there yet, with tombstones and repeats, up to the audit."""
-    assert len(GRANTS) == 2
+    assert len(GRANTS) == 3
     dsn = f"http://billing:{PASSWORD}@{HOST}:{engine.port}/billing"
     assert len(migrate(Settings(clickhouse_dsn=dsn))) == len(migrations())
     assert migrate(Settings(clickhouse_dsn=dsn)) == []
