@@ -25,7 +25,7 @@ def client(settings: Settings, clickhouse: ClickHouseLocal) -> Iterator[Client]:
     migrate(settings)
     with connect(settings) as made:
         yield made
-        for database in (str(made.database), f"{made.database}_theirs"):
+        for database in (f"{made.database}_theirs", str(made.database)):  # its own last: it is asked for in each
             made.command(f"DROP DATABASE IF EXISTS {database} SYNC")
 
 
