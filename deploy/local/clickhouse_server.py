@@ -137,6 +137,7 @@ def serve(directory: Path, ports: list[str]) -> int:
     thread = threading.Thread(target=run, name="engine", daemon=True)
     thread.start()
     if writes_to_engine := open_for_reader(opening, thread):
+        opening.unlink()  # who copies the directory needs no pipe
         leave_directory(directory)
         os.close(writes_to_engine)
     asked = signal.sigwait(ending | {signal.SIGUSR1}) in ending
