@@ -98,5 +98,9 @@ async def change_settings(request: Request, visitor: Visitor, form: Form) -> Res
 
     _, errors, status = await attempted(making())
     if errors:
-        return await _page(request, visitor, form, errors, status)
+        # Of one of several tax rates: the message names it.
+        of_fields: dict[str, str] = {}
+        for name, message in errors.items():
+            of_fields.setdefault(name.partition(".")[0], message)
+        return await _page(request, visitor, form, of_fields, status)
     return RedirectResponse("/settings?done=saved", 303)

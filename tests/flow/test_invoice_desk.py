@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -12,10 +13,12 @@ import pytest
 from billing_job import desk, invoices, void_credit
 from billing_job.explain import NoSuchLine
 from billing_job.steps import system_clock
+from schemas.invoice_ledger import Invoice
 from schemas.ledger import IDEMPOTENCY_ERROR, InvoiceFixed
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
+from usage_billing.invoice_desk import LedgerDesk
 from warehouse.client import connect
 
 pytestmark = pytest.mark.timeout(300)
@@ -256,3 +259,49 @@ def test_what_was_closed_by_hand_and_approved_is_charged_by_the_next_round(world
         assert world.invoices("prompt")[0].state == "paid"
     finally:
         world.catalog.write(organization, version + 1)
+
+
+def approved_and_voided(world: BillingWorld, name: str, *voided: str) -> list[Invoice]:
+    """Invoices of a customer who used 5 + 3 + 2, whose approved invoice lost these events before it was charged."""
+    organization = world.catalog.view.organization(DEFAULT_ORGANIZATION)
+    assert organization is not None
+    version = world.catalog.view.version(type(organization), organization.id, organization.id)
+    world.catalog.write(organization.model_copy(update={"invoice_approval": "manual"}), version)
+    try:
+        world.subscribe(name, PER_UNIT, ends_at=APRIL)
+        world.use(name, "5", "3", "2", identities=["c:five", "c:three", "c:two"])
+        world.close(APRIL)
+        (invoice,) = world.invoices(name)
+        assert desk.approve(world.settings, [invoice.id], organization_id=None, by="test")
+        if voided:
+            world.void(name, *voided)
+        assert world.close(APRIL).ok
+        return world.invoices(name)
+    finally:
+        world.catalog.write(organization, version + 1)
+
+
+def test_usage_that_was_voided_while_its_invoice_waited_is_not_charged(world: BillingWorld) -> None:
+    """Approval charged it. The revision is of no more than what was approved, so it needs no other approval."""
+    first, second = approved_and_voided(world, "reconsidered", "three")
+    assert (first.state, second.state) == ("void", "paid")
+    assert [each.document()["total"] for each in (first, second)] == ["10.00", "7.00"]
+    assert first.steps["void", 0].by == "billing"
+    (charged,) = world.stripe_invoices("reconsidered")
+    assert (charged["metadata"]["usage_invoice_id"], charged["amount_paid"]) == (second.id, 700)
+    assert invoices.verify(world.settings, second.id).ok
+    found = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    with closing(found), found.everything_stored() as watermark:
+        billed = found.cycles_billed(DEFAULT_ORGANIZATION, watermark).document
+        assert [each for each in billed["faults"] if each["customer_id"] == "reconsidered"] == []
+
+
+def test_an_approved_invoice_whose_usage_is_all_voided_charges_nothing(world: BillingWorld) -> None:
+    first, second = approved_and_voided(world, "forgotten", "five", "three", "two")
+    assert [(each.state, each.document()["total"]) for each in (first, second)] == [("void", "10.00"), ("paid", "0.00")]
+    assert world.stripe_invoices("forgotten") == []
+
+
+def test_an_approved_invoice_of_which_nothing_was_voided_is_charged_as_it_is(world: BillingWorld) -> None:
+    (only,) = approved_and_voided(world, "confirmed")
+    assert (only.state, only.document()["amount_paid"]) == ("paid", "10.00")
