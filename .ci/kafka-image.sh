@@ -7,11 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 base=usage-debian:bookworm
-if ! docker image inspect "$base" >/dev/null 2>&1; then
-  debootstrap --variant=minbase bookworm "$work/root" >"$work/debootstrap.log" 2>&1 ||
-    { tail -n 20 "$work/debootstrap.log" >&2; exit 1; }
-  tar -C "$work/root" -c . | docker import - "$base" >/dev/null
-fi
+"$here/debian-image.sh" "$base"
 
 mkdir "$work/context"
 cp "$here"/kafka-image/* "$here/../deploy/local/kafka/log4j2.xml" "$work/context/"
