@@ -9,7 +9,16 @@ from functools import cache
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from schemas.stripe_ids import StripeAccountId, TaxRateId
@@ -77,15 +86,16 @@ class OrganizationFields(BaseModel):
 class OrganizationSpec(OrganizationFields):
     """The fields that an operator or a merchant enters."""
 
-    tax_rates: tuple[TaxRateId, ...] = ()
+    tax_rates: Annotated[tuple[TaxRateId, ...], Field(validate_default=True)] = ()
     stripe_account_id: StripeAccountId | None = None
 
-    @model_validator(mode="after")
-    def _rates_are_given(self) -> OrganizationSpec:
+    @field_validator("tax_rates")
+    @classmethod
+    def _rates_are_given(cls, rates: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         # Without one, Stripe would be asked for no tax at all.
-        if self.tax_mode == "rates" and not self.tax_rates:
-            raise PydanticCustomError("tax_rates_missing", "tax_mode rates needs at least one tax rate in tax_rates")
-        return self
+        if info.data.get("tax_mode") == "rates" and not rates:
+            raise PydanticCustomError("tax_rates_missing", "at least one tax rate is needed, since tax_mode is rates")
+        return rates
 
 
 class Organization(OrganizationFields):

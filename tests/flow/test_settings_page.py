@@ -93,7 +93,7 @@ def test_a_tax_rate_that_stripe_does_not_know_is_said_beside_its_field(world: Bi
 
 def test_taxing_by_rates_without_a_rate_is_said_beside_the_field(world: BillingWorld, page: Page) -> None:
     page.select_option("[name=tax_mode]", "rates")
-    assert_refused(world, page, "tax_rates", "", "rate")
+    assert_refused(world, page, "tax_rates", "", "At least one tax rate is needed")
 
 
 def test_an_account_that_the_key_can_not_act_for_is_not_saved(world: BillingWorld, page: Page) -> None:
@@ -103,6 +103,8 @@ def test_an_account_that_the_key_can_not_act_for_is_not_saved(world: BillingWorl
     )  # fmt: skip
     assert_refused(world, page, "stripe_account_id", "acct_typo", "does not have access to account")
     assert_refused(world, page, "stripe_account_id", "acct-1", "acct_")
+    page.select_option("[name=tax_mode]", "none")  # rates are of an account
+    page.fill("#f-tax_rates", "")
     page.fill("#f-stripe_account_id", "acct_1Right")
     page.click("text=Save")
     expect(page.locator(".note.good")).to_have_text("Settings saved.")
