@@ -129,6 +129,7 @@ class InvalidBatch(ValueError):
 _decoder = msgspec.json.Decoder(_PostedBatch)
 _finely_timed_decoder = msgspec.json.Decoder(_FinelyTimedBatch)
 _SCANNED_BYTES_MAX = 4096
+_ESCAPED = re.compile(rb"\\u00(?:00|2[eE]|3[0-9])")
 _SEVEN_DECIMALS = re.compile(rb"\.[0-9]{7}")
 _BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
 _event_model = TypeAdapter(UsageEvent)
@@ -188,9 +189,7 @@ def decode_valid(body: bytes) -> Events | None:
 
 
 def _decode_fast(body: bytes) -> Events:
-    if b"\\u0000" in body:  # refused in every text, and rare enough to be no matter of speed
-        raise _Unfit
-    if _may_be_finely_timed(body):
+    if (b"\\" in body and _escapes_matter(body)) or _has_seven_decimals(body):
         posted, timestamps = _decode_finely_timed(body)
     else:
         posted = _decoder.decode(body).events
@@ -212,15 +211,23 @@ def _decode_fast(body: bytes) -> Events:
     )
 
 
-def _may_be_finely_timed(body: bytes) -> bool:
-    """Whether seven decimals stand anywhere, or a digit or a point that is spelled as an escape."""
-    if b"\\" in body and (b"\\u002" in body or b"\\u003" in body):
-        return True
+def _escapes_matter(body: bytes) -> bool:
+    """Whether a digit or a point may be spelled as an escape. Raises _Unfit for a NUL, which no text may have."""
+    if _ESCAPED.search(body) is None:
+        return False
+    if b"\\u0000" in body:
+        raise _Unfit
+    return True
+
+
+def _has_seven_decimals(body: bytes) -> bool:
+    """Whether seven digits follow a point anywhere in the body."""
     if len(body) > _SCANNED_BYTES_MAX:
-        # numpy looks at the seventh place after each point in half the time that the expression takes.
+        # numpy looks at the seventh place after each point in a quarter of the time that the expression takes.
         letters = np.frombuffer(body, np.uint8)
-        seventh = np.flatnonzero(letters == ord(".")) + 7
-        if not (letters[seventh[seventh < len(letters)]] - ord("0") < 10).any():
+        found = letters[:-7] == ord(".")
+        found &= letters[7:] - ord("0") < 10
+        if not found.any():
             return False
     return _SEVEN_DECIMALS.search(body) is not None
 

@@ -304,6 +304,28 @@ def test_the_last_instant_of_a_month_stays_in_it(spelled: str, microseconds: int
     assert decode.decode_naming_errors(batch).timestamp == [microseconds, MARCH_30]
 
 
+@pytest.mark.parametrize("at", [0, 40, 99])
+def test_seven_decimals_are_found_anywhere_in_a_long_batch(at: int) -> None:
+    events = [GOOD] * 100
+    events[at] = {**GOOD, "timestamp": "2026-03-31T23:59:59.9999999Z"}
+    batch = body(*events)
+    assert len(batch) > decode._SCANNED_BYTES_MAX  # pyright: ignore[reportPrivateUsage]
+    assert decode_events(batch).timestamp[at] == 1_775_001_599_999_999
+
+
+@pytest.mark.parametrize(
+    "spelled", [r"59\u002e9999999Z", r"59\u002E9999999Z", r"59.999\u00399999Z", r"59.999999\u0039Z"]
+)
+def test_decimals_may_be_spelled_as_escapes(spelled: str) -> None:
+    batch = body({**GOOD, "timestamp": "?"}).replace(b"?", b"2026-03-31T23:59:" + spelled.encode())
+    assert decode_events(batch).timestamp == [1_775_001_599_999_999]
+
+
+def test_a_nul_behind_another_escape_is_refused() -> None:
+    batch = body({**GOOD, "event_name": "?", "customer_id": "a\0b"}).replace(b"?", rb"\u0030")
+    assert decode.decode_valid(batch) is None
+
+
 @given(st.lists(st.one_of(EVENTS, SCALARS), max_size=3))
 def test_both_readers_agree(events: list[object]) -> None:
     batch = json.dumps({"events": events}).encode()
