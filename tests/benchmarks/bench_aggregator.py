@@ -25,13 +25,13 @@ from schemas.partition import partition_of
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
-from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
+from schemas.usage_batch import HEADER_LENGTH, UsageBatch, encode, unscaled_bytes
 from tests.benchmarks.figures import Figure
 from tests.services import Service, environment
 
 NAMES = ("api_request", "storage_gb", "seats")
 EVENTS_PER_MESSAGE = 1000
-MESSAGES_MADE_MAX = 600  # distinct ones; more are the same again, which without ids counts again
+MESSAGES_MADE_MAX = 600  # distinct ones; more are the same again under other batch_ids, so without ids they count again
 CYCLE_START = parse_rfc3339("2026-03-01T00:00:00Z")
 _APPLIED = re.compile(r"^usage_aggregator_events_applied_total ([0-9.e+]+)$", re.MULTILINE)
 _SECONDS_MAX = 600.0
@@ -47,7 +47,8 @@ def messages(count: int, customers: int, partitions: int, *, ids: bool) -> Itera
     made: list[tuple[int, bytes]] = []
     for number in range(count):
         if not ids and number >= MESSAGES_MADE_MAX:
-            yield made[number % MESSAGES_MADE_MAX]
+            partition, message = made[number % MESSAGES_MADE_MAX]
+            yield partition, with_batch_id(message, chance.randbytes(16))
             continue
         partition = number % partitions
         batch = UsageBatch(
@@ -64,6 +65,11 @@ def messages(count: int, customers: int, partitions: int, *, ids: bool) -> Itera
         if not ids:
             made.append(message)
         yield message
+
+
+def with_batch_id(message: bytes, batch_id: bytes) -> bytes:
+    """The same message as if it were another batch: the id stands behind the framing."""
+    return message[:HEADER_LENGTH] + batch_id + message[HEADER_LENGTH + len(batch_id) :]
 
 
 def fill(settings: Settings, events: int, customers: int, *, ids: bool) -> dict[int, int]:
