@@ -108,9 +108,9 @@ def message_hash(message: bytes) -> int:
     Of all that it says, not of its batch_id alone: where a writer reuses one for other events, these count. A
     client that repeats a message sends the same bytes.
     """
-    if batch_id_of(message) == _NO_BATCH_ID:
+    if message.startswith(_NO_BATCH_ID, HEADER_LENGTH):
         return 0
-    return xxh3_64_intdigest(memoryview(message)[HEADER_LENGTH:]) or 1
+    return xxh3_64_intdigest(message[HEADER_LENGTH:]) or 1
 
 
 def decode(message: bytes) -> UsageBatch:

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import fastavro
@@ -96,12 +97,27 @@ def known_by(message: Message) -> int:
 
 def long_bytes(number: int) -> bytes:
     """A long as Avro writes it: zigzag, seven bits a byte, least first."""
-    rest, out = (number << 1) ^ (number >> 63), bytearray()
+    rest = (number << 1) ^ (number >> 63)
+    if top := rest >> 56:  # a hash: in parts of one machine word each, without a loop, in a third of the time
+        low, high = rest & 0xFFFFFFF, rest >> 28 & 0xFFFFFFF
+        return bytes(
+            (
+                low & 0x7F | 0x80, low >> 7 & 0x7F | 0x80, low >> 14 & 0x7F | 0x80, low >> 21 | 0x80,
+                high & 0x7F | 0x80, high >> 7 & 0x7F | 0x80, high >> 14 & 0x7F | 0x80, high >> 21 | 0x80,
+                *((top,) if top < 0x80 else (top & 0x7F | 0x80, top >> 7)),
+            )
+        )  # fmt: skip
+    out = bytearray()
     while rest & ~0x7F:
         out.append((rest & 0x7F) | 0x80)
         rest >>= 7
     out.append(rest)
     return bytes(out)
+
+
+@lru_cache(4096)
+def _log_bytes(epoch: int, partition: int) -> bytes:
+    return long_bytes(epoch) + long_bytes(partition)
 
 
 def stored_schema(writer: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,8 +164,8 @@ def container(messages: Sequence[Message], sync: bytes) -> list[bytes | memoryvi
     twice = sync + sync
     for message in messages:
         assert message.schema_id == messages[0].schema_id, "a file has one schema"
-        before = long_bytes(message.epoch) + long_bytes(message.partition) + long_bytes(message.offset)
-        before += long_bytes(known_by(message)) + sync
+        log = _log_bytes(message.epoch, message.partition)
+        before = log + long_bytes(message.offset) + long_bytes(known_by(message)) + sync
         size = len(before) + len(message.payload) - HEADER_LENGTH + SYNC_LENGTH
         parts.append(_ONE_RECORD + long_bytes(size) + before)
         parts.append(memoryview(message.payload)[HEADER_LENGTH:])

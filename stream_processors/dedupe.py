@@ -7,12 +7,14 @@ n²/2⁶⁵; then a live total is one short until it is reconciled, and nothing 
 Hashes are kept for a horizon of log time in generations; a forgotten one is forgotten whole. Each holds sorted arrays,
 merged in doubling levels, so that a whole batch is looked up by bisection in a few of them; before them stands a bitmap
 of the hashes' first bits, which most new ids miss: it saves nine tenths of the bisections, and with them the time.
+A few hashes, of a run of small messages, are looked up one by one, and wait in a set until they make an array.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +25,8 @@ Hashes = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
 GENERATIONS = 8  # the horizon is kept to an eighth of itself
+FEW = 64  # up to here Python's own loop is faster than starting numpy twenty times
+_WAITING_MAX = 1024
 _BITMAP_BITS_MIN = 10
 _NONE: Hashes = np.empty(0, np.uint64)
 
@@ -40,11 +44,13 @@ def identity_hash(identity: str, seed: int) -> int:
 class _Bitmap:
     """A set of the first `bits` bits of hashes: says of a hash that it may be there, or certainly is not."""
 
-    __slots__ = ("_bits", "_map")
+    __slots__ = ("_bits", "_map", "bytes", "shift")
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
-        self._map = np.zeros(1 << (bits - 3), np.uint8)
+        self.shift = 64 - bits
+        self.bytes = bytearray(1 << (bits - 3))
+        self._map = np.frombuffer(self.bytes, np.uint8)
 
     @property
     def nbytes(self) -> int:
@@ -70,17 +76,38 @@ class _Bitmap:
 
 @dataclass(slots=True)
 class _Generation:
-    """Hashes of a stretch of log time, µs. levels: sorted arrays without repeats, the longest first."""
+    """Hashes of a stretch of log time, µs. levels: sorted arrays without repeats, the longest first.
+
+    waiting: those that are not in levels yet. count: with them.
+    """
 
     from_us: int
     until_us: int
     levels: list[Hashes] = field(default_factory=list[Hashes])
+    waiting: set[int] = field(default_factory=set[int])
     count: int = 0
     bitmap: _Bitmap = field(default_factory=lambda: _Bitmap(_BITMAP_BITS_MIN))
 
     def add(self, hashes: Hashes) -> None:
         """hashes: sorted, none of them known."""
         self.count += len(hashes)
+        self._settle(hashes)
+
+    def add_few(self, hashes: Sequence[int]) -> None:
+        """hashes: none of them known."""
+        self.count += len(hashes)
+        self.waiting.update(hashes)
+        if len(self.waiting) >= _WAITING_MAX:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let none wait."""
+        if self.waiting:
+            hashes = np.array(sorted(self.waiting), np.uint64)
+            self.waiting.clear()
+            self._settle(hashes)
+
+    def _settle(self, hashes: Hashes) -> None:
         self.levels.append(hashes)
         while len(self.levels) > 1 and len(self.levels[-2]) < 2 * len(self.levels[-1]):
             self.levels[-2:] = [_merged(self.levels[-2:])]
@@ -107,6 +134,13 @@ class _Generation:
             known[known] = found
         return known
 
+    def known_few(self, hashes: Sequence[int]) -> list[int]:
+        """Those of them that it has."""
+        waiting, bits, shift = self.waiting, self.bitmap.bytes, self.bitmap.shift
+        maybe = [each for each in hashes if bits[each >> shift + 3] >> (each >> shift & 7) & 1]
+        known = [each for each in maybe if any(_holds(level, each) for level in self.levels)]
+        return [*known, *waiting.intersection(hashes)] if waiting else known
+
     def _note(self, hashes: Hashes) -> None:
         if self.count <= self.bitmap.room:
             self.bitmap.add(hashes)
@@ -117,6 +151,7 @@ class _Generation:
 
     def close(self) -> None:
         """Nothing is added any more: one array is looked up faster than several."""
+        self.settle()
         if len(self.levels) > 1:
             self.levels = [_merged(self.levels)]
 
@@ -151,6 +186,10 @@ class Dedupe:
 
         log_time: µs, of the newest of them; never below that of an earlier call.
         """
+        if len(hashes) <= FEW:
+            return self._first_of_few(hashes.tolist(), log_time)
+        if self._generations:
+            self._generations[-1].settle()
         unique, first = np.unique(hashes, return_index=True)
         fresh = np.ones(len(unique), np.bool_)
         for generation in self._generations:
@@ -159,6 +198,20 @@ class Dedupe:
         mask[first[fresh]] = True
         if fresh.any():
             self._open(log_time).add(unique if fresh.all() else unique[fresh])
+        return mask
+
+    def _first_of_few(self, hashes: Sequence[int], log_time: int) -> Mask:
+        known: set[int] = set()
+        for generation in self._generations:
+            known.update(generation.known_few(hashes))
+        fresh: dict[int, int] = {}  # hash → its first place
+        for at, each in enumerate(hashes):
+            if each not in known and each not in fresh:
+                fresh[each] = at
+        mask = np.zeros(len(hashes), np.bool_)
+        if fresh:
+            mask[list(fresh.values())] = True
+            self._open(log_time).add_few(list(fresh))
         return mask
 
     def restore(self, packs: Iterable[tuple[int, Hashes]]) -> None:
@@ -197,6 +250,12 @@ class Dedupe:
             self._generations.append(newest)
         newest.until_us = max(newest.until_us, log_time)
         return newest
+
+
+def _holds(level: Hashes, number: int) -> bool:
+    items = level.data  # its items are Python's ints, compared three times as fast as numpy's
+    at = bisect_left(items, number)
+    return at < len(items) and items[at] == number
 
 
 def _merged(levels: list[Hashes]) -> Hashes:

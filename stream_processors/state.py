@@ -152,10 +152,12 @@ class PartitionState:
     def _first_seen(self, batches: Sequence[tuple[UsageBatch, Sequence[Series]]]) -> list[list[bool] | None]:
         """For each batch: False for each event that is a duplicate, True for others; None: it has no duplicate."""
         hashes: list[int] = []
-        for batch, series in batches:
-            if _known_by_message(batch):
+        by_message = [_known_by_message(batch) for batch, _ in batches]
+        for (batch, series), is_known_by_it in zip(batches, by_message, strict=True):
+            if is_known_by_it:
                 hashes.append(batch.message_hash)
-            hashes += [identity_hash(i, s.seed) for i, s in zip(batch.identity, series, strict=False) if i]
+            if batch.identity:
+                hashes += [identity_hash(i, s.seed) for i, s in zip(batch.identity, series, strict=True) if i]
         if not hashes:
             return [None] * len(batches)
         array = as_hashes(hashes)
@@ -166,8 +168,8 @@ class PartitionState:
         self._fresh.append(array[first])
         verdicts = iter(first.tolist())
         found: list[list[bool] | None] = []
-        for batch, _ in batches:
-            is_new = next(verdicts) if _known_by_message(batch) else True
+        for (batch, _), is_known_by_it in zip(batches, by_message, strict=True):
+            is_new = next(verdicts) if is_known_by_it else True
             if batch.identity:
                 found.append([next(verdicts) if identity else is_new for identity in batch.identity])
             else:
@@ -334,7 +336,7 @@ class PartitionState:
 
 def _known_by_message(batch: UsageBatch) -> bool:
     """Whether it has events without ids, which count once by the message that they are in."""
-    return batch.message_hash != 0 and len(batch) > 0 and (not batch.identity or NO_IDENTITY in batch.identity)
+    return batch.message_hash != 0 and (not batch.identity or NO_IDENTITY in batch.identity) and len(batch) > 0
 
 
 class UnreadableState(ValueError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream_processors.dedupe import GENERATIONS, Dedupe, as_hashes, identity_hash, series_seed
@@ -12,9 +13,14 @@ HOUR = 3_600_000_000
 FOR_EVER = 10**15
 
 
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=30))
-def test_equals_a_set_in_batches_of_any_size(batches: list[list[int]]) -> None:
+@pytest.mark.parametrize(("few", "waiting_max"), [(0, 1024), (5, 4), (64, 1024)], ids=["many", "both", "few"])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=30))
+def test_equals_a_set_in_batches_of_any_size(
+    few: int, waiting_max: int, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_processors.dedupe.FEW", few)
+    monkeypatch.setattr("stream_processors.dedupe._WAITING_MAX", waiting_max)
     dedupe, seen = Dedupe(FOR_EVER, 10**6), set[int]()
     for number, batch in enumerate(batches):
         expected: list[bool] = []
@@ -24,7 +30,7 @@ def test_equals_a_set_in_batches_of_any_size(batches: list[list[int]]) -> None:
         # spread over the range, so that all bits of the bitmap are used
         hashes = as_hashes([value * (2**64 // 41) for value in batch])
         assert dedupe.first_seen(hashes, number).tolist() == expected
-    assert len(dedupe) == len(seen)
+        assert len(dedupe) == len(seen)
 
 
 def test_knows_ids_for_the_horizon_and_forgets_generations_after_it() -> None:
@@ -51,6 +57,17 @@ def test_holds_no_more_ids_than_it_may_and_drops_the_oldest() -> None:
     assert len(dedupe) >= ids_max - 2 * ids_max // GENERATIONS
     assert not dedupe.first_seen(batches[-1], 40).any()
     assert dedupe.first_seen(batches[0], 40).all()
+
+
+def test_a_few_at_a_time_are_known_with_those_that_came_in_thousands() -> None:
+    dedupe, rng = Dedupe(8 * HOUR, 10**7), np.random.default_rng(1)
+    batches = [rng.integers(0, 2**64, size, dtype=np.uint64) for size in (3_000, 20, 1, 64, 65, 2_000) * 30]
+    for number, batch in enumerate(batches):
+        assert dedupe.first_seen(batch, number * HOUR // 40).all()
+    for batch in batches:
+        few = np.concatenate([batch[:30], rng.integers(0, 2**64, 30, dtype=np.uint64)])
+        expected = [False] * len(batch[:30]) + [True] * 30
+        assert dedupe.first_seen(few, len(batches) * HOUR // 40).tolist() == expected
 
 
 def test_takes_at_most_24_bytes_an_id() -> None:
