@@ -124,10 +124,10 @@ def decode(message: bytes) -> UsageBatch:
     n = len(batch)
     if not 1 <= n <= EVENTS_PER_MESSAGE_MAX:
         raise UnreadableBatch(f"{n} events in one message")
-    for name in _COLUMNS:
-        length = len(getattr(batch, name))
-        if length != n and not (length == 0 and name in ("identity", "properties")):
-            raise UnreadableBatch(f"{length} of {name} for {n} events")
+    same = len(batch.organization_id) == len(batch.event_name) == len(batch.timestamp) == len(batch.value) == n
+    if not same or len(batch.identity) not in (0, n) or len(batch.properties) not in (0, n):
+        lengths = ", ".join(f"{len(getattr(batch, name))} of {name}" for name in _COLUMNS)
+        raise UnreadableBatch(f"columns of unequal length: {lengths}")
     return batch
 
 

@@ -59,12 +59,13 @@ class Moments:
         if before == after and self._offsets:
             return
         if self.watched:
-            for total in changed[self._scanned :]:
-                over_at = self.over_at(total)
-                if before <= over_at < self._soonest:
-                    self._soonest = over_at
-            self._scanned = len(changed)
-            if after > self._soonest or self._is_made(before, after):
+            if len(changed) != self._scanned:
+                for total in changed[self._scanned :]:
+                    over_at = self.over_at(total)
+                    if before <= over_at < self._soonest:
+                        self._soonest = over_at
+                self._scanned = len(changed)
+            if after > self._soonest or (self.made_at and self._is_made(before, after)):
                 self._keep(before, after, changed)
         self.log_time = after
         self._offsets.append(offset)
@@ -72,8 +73,7 @@ class Moments:
 
     def _is_made(self, before: int, after: int) -> bool:
         """Whether a rule was made in [before, after)."""
-        made = self.made_at
-        return bool(made) and bisect_left(made, after) > bisect_left(made, before)
+        return bisect_left(self.made_at, after) > bisect_left(self.made_at, before)
 
     def _keep(self, before: int, after: int, changed: Sequence[Total]) -> None:
         all_of_them = self._is_made(before, after)

@@ -336,7 +336,7 @@ class PartitionState:
 
 def _known_by_message(batch: UsageBatch) -> bool:
     """Whether it has events without ids, which count once by the message that they are in."""
-    return batch.message_hash != 0 and (not batch.identity or NO_IDENTITY in batch.identity) and len(batch) > 0
+    return batch.message_hash != 0 and (not batch.identity or NO_IDENTITY in batch.identity)
 
 
 class UnreadableState(ValueError):

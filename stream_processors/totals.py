@@ -183,6 +183,8 @@ class Totals:
 
     def series_of(self, batch: UsageBatch) -> list[Series]:
         """The series of each event of a batch."""
+        if len(batch.customer_id) == 1:
+            return [self.series(batch.organization_id[0], batch.customer_id[0], batch.event_name[0])]
         get = self._series.get
         keys = list(zip(batch.organization_id, batch.customer_id, batch.event_name, strict=True))
         found = [get(key) for key in keys]
