@@ -26,7 +26,7 @@ from ingest_gateway.decode import (
 )
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
-from runtime.access import BATCH_IDS, KEY, RECEIPT
+from runtime.access import BATCH_IDS, KEY, RECEIPT, STATUS
 from runtime.auth import authorize
 from runtime.body import (
     STRANGERS_MAX,
@@ -146,6 +146,7 @@ class Gateway:
             if KEY in scope:
                 organization_id, key_id = scope[KEY]
                 self._limits.answered(organization_id, key_id, problem.status)
+        scope[STATUS] = status
         (metrics.ACCEPTED if status in (202, 204) else metrics.REQUESTS.labels(status)).inc()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -162,7 +163,7 @@ class Gateway:
         wanted = Scope.ADMIN if path == VOID_PATH else Scope.INGEST
         key = authorize(self._view, headers.get(b"authorization", b"").decode("latin-1"), wanted)
         scope[KEY] = key.organization_id, key.id
-        self._limits.admit(*scope[KEY])
+        self._limits.admit(key.organization_id, key.id)
         if path == VOID_PATH:
             check_content_type(headers)
             return await self._void(scope, key.organization_id, await read_body(receive, headers, _VOID_BYTES_MAX))
@@ -173,7 +174,9 @@ class Gateway:
         body = await read_body(receive, headers, self._settings.body_bytes_max)
         organization_id, view = key.organization_id, self._view
         try:
-            events, in_senders_terms = await self._read(headers, body, declared)
+            events, in_senders_terms = None if declared else decode_valid(body), _as_they_are
+            if events is None:
+                events, in_senders_terms = await self._read(headers, body, declared)
         except NotJson as error:
             raise Problem(400, "invalid_json", str(error)) from error
         except InvalidBatch as error:
@@ -198,19 +201,19 @@ class Gateway:
         )
         if path == CLOUD_EVENTS_PATH:
             return b""
-        return _encoder.encode(
-            {"accepted": len(events), "unmatched": unmatched.events, "receipt": receipt, **_named_unmatched(unmatched)}
-        )
+        answer: dict[str, Any] = {"accepted": len(events), "unmatched": unmatched.events, "receipt": receipt}
+        if unmatched.events:
+            answer |= _named_unmatched(unmatched)
+        return _encoder.encode(answer)
 
     async def _read(self, headers: Headers, body: bytes, declared: bool) -> tuple[Events, cloud_events.Naming]:
-        """The body's events, and how to name their errors. Raises NotJson or InvalidBatch."""
+        """The events of a body that is no valid batch of ours, and how to name their errors.
+
+        declared: that they are CloudEvents. Raises NotJson or InvalidBatch.
+        """
         loop = asyncio.get_running_loop()
-        if not declared:
-            events = decode_valid(body)
-            if events is not None:
-                return events, _as_they_are
-            if not cloud_events.may_be_cloud_events(body):
-                return await loop.run_in_executor(self._naming, decode_naming_errors, body), _as_they_are
+        if not declared and not cloud_events.may_be_cloud_events(body):
+            return await loop.run_in_executor(self._naming, decode_naming_errors, body), _as_they_are
         now = format_rfc3339(time.time_ns() // 1000)
         return await loop.run_in_executor(self._translating, cloud_events.read, headers, body, now)
 

@@ -25,7 +25,7 @@ def check_batch(events: Events, *, now_us: int, needs_value: Callable[[str], boo
             for index, (name, value) in enumerate(zip(events.event_name, events.value, strict=True))
             if value is None and name in needing
         ]
-    return sorted(errors, key=lambda error: error.index or 0)
+    return sorted(errors, key=lambda error: error.index or 0) if errors else errors
 
 
 def _timestamp_errors(timestamps: Sequence[int], latest: int) -> list[EventError]:
@@ -42,11 +42,11 @@ def _timestamp_errors(timestamps: Sequence[int], latest: int) -> list[EventError
 NAMES_LISTED_MAX = 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unmatched:
     """Events that no meter reads or whose customer is unknown, as configured now. They are stored all the same.
 
-    event_names, customer_ids: of these events, the first NAMES_LISTED_MAX of each.
+    Not frozen: see Events. event_names, customer_ids: of these events, the first NAMES_LISTED_MAX of each.
     """
 
     events: int = 0
@@ -61,6 +61,10 @@ def find_unmatched(
     events: Events, *, is_metered: Callable[[str], bool], is_customer: Callable[[str], bool]
 ) -> Unmatched:
     """What of the batch would not be billed as things are."""
+    if len(events) == 1:  # as below, without sets of one
+        names = [] if is_metered(events.event_name[0]) else events.event_name
+        strangers = [] if is_customer(events.customer_id[0]) else events.customer_id
+        return Unmatched(1, names, strangers) if names or strangers else _ALL_MATCHED
     unmetered = {name for name in set(events.event_name) if not is_metered(name)}
     unknown = {customer for customer in set(events.customer_id) if not is_customer(customer)}
     if not unmetered and not unknown:

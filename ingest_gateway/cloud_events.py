@@ -62,7 +62,10 @@ class Translation:
 
 def declared_by(headers: Mapping[bytes, bytes]) -> bool:
     """Whether the headers say that the request is one of CloudEvents, in any of the three modes."""
-    kind = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
+    content_type = headers.get(b"content-type", b"")
+    if content_type == b"application/json":  # as most spell it
+        return is_binary(headers)
+    kind = content_type.split(b";", 1)[0].strip().lower()
     return kind in (EVENT_TYPE, BATCH_TYPE) or is_binary(headers)
 
 

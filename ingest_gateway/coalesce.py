@@ -31,7 +31,7 @@ class Columns:
         return len(self.customer_id)
 
     def extend(self, other: Columns) -> None:
-        before = len(self)
+        before = len(self.customer_id)
         self.organization_id += other.organization_id
         self.customer_id += other.customer_id
         self.event_name += other.event_name
@@ -39,7 +39,7 @@ class Columns:
         self.value += other.value
         if self.identity or other.identity:
             self.identity += [NO_IDENTITY] * (before - len(self.identity))
-            self.identity += other.identity or [NO_IDENTITY] * len(other)
+            self.identity += other.identity or [NO_IDENTITY] * len(other.customer_id)
         if self.properties or other.properties:
             self.properties += [{}] * (before - len(self.properties))
             self.properties += other.properties or [{}] * len(other)
@@ -52,7 +52,7 @@ def identities(events: Events, idempotency_key: str | None) -> list[str]:
             request_identity(idempotency_key, index) if event_id is None else client_identity(event_id)
             for index, event_id in enumerate(events.event_id)
         ]
-    if all(event_id is None for event_id in events.event_id):
+    if events.event_id.count(None) == len(events.event_id):
         return []
     return [NO_IDENTITY if event_id is None else client_identity(event_id) for event_id in events.event_id]
 
@@ -62,8 +62,13 @@ def split(
 ) -> dict[int, Columns]:
     """The batch's events by partition, in their order. partition: customer_id → partition."""
     named = identities(events, idempotency_key)
+    if len(events.customer_id) == 1:  # as below, in a fifth of the time
+        described = [events.properties[0]] if events.properties[0] else []
+        names, customers = events.event_name, events.customer_id
+        columns = Columns([organization_id], customers, names, events.timestamp, events.value, named, described)
+        return {partition(customers[0]): columns}
     described = [properties or {} for properties in events.properties] if any(events.properties) else []
-    columns: tuple[Sequence[Any], ...] = (
+    whole: tuple[Sequence[Any], ...] = (
         events.customer_id,
         events.event_name,
         events.timestamp,
@@ -74,13 +79,13 @@ def split(
     numbers = list(map(partition, events.customer_id))
     wanted = set(numbers)
     if len(wanted) == 1:
-        picked: dict[int, list[list[Any]]] = {numbers[0]: [cast(list[Any], column) for column in columns]}
+        picked: dict[int, list[list[Any]]] = {numbers[0]: [cast(list[Any], column) for column in whole]}
     else:
         # Which rows go where is worked out once; then each column is picked apart without a loop in Python.
         rows: dict[int, list[int]] = {number: [] for number in wanted}
         for row, number in enumerate(numbers):
             rows[number].append(row)
-        picked = {number: [_pick(column, mine) for column in columns] for number, mine in rows.items()}
+        picked = {number: [_pick(column, mine) for column in whole] for number, mine in rows.items()}
     return {number: Columns([organization_id] * len(parts[0]), *parts) for number, parts in picked.items()}
 
 
@@ -91,9 +96,9 @@ def _pick(column: Sequence[Any], rows: list[int]) -> list[Any]:
     return [column[rows[0]]] if len(rows) == 1 else list(itemgetter(*rows)(column))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim(Generic[T]):
-    """`events` consecutive events of a message that belong to `owner`."""
+    """`events` consecutive events of a message that belong to `owner`. Not frozen: see Events."""
 
     owner: T
     events: int
@@ -119,13 +124,15 @@ class Coalescer(Generic[T]):
         """
         waiting, self._waiting, self.events = self._waiting, {}, 0
         for partition, parts in waiting.items():
-            merged, claims = Columns(), list[Claim[T]]()
+            merged, claims, count = Columns(), list[Claim[T]](), 0
             for owner, columns in parts:
-                if len(merged) + len(columns) > EVENTS_PER_MESSAGE_MAX:
+                events = len(columns)
+                if count + events > EVENTS_PER_MESSAGE_MAX:
                     yield partition, _message(merged, batch_id(), received_at), claims
-                    merged, claims = Columns(), list[Claim[T]]()
+                    merged, claims, count = Columns(), list[Claim[T]](), 0
                 merged.extend(columns)
-                claims.append(Claim(owner, len(columns)))
+                claims.append(Claim(owner, events))
+                count += events
             yield partition, _message(merged, batch_id(), received_at), claims
 
 

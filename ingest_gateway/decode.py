@@ -194,6 +194,11 @@ def _decode_fast(body: bytes) -> Events:
     else:
         posted = _decoder.decode(body).events
         timestamps = [(event.timestamp - EPOCH) // MICROSECOND for event in posted]
+    if len(posted) == 1:  # as below, in half the time
+        only = posted[0]
+        spelled = bytes(only.value)
+        value = _values[spelled] if spelled in _values else _read_value(spelled)
+        return Events([only.customer_id], [only.event_name], timestamps, [value], [only.event_id], [only.properties])
     values: list[bytes | None] = []
     for event in posted:
         spelled = bytes(event.value)

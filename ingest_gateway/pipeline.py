@@ -14,7 +14,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -51,38 +50,44 @@ class ReceiptRange(msgspec.Struct, frozen=True, gc=False):
     events: int
 
 
-@dataclass(slots=True, eq=False)
 class _Pending:
     """A request under way. body_bytes: what it may take in memory. unsettled: events whose outcome is not known yet.
 
-    batch_ids: grows with the messages that its events leave in.
+    batch_ids: grows with the messages that its events leave in. usage: events of usage, which a tombstone is not.
     """
 
-    events: int
-    body_bytes: int
-    answer: asyncio.Future[list[ReceiptRange]]
-    batch_ids: list[bytes]
-    unsettled: int = field(init=False)
-    _receipt: dict[int, ReceiptRange] = field(default_factory=dict[int, ReceiptRange])
+    __slots__ = ("_receipt", "answer", "batch_ids", "body_bytes", "events", "unsettled", "usage")
 
-    def __post_init__(self) -> None:
-        self.unsettled = self.events
+    def __init__(
+        self, events: int, body_bytes: int, answer: asyncio.Future[list[ReceiptRange]], batch_ids: list[bytes]
+    ) -> None:
+        self.events = self.unsettled = self.usage = events
+        self.body_bytes = body_bytes
+        self.answer = answer
+        self.batch_ids = batch_ids
+        self._receipt: dict[int, ReceiptRange] = {}
 
-    def settle(self, partition: int, events: int, offset: int | None, reason: str | None) -> None:
+    def settle(self, partition: int, events: int, offset: int | None, reason: str | None) -> bool:
+        """Whether that makes its receipt complete."""
         self.unsettled -= events
         if self.answer.done():
-            return
+            return False
         if offset is None:
             self.answer.set_exception(OutcomeUnknown(f"Kafka did not acknowledge ({reason}); {OUTCOME_UNKNOWN}"))
-            return
+            return False
+        if events == self.events:  # all on one message, as a small request is
+            self.answer.set_result([ReceiptRange(partition, offset, offset, events)])
+            return True
         known = self._receipt.get(partition)
         if known is None:
             self._receipt[partition] = ReceiptRange(partition, offset, offset, events)
         else:
             first, last = min(known.first_offset, offset), max(known.last_offset, offset)
             self._receipt[partition] = ReceiptRange(partition, first, last, known.events + events)
-        if not self.unsettled:
-            self.answer.set_result(sorted(self._receipt.values(), key=lambda part: part.partition))
+        if self.unsettled:
+            return False
+        self.answer.set_result(sorted(self._receipt.values(), key=lambda part: part.partition))
+        return True
 
     def expire(self, seconds: float) -> None:
         """Its messages may still settle later; the client is not kept waiting for them."""
@@ -117,20 +122,18 @@ class Pipeline:
         batch_ids: gets those of the messages that the events leave in, also where the outcome is unknown.
         Raises NotAccepted (queue full, brokers away: nothing enqueued) or OutcomeUnknown (failed or late after that).
         """
-        events = sum(map(len, parts.values()))
-        pending = self._admit(events, body_bytes, batch_ids)
+        pending = self._admit(sum(map(len, parts.values())), body_bytes, batch_ids)
         for partition, columns in parts.items():
             self._coalescer.add(pending, partition, columns)
         self._schedule()
-        receipt = await self._acknowledged(pending)
-        metrics.EVENTS_ACCEPTED.inc(events)
-        return receipt
+        return await self._acknowledged(pending)
 
     async def accept_message(
         self, partition: int, message: bytes, batch_ids: list[bytes] | None = None
     ) -> list[ReceiptRange]:
         """Produce one message that is no batch of events, and wait for its acknowledgement. Raises as accept does."""
         pending = self._admit(1, len(message), batch_ids)
+        pending.usage = 0
         self._produce(partition, message, [Claim(pending, 1)])
         return await self._acknowledged(pending)
 
@@ -202,12 +205,16 @@ class Pipeline:
     ) -> None:
         expiry.cancel()
         self._stalled = False
+        accepted = 0
         for claim in claims:
             pending = claim.owner
-            pending.settle(partition, claim.events, offset, reason)
+            if pending.settle(partition, claim.events, offset, reason):
+                accepted += pending.usage
             if not pending.unsettled:
                 self._events_waiting -= pending.events
                 self._bytes_waiting -= pending.body_bytes
+        if accepted:
+            metrics.EVENTS_ACCEPTED.inc(accepted)
         self._messages_under_way -= 1
         if self._flush_timer is not None and not self._messages_under_way:
             self._flush_timer.cancel()

@@ -2,6 +2,8 @@
 
 KEY = "usage.key"
 """(organization id, API key id), once the key is known."""
+STATUS = "usage.status"
+"""The answer's status, noted by the gateway: to look at what it sends would take a tenth of a small request's time."""
 RECEIPT = "usage.receipt"
 """Where Kafka has the events: ranges with partition and first_offset."""
 BATCH_IDS = "usage.batch_ids"

@@ -29,6 +29,10 @@ class RateLimit:
         self._rate = rate
         self._buckets: OrderedDict[str, StateBucket] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Names of which something was counted."""
+        return len(self._buckets)
+
     def take(self, name: str) -> float:
         """Count one; the seconds to wait where it is one too many, 0 where it is not."""
         if self._rate is None:
@@ -60,11 +64,14 @@ class KeyLimits:
             RateLimit(_rate(settings.key_failures_per_minute, Duration.MINUTE)),
             RateLimit(_rate(settings.organization_failures_per_minute, Duration.MINUTE)),
         )
+        self._any_for_requests = bool(settings.key_requests_per_second or settings.organization_requests_per_second)
         self._streams_max = (settings.key_streams_max, settings.organization_streams_max)
         self._streams: Counter[str] = Counter()
 
     def admit(self, organization_id: str, key_id: str) -> None:
         """Count a request. Raises Problem 429 where it is one too many, or too many failed before."""
+        if not (self._any_for_requests or self._failures[0] or self._failures[1]):
+            return  # as mostly, and it happens once a request
         names = _names(organization_id, key_id)
         for limit, name in zip(self._failures, names, strict=True):
             if seconds := limit.wait(name):

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from ingest_gateway.app import PATHS as EVENT_PATHS
-from runtime.access import BATCH_IDS, KEY, RECEIPT
+from runtime.access import BATCH_IDS, KEY, RECEIPT, STATUS
 from schemas.networks import Networks, client_address
 
 log = structlog.get_logger(__name__)
@@ -25,10 +25,12 @@ class AccessLog:
     """ASGI middleware. sample: of requests to post events that succeed, one of so many is logged; 0: nothing is logged.
 
     Every other request is, and every failure. Addresses without their query, which may name customers.
+    notes_events: whether the app notes the STATUS of each POST of events.
     """
 
-    def __init__(self, app: App, sample: int, proxies: Networks) -> None:
+    def __init__(self, app: App, sample: int, proxies: Networks, *, notes_events: bool = False) -> None:
         self._app = app
+        self._noted = EVENT_PATHS if notes_events else ()
         self._sample = sample
         self._proxies = proxies
         self._numbers = itertools.count()
@@ -38,12 +40,20 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         started, status = time.monotonic(), _CLIENT_GONE
+        if scope["path"] in self._noted and scope["method"] == "POST":
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                status = scope.get(STATUS, _CLIENT_GONE)
+                if status >= 400 or next(self._numbers) % self._sample == 0:
+                    self._tell(scope, status, time.monotonic() - started)
+            return
 
-        async def noting(message: dict[str, Any]) -> None:
+        def noting(message: dict[str, Any]) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, noting)

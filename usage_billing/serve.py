@@ -26,6 +26,7 @@ from catalog.store import CatalogStore
 from catalog.view import CatalogView
 from dashboard.app import Dashboard
 from ingest_gateway.app import CLOUD_EVENTS_PATH, PATH, VOID_PATH, Gateway
+from runtime.access import STATUS
 from runtime.auth import authorize
 from runtime.body import App, BodiesFirst, ClientGone
 from runtime.durability import warn_of_weak_topics
@@ -78,6 +79,7 @@ class Composition:
             pass
         except Exception:
             log.exception("request_failed", method=scope["method"], path=scope["path"])
+            scope[STATUS] = 500
             problem = Problem(500, "internal_error", "an error on our side; it has been logged")
             await _answer(send, 500, problem.body(), MEDIA_TYPE)
 
@@ -185,7 +187,7 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             checks |= {f"webhooks_{name}": check for name, check in webhooks.checks.items()}
         composition = Composition(ingest, hooks, rest, checks, lambda scope: may_see_metrics(scope, catalog.view))
         server = Server(
-            AccessLog(composition, settings.access_log_sample, settings.proxies),
+            AccessLog(composition, settings.access_log_sample, settings.proxies, notes_events=gateway),
             address=settings.http_host,
             port=settings.http_port,
             interface=Interfaces.ASGI,
