@@ -204,18 +204,18 @@ class Settings(BaseSettings):
         ),
     ] = 100
     key_requests_per_second: Annotated[
-        int | None, Field(ge=1, description="requests of one API key to one process before 429; none: no limit")
-    ] = None
+        int, Field(ge=1, description="requests of one API key to one process before 429")
+    ] = 50_000
     organization_requests_per_second: Annotated[
-        int | None, Field(ge=1, description="requests of all keys of an organization to one process before 429")
-    ] = None
+        int, Field(ge=1, description="requests of all keys of an organization to one process before 429")
+    ] = 100_000
     key_failures_per_minute: Annotated[
-        int | None,
-        Field(ge=1, description="answers 400, 403, 408, 413, 415 and 422 to one API key before 429"),
-    ] = None
+        int,
+        Field(ge=1, description="answers 400, 403, 408, 413, 415 and 422 of one process to one API key before 429"),
+    ] = 6_000
     organization_failures_per_minute: Annotated[
-        int | None, Field(ge=1, description="the same of all keys of an organization")
-    ] = None
+        int, Field(ge=1, description="the same to all keys of an organization")
+    ] = 60_000
     key_streams_max: Annotated[
         int, Field(ge=1, description="open streams of one API key or its sessions in one process before 429")
     ] = 50

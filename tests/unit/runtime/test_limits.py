@@ -1,11 +1,12 @@
 """A key, and its organization, may ask for so much of a process and no more; another one is not affected."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from runtime.limits import KeyLimits
+from runtime.limits import KeyLimits, RateLimit
 from runtime.problem import Problem
 from schemas.settings import Settings
 
@@ -25,11 +26,48 @@ def refused(made: KeyLimits, organization: str, key: str) -> bool:
     return False
 
 
-def test_without_settings_requests_and_failures_have_no_limit() -> None:
+def test_by_default_a_busy_producer_with_some_failures_meets_no_limit() -> None:
     made = limits()
-    for _ in range(2000):
+    for _ in range(5_000):
         made.admit("o", "k")
         made.answered("o", "k", 422)
+
+
+def test_by_default_failures_are_limited_by_key_and_by_organization() -> None:
+    made = limits()
+    for _ in range(6_100):
+        made.answered("o", "k", 422)
+    assert refused(made, "o", "k")
+    assert not refused(made, "o", "another")
+    for number in range(62_000 - 6_100):
+        made.answered("o", f"k{number % 20}", 400)
+    assert refused(made, "o", "another")
+    assert not refused(made, "another", "k")
+
+
+@pytest.mark.parametrize(
+    ("at", "seconds"),
+    [
+        # as many at once as there may be in the time, then one each fifth of it
+        ((0, 0, 0, 0, 0, 0, 0),    (0, 0, 0, 0, 0, 2, 2)),
+        ((0, 0, 0, 0, 0, 1, 2),    (0, 0, 0, 0, 0, 1, 0)),
+        ((0, 0, 0, 0, 0, 2, 2, 4), (0, 0, 0, 0, 0, 0, 2, 0)),
+        ((0, 2, 4, 6, 8, 10, 12),  (0, 0, 0, 0, 0, 0, 0)),
+        ((0, 0, 0, 0, 0, 100, 100, 100, 100, 100, 100), (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2)),
+    ],
+)  # fmt: skip
+def test_five_in_ten_seconds(at: Sequence[float], seconds: Sequence[float]) -> None:
+    """at: when each is asked for. seconds: to wait; 0: it may be."""
+    now = iter([1000.0 + each for each in at])
+    limit = RateLimit(5, 10.0, lambda: next(now))
+    assert [pytest.approx(limit.take("k")) for _ in at] == list(seconds)
+
+
+def test_names_that_were_quiet_longest_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.limits._NAMES_MAX", 3)
+    limit = RateLimit(1, 10.0, lambda: 1000.0)
+    assert [limit.take(name) for name in "abcabd"] == [0, 0, 0, 10, 10, 0]
+    assert [bool(limit.wait(name)) for name in "abcd"] == [True, True, False, True]
 
 
 def test_requests_of_a_key_are_limited() -> None:
