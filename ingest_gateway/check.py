@@ -14,8 +14,10 @@ def check_batch(events: Events, *, now_us: int, needs_value: Callable[[str], boo
 
     now_us: µs since 1970. needs_value: whether a meter reads a value of that event_name.
     """
-    errors: list[EventError] = []
     latest = now_us + TIMESTAMP_AHEAD_US_MAX
+    if None not in events.value and 0 <= min(events.timestamp) <= max(events.timestamp) <= latest:
+        return []
+    errors: list[EventError] = []
     if not 0 <= min(events.timestamp) <= max(events.timestamp) <= latest:
         errors += _timestamp_errors(events.timestamp, latest)
     if None in events.value:
@@ -25,7 +27,7 @@ def check_batch(events: Events, *, now_us: int, needs_value: Callable[[str], boo
             for index, (name, value) in enumerate(zip(events.event_name, events.value, strict=True))
             if value is None and name in needing
         ]
-    return sorted(errors, key=lambda error: error.index or 0) if errors else errors
+    return sorted(errors, key=lambda error: error.index or 0)
 
 
 def _timestamp_errors(timestamps: Sequence[int], latest: int) -> list[EventError]:

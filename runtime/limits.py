@@ -33,13 +33,13 @@ class RateLimit:
 
     def take(self, name: str) -> float:
         """Count one; the seconds to wait where it is one too many, 0 where it is not."""
-        now = self._clock()
-        before = self._full_at.pop(name, 0.0)
-        full_at = max(before, now) + self._step
+        now, known = self._clock(), self._full_at
+        before = known.pop(name, 0.0)
+        full_at = (before if before > now else now) + self._step
         seconds = self._until_room(full_at, now)
-        self._full_at[name] = before if seconds else full_at
-        if len(self._full_at) > _NAMES_MAX:
-            del self._full_at[next(iter(self._full_at))]
+        known[name] = before if seconds else full_at
+        if len(known) > _NAMES_MAX:
+            del known[next(iter(known))]
         return seconds
 
     def wait(self, name: str) -> float:
@@ -65,20 +65,25 @@ class KeyLimits:
             RateLimit(settings.key_failures_per_minute, 60.0),
             RateLimit(settings.organization_failures_per_minute, 60.0),
         )
+        self._any_failed = False
         self._streams_max = (settings.key_streams_max, settings.organization_streams_max)
         self._streams: Counter[str] = Counter()
 
     def admit(self, organization_id: str, key_id: str) -> None:
         """Count a request. Raises Problem 429 where it is one too many, or too many failed before."""
-        (of_key, of_organization), name = self._requests, f"{organization_id}\0{key_id}"
-        if seconds := self._failures[0].wait(name) or self._failures[1].wait(organization_id):
-            raise _too_many("failed requests", seconds)
+        name = f"{organization_id}\0{key_id}"
+        if self._any_failed:
+            of_key, of_organization = self._failures
+            if seconds := of_key.wait(name) or of_organization.wait(organization_id):
+                raise _too_many("failed requests", seconds)
+        of_key, of_organization = self._requests
         if seconds := of_key.take(name) or of_organization.take(organization_id):
             raise _too_many("requests", seconds)
 
     def answered(self, organization_id: str, key_id: str, status: int) -> None:
         """Count the answer, where it is a failure."""
         if status in FAILURES:
+            self._any_failed = True
             for limit, name in zip(self._failures, _names(organization_id, key_id), strict=True):
                 limit.take(name)
 
