@@ -11,6 +11,7 @@ from tests.benchmarks.figures import Figure
 
 MODULES = ("bench_gateway", "bench_sink", "bench_aggregator", "bench_audit", "bench_close", "bench_restart")
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+COMPARED = "## Compared with the code before\n"
 
 # Measured on a machine of this kind (two cores, broker on the same one), mid 2026; see each project's own repository.
 PEERS = (
@@ -57,13 +58,19 @@ def page(figures: list[Figure]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kept(text: str) -> str:
+    """The part of the page that is written by hand, which stays: all from its heading on."""
+    _, heading, rest = text.partition(COMPARED)
+    return f"\n{heading}{rest}" if heading else ""
+
+
 def main() -> int:
     figures: list[Figure] = []
     for module in MODULES:
         for figure in importlib.import_module(f"tests.benchmarks.{module}").run():
             print(figure, flush=True)
             figures.append(figure)
-    PAGE.write_text(page(figures))
+    PAGE.write_text(page(figures) + kept(PAGE.read_text()))
     print(f"written to {PAGE.relative_to(Path.cwd())}")
     return 0
 
