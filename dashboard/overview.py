@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from catalog.view import CatalogView
 from dashboard.live_view import LiveView
+from runtime.one_by_one import OneByOne
 from schemas.customer import Customer
 from schemas.meter import Meter
 from schemas.period import Cycle
@@ -15,6 +16,7 @@ from schemas.totals import UsageTotal
 
 ROWS_MAX = 50
 COLUMNS_MAX = 8
+_LOOP = OneByOne("overview", lambda _: False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,11 @@ def usage_table(live: LiveView, view: CatalogView, organization_id: str) -> Usag
     meters = [meter for meter in view.all(Meter, organization_id) if not meter.archived][:COLUMNS_MAX]
     customers = live.customers(organization_id)
     shown = {each: [series[-1] for series in live.series_of(organization_id, each)] for each in customers[-ROWS_MAX:]}
-    rows = [
-        row
-        for customer_id, totals in shown.items()
-        if (row := _row(view, organization_id, customer_id, totals, meters))
-    ]
+    rows: list[CustomerRow] = []
+    for customer_id, totals in shown.items():
+        with _LOOP.one(f"customer {customer_id} of {organization_id}"):
+            if (row := _row(view, organization_id, customer_id, totals, meters)) is not None:
+                rows.append(row)
     return UsageTable(
         meters=meters,
         rows=sorted(rows, key=lambda row: ((row.name or row.customer_id).casefold(), row.customer_id)),

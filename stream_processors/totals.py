@@ -254,19 +254,22 @@ class Totals:
             self._changed.append(total)
 
     def repair(self, repair: UsageRepair) -> bool:
-        """Apply it if it was computed from the total as it is; False: it was not, and nothing has changed."""
+        """Apply it if it was computed from the total as it is; False: it was not, and nothing has changed.
+
+        Raises ValueError for numbers that are none, and has changed nothing then.
+        """
         key = (repair.organization_id, repair.customer_id, repair.event_name)
         cycle = Cycle(repair.cycle_start, repair.cycle_end)
         series = self._series.get(key)
         total = None if series is None else next((each for each in series.totals if each.cycle == cycle), None)
         if repair.repairs != (NOT_REPAIRED if total is None else total.repaired).repairs:
             return False
+        added, most = unscaled_of(repair.sum), repaired_max(None if total is None else total.max, repair)
         if total is None:
             total = self.series(*key).total(cycle)
-        added = unscaled_of(repair.sum)
         total.sum += added
         total.count += repair.count
-        total.max = repaired_max(total.max, repair)
+        total.max = most
         before = total.repaired
         total.repaired = Repaired(before.repairs + 1, before.sum + added, before.count + repair.count)
         if not total.changed:

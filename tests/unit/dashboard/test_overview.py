@@ -1,17 +1,22 @@
 """What the overview says: events a second, revenue of open cycles, and who changed last."""
 
 from decimal import Decimal
+from typing import Any
+from unittest.mock import Mock
 
+import msgspec.structs
 import pytest
 
 from catalog.view import CatalogView
 from dashboard.count_rates import CountRates
+from dashboard.live import LiveTotals
 from dashboard.live_view import LiveView
 from dashboard.overview import ROWS_MAX, usage_table
 from dashboard.revenue import OpenRevenue
 from schemas.period import Cycle
 from schemas.product import Product
-from schemas.totals import UsageTotal
+from schemas.settings import Settings
+from schemas.totals import UsageTotal, encode, total_key
 from tests.unit.stream_processors.facts import ORG, customer, meter, put, subscription, us, view_of
 
 MARCH = Cycle(us("2026-03-01T00:00:00Z"), us("2026-04-01T00:00:00Z"))
@@ -105,6 +110,36 @@ def test_the_table_shows_those_that_changed_last() -> None:
     assert {"c000", "c010"} & {row.customer_id for row in table.rows} == set()
     assert live.latest_cycle_start(ORG) == MARCH.start_us
     assert [series[-1].count for series in live.series_of(ORG, "c001")] == [5]
+
+
+def test_a_total_that_is_no_number_hides_no_other_customer() -> None:
+    view, live = view_of(meter("calls")), LiveView()
+    live.apply_total(msgspec.structs.replace(total("odd", 1), sum="many"))
+    live.apply_total(total("even", 2))
+    assert [row.customer_id for row in usage_table(live, view, ORG).rows] == ["even"]
+
+
+def test_a_record_that_can_not_be_applied_does_not_end_the_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ended, and with it the live view of every organization."""
+    live = LiveTotals(Settings())  # pyright: ignore[reportCallIssue]
+    apply = live.view.apply_total
+
+    def odd(record: UsageTotal) -> bool:
+        if record.customer_id == "odd":
+            raise ArithmeticError("no number")
+        return apply(record)
+
+    monkeypatch.setattr(live.view, "apply_total", odd)
+    live._take_all([message(total("odd", 1)), message(total("even", 2))])
+    assert live.view.customers(ORG) == ["even"]
+
+
+def message(record: UsageTotal) -> Any:
+    """Of usage.totals, as a consumer has it."""
+    parts = {"topic": "usage.totals", "partition": 0, "offset": 1, "error": None, "key": total_key(*record.cycle_key)}
+    return Mock(
+        **{f"{name}.return_value": value for name, value in parts.items()}, **{"value.return_value": encode(record)}
+    )
 
 
 def test_who_changed_since_is_told_with_the_newest_change() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -141,6 +142,15 @@ def test_a_repair_is_applied_once_and_only_to_the_total_that_it_was_computed_fro
     assert held(again) == held(made)
     assert again.repairs_next == 9
     assert not again.repair(9, first)
+
+
+@pytest.mark.parametrize("wrong", [{"sum_": "many"}, {"sum_": "1", "most": "most"}])
+def test_a_repair_that_is_no_number_changes_nothing(wrong: dict[str, Any]) -> None:
+    restored = state()
+    with pytest.raises(ValueError, match="invalid literal"):
+        restored.repair(0, repair_of(("a", "calls", MARCH), count=1, **wrong))
+    assert (list(restored.totals), restored.repairs_next) == ([], 1)
+    assert restored.repair(1, repair_of(("a", "calls", MARCH), count=1, sum_="1"))
 
 
 def test_a_repair_alone_is_written_with_how_far_repairs_are_taken_in() -> None:
