@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.run import run
@@ -18,13 +19,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="of load and faults in each run")
     parser.add_argument("--seeds", type=int, default=1, help="runs, one after the other, each with the next seed")
     parser.add_argument("--keep", type=Path, help="directory that keeps data and logs of failed runs")
+    parser.add_argument(
+        "--only", action="append", default=[], help="a fault's name; others are left out (may be repeated)"
+    )
     arguments = parser.parse_args()
     first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     failed: list[int] = []
     for seed in range(first, first + arguments.seeds):
         print(f"seed {seed}", flush=True)
         directory = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
-        report = run(seed, arguments.seconds, directory, say=lambda text: print(text, flush=True))
+        say = partial(print, flush=True)
+        report = run(seed, arguments.seconds, directory, say, frozenset(arguments.only))
         print("\n".join(report.lines()), flush=True)
         if not report.ok:
             failed.append(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -21,6 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartiti
 import schemas
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
+from tests.chaos.lost_end import Cut, starts_by_partition, times_lost
 from tests.chaos.stack import UNIT_AMOUNTS
 
 
@@ -33,8 +34,10 @@ _HEADER = 5
 _VOID_HEADER = b"\0\0\0\0\2"
 _CENT = Decimal("0.01")
 
-Place = tuple[int, int, int]
-"""partition, offset, index in the message."""
+Message = tuple[int, int, int]
+"""partition, how often its log had lost its end before it, offset: in the order of each partition."""
+Place = tuple[int, int, int, int]
+"""A Message, and the index in it."""
 Identity = tuple[str, str, str]
 """customer_id, event_name, identity."""
 Cycle = tuple[int, int]
@@ -45,7 +48,7 @@ Key = tuple[str, str, Cycle]
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """An event as it is in the log. at: µs."""
+    """An event as it is in the log. at: µs. gone: the log lost it, and nobody had stored it."""
 
     place: Place
     customer: str
@@ -53,6 +56,7 @@ class Logged:
     at: int
     value: Decimal | None
     identity: str
+    gone: bool = False
 
     @property
     def identified(self) -> Identity:
@@ -74,30 +78,44 @@ class Sum:
 
 @dataclass
 class Log:
-    """Every event and every tombstone in the order of each partition, and how many messages were neither.
+    """Every event and every tombstone in the order of each partition, and which messages were neither.
 
-    again: places (partition, offset) of messages whose batch_id came before in their partition: one batch, written twice.
+    With what the log has lost since. again: messages whose batch_id came before in their partition: one batch, written
+    twice. unreadable_gone: those of the unreadable that the log has lost.
     """
 
     events: list[Logged] = field(default_factory=list[Logged])
     voids: list[Logged] = field(default_factory=list[Logged])
-    messages: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
-    unreadable: int = 0
-    again: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    unreadable: set[Message] = field(default_factory=set[Message])
+    unreadable_gone: set[Message] = field(default_factory=set[Message])
+    again: set[Message] = field(default_factory=set[Message])
 
-    def firsts(self, below: Mapping[int, int] | None = None, *, voided: bool = False) -> Iterator[Logged]:
+    @property
+    def kept(self) -> list[Logged]:
+        return [event for event in self.events if not event.gone]
+
+    @property
+    def gone(self) -> list[Logged]:
+        return [event for event in self.events if event.gone]
+
+    def firsts(
+        self, below: Mapping[int, tuple[int, int]] | None = None, *, voided: bool = False, gone: bool = False
+    ) -> Iterator[Logged]:
         """What counts: of events with one identity the first, of a batch the first, and none that a tombstone names.
 
-        below: partition → next offset of a watermark. voided: count what is voided too.
+        below: partition → how often it had lost its end, and next offset, of a watermark. voided, gone: count what is
+        voided too, and what the log has lost.
         """
 
         def known(event: Logged) -> bool:
-            return below is None or event.place[1] < below.get(event.place[0], 0)
+            if event.gone and not gone:
+                return False
+            return below is None or event.place[1:3] < below.get(event.place[0], (0, 0))
 
         seen: set[Identity] = set()
         void = set() if voided else {each.identified for each in self.voids if known(each)}
         for event in filter(known, self.events):
-            if event.place[:2] in self.again:
+            if event.place[:3] in self.again:
                 continue
             if event.identity:
                 if event.identified in seen:
@@ -131,34 +149,51 @@ def read_messages(settings: Settings, topic: str) -> Iterator[tuple[int, int, by
         consumer.close()
 
 
-def read_log(settings: Settings, poison: Iterable[bytes]) -> Log:
-    """poison: messages that are known to be no batches; whatever else can't be read is an error."""
-    log, bad, batches = Log(), set(poison), set[tuple[int, bytes]]()
+def read_log(
+    settings: Settings, poison: Iterable[bytes], cuts: Sequence[Cut] = (), stored: Callable[[Cut, int], bool] = Cut.had
+) -> Log:
+    """poison: messages that are known to be no batches; whatever else can't be read is an error.
+
+    cuts: in the order in which they happened. stored: whether ClickHouse has the message that a cut took from an offset.
+    """
+    starts = starts_by_partition(cuts)
+    messages: dict[Message, tuple[bytes, bool]] = {}
     for partition, offset, _, value in read_messages(settings, USAGE_EVENTS):
-        log.messages.add((partition, offset))
-        if (value or b"") in bad:
-            log.unreadable += 1
+        messages[partition, times_lost(starts.get(partition, ()), offset), offset] = value or b"", False
+    for number, cut in enumerate(cuts):
+        before = starts_by_partition(cuts[:number]).get(cut.partition, ())
+        for offset, value in cut.gone.items():
+            messages[cut.partition, times_lost(before, offset), offset] = value, not stored(cut, offset)
+    return decoded(messages, set(poison))
+
+
+def decoded(messages: Mapping[Message, tuple[bytes, bool]], bad: set[bytes]) -> Log:
+    """messages: bytes, and whether they are gone."""
+    log, batches = Log(), set[tuple[int, bytes]]()
+    for message, (value, gone) in sorted(messages.items()):
+        if value in bad:
+            (log.unreadable_gone if gone else log.unreadable).add(message)
             continue
-        assert value is not None
         is_void = value.startswith(_VOID_HEADER)
         batch: Any = fastavro.schemaless_reader(io.BytesIO(value[_HEADER:]), _VOID if is_void else _BATCH, None)
         if is_void:
             names = zip(batch["customer_id"], batch["event_name"], batch["identity"], strict=True)
             log.voids += [
-                Logged((partition, offset, index), customer, name, 0, None, identity)
+                Logged((*message, index), customer, name, 0, None, identity, gone)
                 for index, (customer, name, identity) in enumerate(names)
             ]
             continue
-        if (partition, batch["batch_id"]) in batches:
-            log.again.add((partition, offset))
-        batches.add((partition, batch["batch_id"]))
+        if not gone:
+            if (message[0], batch["batch_id"]) in batches:
+                log.again.add(message)
+            batches.add((message[0], batch["batch_id"]))
         identities = batch["identity"] or [""] * len(batch["customer_id"])
         columns = zip(
             batch["customer_id"], batch["event_name"], batch["timestamp"], batch["value"], identities, strict=True
         )
         for index, (customer, name, at, number, identity) in enumerate(columns):
             micros = int(at.timestamp()) * 1_000_000 + at.microsecond
-            log.events.append(Logged((partition, offset, index), customer, name, micros, number, identity))
+            log.events.append(Logged((*message, index), customer, name, micros, number, identity, gone))
     return log
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from runtime.topics import admin_client, answer_of, create_topics
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import HEADER_LENGTH, encode
 from tests.chaos.load import Load
+from tests.chaos.lost_end import Cut, cut_ends, epochs_by_partition, reached_in_newest_epoch
 from tests.chaos.recovery import Monitor, Recovery
 from tests.chaos.stack import GIVES_UP_MS, Part, Stack
 from tests.flow.metering import Event, batch_of
+from warehouse.client import Client
 
 Fault = Generator[float, None, float | None]
 """Returns the seconds that its part took to recover, where that is told."""
@@ -37,7 +39,10 @@ class NotRecovered(Exception):
 
 @dataclass
 class Bench:
-    """What faults work on. recoveries: kind of part → seconds. poison: messages that are none, by their bytes."""
+    """What faults work on. recoveries: kind of part → seconds. poison: messages that are none, by their bytes.
+
+    only: names of the faults that are chosen from; empty: all.
+    """
 
     stack: Stack
     load: Load
@@ -45,7 +50,9 @@ class Bench:
     random: random.Random
     recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     poison: list[bytes] = field(default_factory=list[bytes])
+    cuts: list[Cut] = field(default_factory=list[Cut])
     snapshot: Path | None = None
+    only: frozenset[str] = frozenset()
 
 
 # -- harm ----------------------------------------------------------------------------------------------------------
@@ -80,6 +87,48 @@ def outage(bench: Bench, part: Part) -> Fault:
     yield bench.random.uniform(0.5, 5)
     part.held = False
     yield from _recovered(bench, part.kind)
+
+
+def truncated_log(bench: Bench, broker: Part) -> Fault:
+    """A power cut: the broker dies, and comes back without the end of some partitions of usage.events.
+
+    Of the other topics nothing is lost. Readers see an end below what they have read, or other messages at offsets that
+    they know. Part of what is cut was stored; the rest of it was read by some, or by nobody.
+    """
+    yield from _stopped(broker, False)
+    yield bench.random.uniform(0.2, 3)
+    client = clickhouse_connect.get_client(dsn=bench.stack.engine.dsn("usage"), autogenerate_session_id=False)
+    try:
+        cuts = cut_ends(bench.stack, bench.random, client)
+        bench.cuts += cuts
+        bench.monitor.lost_ends.update(cut.partition for cut in cuts)
+        # What was cut is in ClickHouse alone now: to put an older copy in its place would be the loss of both.
+        if bench.snapshot is not None:
+            shutil.rmtree(bench.snapshot)
+            bench.snapshot = None
+        broker.held = False
+        yield from _recovered(bench, broker.kind)
+        aim, deadline = dict(bench.monitor.ends), time.monotonic() + RECOVERY_SECONDS_MAX
+        while not _named(bench, client, cuts, aim):
+            if time.monotonic() > deadline:
+                raise NotRecovered(
+                    f"of the lost ends {[(cut.partition, cut.start) for cut in cuts]}: epochs {epochs_by_partition(client)}, "
+                    f"stored {reached_in_newest_epoch(client)} of {aim}; {bench.monitor}"
+                )
+            yield 0.5
+    finally:
+        client.close()
+
+
+def _named(bench: Bench, client: Client, cuts: Sequence[Cut], aim: Mapping[int, int]) -> bool:
+    """Whether each partition goes on in an epoch of its own, up to `aim`, in ClickHouse and in live totals."""
+    epochs, reached = epochs_by_partition(client), reached_in_newest_epoch(client)
+    aim = {cut.partition: aim[cut.partition] for cut in cuts}
+    stored = all(
+        len(epochs[partition]) > bench.monitor.lost_ends[partition] and reached[partition] >= offset
+        for partition, offset in aim.items()
+    )
+    return stored and bench.monitor.totals_have(aim)
 
 
 def late_answers(bench: Bench) -> Fault:
@@ -262,12 +311,14 @@ def next_fault(bench: Bench) -> tuple[str, list[Part], Fault] | None:
         (2, "engine slow", [stack.clickhouse], lambda: slow_engine(bench, stack.clickhouse)),
         (3, "engine restored", [stack.clickhouse], lambda: engine_restored(bench, stack.clickhouse)),
         (2, "analyst's failing view", [stack.clickhouse], lambda: failing_view(bench, stack.clickhouse)),
+        (3, "log truncated", [stack.kafka, stack.clickhouse], lambda: truncated_log(bench, stack.kafka)),
         (2, "rebalance", [stack.guest], lambda: rebalanced(bench, stack.guest)),
         (1, "aggregators' group reset", aggregators, lambda: group_reset(bench, aggregators)),
         (1, "sinks' group reset", sinks, lambda: group_reset(bench, sinks)),
         (1, "changelog lost", [*aggregators, stack.guest, stack.kafka], lambda: changelog_lost(bench, aggregators)),
         (2, "poison", [stack.kafka], lambda: poisoned(bench)),
     ]
+    choices = [choice for choice in choices if not bench.only or choice[1] in bench.only]
     _, name, parts, begin = rnd.choices(choices, [weight for weight, *_ in choices])[0]
     if any(part.broken for part in parts):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
@@ -28,7 +29,9 @@ class Monitor:
         self.ends: dict[int, int] = {}
         self.totals: dict[int, int] = {}
         self.stored: dict[int, int] = {}
+        self.lost_ends: Counter[int] = Counter()  # partition → how often its log has lost its end
         self.answered = 0.0  # monotonic seconds of the last time that the log's ends were told
+        self._breaks: dict[int, int] = {}  # partition → how many lost ends its totals know of
         self._settings = settings
         self._partitions = range(settings.event_partitions)
         self._stopping = threading.Event()
@@ -53,7 +56,10 @@ class Monitor:
         self._made_again.set()
 
     def totals_have(self, aim: dict[int, int]) -> bool:
-        return all(self.totals.get(partition, 0) >= offset for partition, offset in aim.items())
+        return all(
+            self.totals.get(partition, 0) >= offset and self._breaks.get(partition, 0) >= self.lost_ends[partition]
+            for partition, offset in aim.items()
+        )
 
     def stored_has(self, aim: dict[int, int]) -> bool:
         return all(self.stored.get(partition, 0) >= offset for partition, offset in aim.items())
@@ -81,6 +87,8 @@ class Monitor:
                     record = totals.decode(message.key() or b"", value)
                     if isinstance(record, Progress):
                         self.totals[record.partition] = record.next_offset
+                        number = record.topic_id.partition("~")[0].partition("/")[2]
+                        self._breaks[record.partition] = int(number or 0)
             try:
                 for place in places:
                     _, self.ends[place.partition] = sink.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)

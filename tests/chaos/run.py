@@ -15,9 +15,10 @@ import httpx
 from confluent_kafka import KafkaException
 
 from tests.chaos import verdict
-from tests.chaos.count import by_cycle, read_log
+from tests.chaos.count import Logged, by_cycle, read_log
 from tests.chaos.faults import Bench, Fault, NotRecovered, next_fault
 from tests.chaos.load import Load
+from tests.chaos.lost_end import Cut
 from tests.chaos.recovery import Monitor
 from tests.chaos.stack import GRACE_SECONDS, Part, Stack
 from tests.chaos.verdict import Difference
@@ -40,6 +41,9 @@ class Report:
     batches_again: int = 0
     voids: int = 0
     unreadable: int = 0
+    ends_lost: int = 0
+    gone: int = 0
+    gone_but_stored: int = 0
     retries: int = 0
     invoices: int = 0
     ingest: Difference = field(default_factory=Difference)
@@ -77,6 +81,8 @@ class Report:
             f"  accepted {self.accepted} ({self.duplicates} duplicates among them, {self.batches_again} batches written "
             f"twice), {self.voids} voids, "
             f"{self.unreadable} unreadable messages, {self.retries} retries, {self.invoices} invoices",
+            f"  {self.ends_lost} ends of the log lost, all named; with them {self.gone_but_stored} events that were stored and "
+            f"count, and {self.gone} that the broker alone had",
             *(f"  {name}: lost {each.lost}, double-counted {each.double}" for name, each in named),
             f"  alerts: {self.alerts} due, missed {len(self.alerts_missed)}, repeated {len(self.alerts_repeated)}, "
             f"without reason {len(self.alerts_untrue)}, sent again after a kill in mid-request {len(self.alerts_in_doubt)}",
@@ -107,13 +113,15 @@ class _UnderWay:
     wakes_at: float = 0.0
 
 
-def run(seed: int, seconds: float, directory: Path, say: Callable[[str], None] = print) -> Report:
-    """Break a stack for so long, then count. directory: for data and logs."""
+def run(
+    seed: int, seconds: float, directory: Path, say: Callable[[str], None] = print, only: frozenset[str] = frozenset()
+) -> Report:
+    """Break a stack for so long, then count. directory: for data and logs. only: names of faults; empty: all."""
     report = Report(seed, seconds)
     customers = max(4, int(CUSTOMERS_PER_MINUTE * seconds / 60))
     with Stack(directory, customers, seconds) as stack:
         load, monitor = Load(stack, seed), Monitor(stack.settings)
-        bench = Bench(stack, load, monitor, random.Random(seed))
+        bench = Bench(stack, load, monitor, random.Random(seed), only=only)
         monitor.start()
         load.start()
         try:
@@ -216,13 +224,17 @@ def _settle(bench: Bench, report: Report) -> None:
 
 def _count(bench: Bench, report: Report) -> None:
     stack, load = bench.stack, bench.load
-    log = read_log(stack.settings, bench.poison)
+    stored, wrong = verdict.stored_of(stack, bench.cuts)
+    log = read_log(stack.settings, bench.poison, bench.cuts, stored)
     cycles = {customer: list(stack.cycles(customer)) for customer in stack.customers}
     firsts = list(log.firsts())
     expected = by_cycle(firsts, cycles)
-    unvoided = by_cycle(log.firsts(voided=True), cycles)
+    reached = by_cycle(log.firsts(voided=True, gone=True), cycles)
     report.accepted, report.retries, report.voids = load.events, load.retries, len(log.voids)
-    report.duplicates, report.unreadable = len(log.events) - len(list(log.firsts(voided=True))), log.unreadable
+    report.duplicates, report.unreadable = len(log.kept) - len(list(log.firsts(voided=True))), len(log.unreadable)
+    report.ends_lost, report.gone = len(bench.cuts), len(log.gone)
+    report.gone_but_stored = len([event for event in log.kept if _was_cut(event, bench.cuts)])
+    report.problems += wrong + verdict.named(stack, bench.cuts)
     report.batches_again = len(log.again)
     report.problems += [f"the gateway refused a batch: {text}" for text in load.refused[:3]]
     report.ingest = verdict.accepted(load, log)
@@ -238,4 +250,10 @@ def _count(bench: Bench, report: Report) -> None:
         if name == "calls"
     )
     report.alerts_repeated, report.alerts_in_doubt = verdict.repeated(stack.receiver.got, stack.gateway.killed_at)
-    report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected, unvoided)
+    report.alerts_missed, report.alerts_untrue = verdict.alerts(stack, expected, reached)
+
+
+def _was_cut(event: Logged, cuts: Sequence[Cut]) -> bool:
+    partition, times, offset, _ = event.place
+    later = [cut for cut in cuts if cut.partition == partition][times:]
+    return any(offset >= cut.start for cut in later)

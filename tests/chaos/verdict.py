@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -19,6 +20,7 @@ from schemas.topics import USAGE_ALERTS, USAGE_TOTALS
 from schemas.totals import UsageTotal
 from tests.chaos.count import Cycle, Key, Log, Logged, Sum, by_cycle, invoice_total, read_messages
 from tests.chaos.load import Load
+from tests.chaos.lost_end import Cut, epochs_by_partition, is_stored, stored_ids
 from tests.chaos.stack import ADMIN, Stack
 from tests.receiver import Received
 
@@ -45,13 +47,16 @@ class Difference:
 
 
 def accepted(load: Load, log: Log) -> Difference:
-    """Every event that was answered 202 is in the log; and its receipt's offsets are, with as many events."""
+    """Every event that was answered 202 is in the log, or was; and its receipt's offsets are, with as many events.
+
+    What the log has lost since is the loss of a broker without replicas: `named` looks whether it is told.
+    """
     found = Difference()
     voids = {each.identified for each in log.voids}
     if missing := [void for void in load.voids if void not in voids]:
         found.wrong.append(f"{len(missing)} voids were acknowledged and are not in the log: {missing[:3]}")
     identities = {event.identified for event in log.events if event.identity}
-    at = Counter((event.place[0], event.place[1]) for event in log.events)
+    at = Counter((event.place[0], event.place[2]) for event in log.events)
     for batch in load.acknowledged:
         missing = [e for e in batch.events if e.identity and (e.customer, e.name, e.identity) not in identities]
         found.lost += len(missing)
@@ -86,33 +91,83 @@ def in_clickhouse(stack: Stack, log: Log, firsts: list[Logged], cycles: Mapping[
     client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
     try:
         rows = client.query(
-            "SELECT customer_id, event_name, toUnixTimestamp64Micro(timestamp), value, kafka_partition, kafka_offset, "
-            "kafka_index FROM usage"
+            "SELECT customer_id, event_name, toUnixTimestamp64Micro(timestamp), value, kafka_epoch, kafka_partition, "
+            "kafka_offset, kafka_index FROM usage"
         ).result_rows
-        stored = [Logged((p, o, i), customer, name, at, value, "") for customer, name, at, value, p, o, i in rows]
+        epochs = epochs_by_partition(client)
+        stored = [
+            Logged((p, epochs[p].index(epoch), o, i), customer, name, at, value, "")
+            for customer, name, at, value, epoch, p, o, i in rows
+        ]
         found = _differences("stored", by_cycle(stored, cycles), by_cycle(firsts, cycles))
         places = {event.place for event in firsts}
         if extra := [event.place for event in stored if event.place not in places]:
             found.wrong.append(f"{len(extra)} events count that are not the first of their identity: {extra[:3]}")
         ((kept,),) = client.query("SELECT count() FROM usage_accepted FINAL").result_rows
-        if kept != len(log.events):
-            found.wrong.append(f"usage_accepted has {kept} of {len(log.events)} events")
-            found.lost += max(0, len(log.events) - kept)
-        ((letters,),) = client.query("SELECT uniqExact(kafka_partition, kafka_offset) FROM dead_letters").result_rows
-        if letters != log.unreadable:
-            found.wrong.append(f"{letters} dead letters of {log.unreadable} unreadable messages")
+        if kept != len(log.kept):
+            found.wrong.append(f"usage_accepted has {kept} of {len(log.kept)} events")
+            found.lost += max(0, len(log.kept) - kept)
+        rows = client.query("SELECT DISTINCT kafka_partition, kafka_epoch, kafka_offset FROM dead_letters").result_rows
+        letters = {(p, epochs[p].index(epoch), o) for p, epoch, o in rows}
+        # One before a lost end may be set aside in both epochs: without an id nothing says that it is the same.
+        unreadable = {(p, o) for p, _, o in log.unreadable | log.unreadable_gone}
+        if missing := log.unreadable - letters:
+            found.wrong.append(
+                f"{len(missing)} of {len(log.unreadable)} unreadable messages are no dead letters: {missing}"
+            )
+        if extra := [letter for letter in letters if (letter[0], letter[2]) not in unreadable]:
+            found.wrong.append(f"{len(extra)} dead letters of messages that can be read: {extra[:3]}")
         return found
     finally:
         client.close()
+
+
+def stored_of(stack: Stack, cuts: Sequence[Cut]) -> tuple[Callable[[Cut, int], bool], list[str]]:
+    """Whether ClickHouse has a message that the log has lost; and what it had when the log lost it, and has no more."""
+    client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
+    try:
+        has = {cut.partition: stored_ids(client, cut.partition) for cut in cuts}
+    finally:
+        client.close()
+
+    def stored(cut: Cut, offset: int) -> bool:
+        # What was stored before must count; what a sink had read and stored afterwards may.
+        return cut.had(offset) or is_stored(has[cut.partition], offset, cut.gone[offset])
+
+    wrong = [
+        f"ClickHouse had {cut.partition}/{offset} when the log lost it, and has it no more"
+        for cut in cuts
+        for offset in cut.stored
+        if not is_stored(has[cut.partition], offset, cut.gone[offset])
+    ]
+    return stored, wrong
+
+
+def named(stack: Stack, cuts: Sequence[Cut]) -> list[str]:
+    """What the audit does not say of ends that the log has lost: each is named, at its place or at one before it."""
+    told = json.loads(stack.command("audit", "--json")[1])["lost_ends"]
+    wrong: list[str] = []
+    for partition in {cut.partition for cut in cuts} | {each["partition"] for each in told}:
+        starts = [cut.start for cut in cuts if cut.partition == partition]
+        by_epoch = sorted((each["epoch"], each["offset"]) for each in told if each["partition"] == partition)
+        offsets = [offset for _, offset in by_epoch]
+        if len(offsets) != len(starts) or any(said > start for said, start in zip(offsets, starts, strict=True)):
+            wrong.append(f"partition {partition} lost its end at {starts}; the audit names {offsets}")
+    return wrong
 
 
 def on_invoices(stack: Stack, documents: list[dict[str, Any]], log: Log) -> Difference:
     """Each invoice holds what lies below its watermark, is one, is paid, and is the same at Stripe."""
     found = Difference()
     at_stripe = stripe_invoices(stack)
+    client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
+    try:
+        epochs = epochs_by_partition(client)
+    finally:
+        client.close()
     for document in documents:
         customer, cycle = document["customer_id"], _cycle(document)
-        below = {int(partition): offset for partition, offset in document["watermark"]["offsets"].items()}
+        below = _places(document["watermark"], epochs)
         expected = by_cycle(log.firsts(below), {customer: [cycle]})
         calls = expected.get((customer, "calls", cycle), Sum())
         peak = expected.get((customer, "peak", cycle), Sum())
@@ -188,6 +243,15 @@ def stripe_invoices(stack: Stack) -> list[dict[str, Any]]:
         found += answer["data"]
         more = answer["has_more"]
     return found
+
+
+def _places(watermark: dict[str, Any], epochs: Mapping[int, list[int]]) -> dict[int, tuple[int, int]]:
+    """Partition → how often it had lost its end, and next offset. epochs: of each partition, oldest first."""
+    own = watermark.get("epochs", {})
+    return {
+        int(partition): (epochs[int(partition)].index(own.get(partition, watermark["epoch"])) if offset else 0, offset)
+        for partition, offset in watermark["offsets"].items()
+    }
 
 
 def _cycle(document: dict[str, Any]) -> Cycle:

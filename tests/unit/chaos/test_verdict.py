@@ -15,7 +15,7 @@ MARCH, APRIL, MAY = (0, 100), (100, 200), (200, 300)
 
 
 def logged(offset: int, index: int, at: int, value: str, identity: str = "", name: str = "calls") -> Logged:
-    return Logged((0, offset, index), "a", name, at, Decimal(value), identity)
+    return Logged((0, 0, offset, index), "a", name, at, Decimal(value), identity)
 
 
 LOG = Log(
@@ -35,12 +35,12 @@ def test_the_first_of_an_identity_counts_in_its_cycle_and_below_a_watermark() ->
         ("a", "calls", APRIL): Sum(1, Decimal(2), Decimal(2)),
         ("a", "peak", MARCH): Sum(1, Decimal("0.5"), Decimal("0.5")),
     }
-    assert by_cycle(LOG.firsts({0: 2}), {"a": [MARCH]}) == {("a", "calls", MARCH): Sum(1, Decimal(1), Decimal(1))}
+    assert by_cycle(LOG.firsts({0: (0, 2)}), {"a": [MARCH]}) == {("a", "calls", MARCH): Sum(1, Decimal(1), Decimal(1))}
     assert by_cycle(LOG.firsts(), {"a": [MAY]}) == by_cycle(LOG.firsts(), {}) == {}
 
 
 def test_a_batch_that_was_written_twice_counts_once() -> None:
-    log = Log([*LOG.events, logged(3, 0, 110, "2")], again={(0, 3)})
+    log = Log([*LOG.events, logged(3, 0, 110, "2")], again={(0, 0, 3)})
     assert list(log.firsts()) == list(LOG.firsts())
 
 
@@ -55,7 +55,7 @@ def test_lines_are_rounded_once_half_up_and_nothing_is_paid_back() -> None:
 def test_a_tombstone_below_the_watermark_takes_its_event_away_and_no_later_one_takes_its_place() -> None:
     log = Log(LOG.events, voids=[logged(3, 0, 0, "0", "c:1")])
     assert by_cycle(log.firsts(), {"a": [MARCH, APRIL]})["a", "calls", MARCH] == Sum(1, Decimal(4), Decimal(4))
-    assert sum(1 for _ in log.firsts()) == sum(1 for _ in log.firsts({0: 3})) - 1 == 3
+    assert sum(1 for _ in log.firsts()) == sum(1 for _ in log.firsts({0: (0, 3)})) - 1 == 3
     assert list(log.firsts(voided=True)) == list(LOG.firsts())
 
 
