@@ -35,6 +35,35 @@ class Countings(Generic[T]):
         return found[1]
 
 
+class Rounds(Generic[T]):
+    """Countings that read everything: of a key one runs at a time, and one waits for it, however many ask.
+
+    Who asks while one runs shares the one after it, so an answer is never older than its question.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[T]] = {}
+        self._next: dict[Hashable, asyncio.Task[T]] = {}
+
+    async def of(self, key: Hashable, count: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of a counting that begins from now on. Raises what it raises."""
+        task = self._next.get(key)
+        if task is None:
+            task = self._next[key] = asyncio.create_task(self._round(key, count))
+            task.add_done_callback(_seen)
+        # Shielded: who goes away does not end it for the others.
+        return await asyncio.shield(task)
+
+    async def _round(self, key: Hashable, count: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if (before := self._running.get(key)) is not None:
+            await asyncio.wait((before,))
+        self._running[key] = self._next.pop(key)
+        try:
+            return await count()
+        finally:
+            del self._running[key]
+
+
 def _seen(task: asyncio.Task[Any]) -> None:
     """Nobody may be there any more to hear of an error."""
     if not task.cancelled():

@@ -11,8 +11,8 @@ from typing import Any, cast
 from fastapi import Request
 
 from catalog.store import CatalogStore
-from dashboard.counting import Countings
-from dashboard.invoice_desk import BillingRun, InvoiceDesk
+from dashboard.counting import Countings, Rounds
+from dashboard.invoice_desk import BillingRun, CyclesBilled, InvoiceDesk
 from dashboard.live import LiveTotals
 from dashboard.revenue_book import RevenueBook
 from dashboard.usage_figures import Figures
@@ -22,6 +22,7 @@ from dashboard.webhooks.worker import DeliveryLog
 from runtime.health import Check
 from runtime.limits import KeyLimits
 from schemas.settings import Settings
+from warehouse.audit import Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Upcoming:
 class Services:
     """catalog, live, warehouse: started and stopped by the owner. desk None: invoices can't be verified from here.
 
-    figures, upcoming: of usage and invoices of open cycles, being counted. stopping: set when open streams should end.
+    figures, upcoming: of usage and invoices of open cycles, being counted; audits: of every event. stopping: set when
+    open streams should end.
     """
 
     settings: Settings
@@ -51,6 +53,7 @@ class Services:
     figures: Countings[Figures] = field(default_factory=Countings[Figures])
     upcoming: Countings[Upcoming] = field(default_factory=Countings[Upcoming])
     runs: Countings[BillingRun] = field(default_factory=Countings[BillingRun])
+    audits: Rounds[tuple[Audit, CyclesBilled | None]] = field(default_factory=Rounds[tuple[Audit, CyclesBilled | None]])
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @cached_property

@@ -65,6 +65,7 @@ _IDLE_SECONDS = 0.25
 _REQUEST_SECONDS = 10.0
 _RETRY_SECONDS_MAX = 5.0
 _TOPIC_CHECK_SECONDS = 5.0
+_PLACES_CHECK_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 60.0
 _POLL_AGE_SECONDS_MAX = 30.0
 _REPLICA_SECONDS_MAX = 3.0
@@ -116,12 +117,15 @@ class Sink:
         self._dead_letters = DeadLetters(settings)
         self._given: list[int] | None = None  # partitions that are ours, and not yet begun
         self._next: dict[int, int] = {}  # partition → next offset to deal with, of those begun
+        self._lost_place: KafkaError | None = None  # came while something else was waited for
         self._doubted: dict[int, int] = {}  # partition → offset that was asked for again
         self._uncommitted: dict[int, int] = {}  # partition → next offset, dealt with and not yet committed
         self._assignment = 0  # grows with every change
         self._attempts = 0  # in a row that failed
         self._short_since: float | None = None  # since when ClickHouse has less than it had, monotonic seconds
         self._inserted_at = 0.0
+        self._places: dict[int, int] = {}  # partition → next offset when it was looked at last
+        self._places_checked_at = time.monotonic()
         self._polled_at = self._topic_checked_at = time.monotonic()
         self._doubts_tables = True  # they may be a backup's, of different instants
         self._server_starts: dict[str, int] = {}  # host → when its server started, seconds since 1970
@@ -190,8 +194,11 @@ class Sink:
             self._drop_client()
 
     def _step(self) -> None:
+        if self._lost_place is not None:
+            self._begin_again(self._lost_place)
         if self._given is not None:
             self._begin(self._given)
+        self._check_places()
         messages = self._read()
         if not messages:
             self._commit()
@@ -206,12 +213,14 @@ class Sink:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assignment += 1
+        self._lost_place = None
         self._given = sorted(partition.partition for partition in partitions)
         # Where to begin is found by the loop: the answer may take as long as ClickHouse is away.
         consumer.assign([])
 
     def _revoked(self, consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self._assignment += 1
+        self._lost_place = None
         self._given = None
         self._next.clear()
         self._uncommitted.clear()
@@ -297,12 +306,16 @@ class Sink:
     def _lost_from(self, client: Client, partition: int, *, patient: bool) -> int | None:
         """Where the log goes on with other messages than those that were read; None: it is as it was read."""
         low, high = self._bounds(partition)
-        start, epoch = self._epochs.of(partition)[-1]
-        kept = self._probe.kept_to(client, epoch, partition, max(low, start), high)
-        if kept is not None:
-            return kept
+        in_log = self._epochs.in_log(partition)
+        # The newest epoch is not enough: what was lost may reach back before it.
+        ends = [*(start for start, _ in in_log[1:]), high]
+        for (start, epoch), end in zip(in_log, ends, strict=True):
+            kept = self._probe.kept_to(client, epoch, partition, max(low, start), min(high, end))
+            if kept is not None:
+                return kept
+        _, epoch = in_log[-1]
         stored = last_stored(client, {partition: epoch})[partition]
-        read_to = max(stored, self._committed(partition) or 0)
+        read_to = max(stored, self._committed_since(partition))
         if read_to <= high:
             return None
         if patient:
@@ -310,6 +323,7 @@ class Sink:
         if stored <= high:  # of an older copy: what it has is as the log has it
             return high
         # What lies between the last message that is as it was stored and the end was set aside: it is read again.
+        start, epoch = next(each for each in reversed(in_log) if each[0] < high or each is in_log[0])
         return max(low, min(start, high), self._probe.last_stored_below(client, epoch, partition, high))
 
     def _tell_of_break(self, partition: int, number: int, start: int, read_to: int) -> int:
@@ -327,6 +341,13 @@ class Sink:
                 raise
             return found.start
 
+    def _committed_since(self, partition: int) -> int:
+        """The commit, or 0 where it may be of before the log lost its end: then it says nothing of what came after."""
+        committed = self._committed(partition) or 0
+        name = break_id(self._topic.topic_id, partition, len(self._epochs.breaks.get(partition, ())))
+        newest = self._catalog.view.get(LogBreak, "", name)
+        return 0 if newest is not None and committed <= newest.read_to else committed
+
     def _now(self, partition: int) -> dict[int, int]:
         """The partition's epoch of now, as last_stored takes it."""
         return {partition: self._epochs.of(partition)[-1][1]}
@@ -337,7 +358,9 @@ class Sink:
         found = dict(recounted_coverage(client, self._epochs.base, self._topic.partitions).offsets)
         for partition in given:
             reached = found[partition]
-            for start, epoch in self._epochs.of(partition)[1:]:
+            for start, epoch in self._epochs.in_log(partition):
+                if epoch == self._epochs.base:
+                    continue
                 if reached < start:
                     break  # what came before is not complete: first that
                 later = recounted_coverage(client, self._epochs.base, self._topic.partitions, {partition: epoch})
@@ -347,8 +370,8 @@ class Sink:
 
     def _enter_epoch(self, batch: Batch, partition: int, before: int, reached: int) -> None:
         """Note, where a partition comes to the beginning of an epoch, that nothing of it lies before."""
-        for start, epoch in self._epochs.of(partition)[1:]:
-            if before < start <= reached:
+        for start, epoch in self._epochs.in_log(partition):
+            if before < start <= reached and epoch != self._epochs.base:
                 batch.gaps.append(Gap(partition, 0, reached, EARLIER_EPOCH, epoch))
 
     def _connected(self) -> Client:
@@ -412,6 +435,24 @@ class Sink:
             except KafkaException as error:
                 self._kafka_problem = str(error)
                 self._admin = admin_client(self._settings)  # one that was told of no brokers never works again
+
+    def _check_places(self) -> None:
+        """That every partition is read on. What the client says of a lost place is gone where it is paused just then.
+
+        It stops reading there and says nothing again. Raises nothing: a broker that is away is another check's matter.
+        """
+        now = time.monotonic()
+        if now - self._places_checked_at < _PLACES_CHECK_SECONDS:
+            return
+        before, self._places, self._places_checked_at = self._places, dict(self._next), now
+        try:
+            for partition, at in self._next.items():
+                if before.get(partition) == at and (end := self._bounds(partition)[1]) != at:
+                    text = f"partition {partition} stands still at {at}, and the log ends at {end}"
+                    self._begin_again(KafkaError(KafkaError.OFFSET_OUT_OF_RANGE, text))
+                    return
+        except KafkaException as error:
+            log.warning("places_not_checked", error=str(error))
 
     def _check_topic(self) -> None:
         """That the topic is still the one that the epoch stands for. Raises TopicReplaced, KafkaException."""
@@ -516,6 +557,7 @@ class Sink:
     def _begin_again(self) -> None:
         """Find where to read from, as after an assignment."""
         self._assignment += 1
+        self._lost_place = None
         self._given = sorted(self._next)
         self._next.clear()
         self._consumer.assign([])
@@ -651,9 +693,14 @@ class Sink:
             message = self._poll(0.05)
             if self._stopping.is_set() or self._assignment != assignment:
                 raise Interrupted
-            if message is not None and message.error() is None:
+            if message is None:
+                continue
+            if (said := message.error()) is None:
                 place = TopicPartition(self._topic.name, message.partition() or 0, message.offset() or 0)
                 self._consumer.seek(place)
+            elif said.code() in LOST_PLACE:  # told once: nothing more is fetched of that partition
+                self._lost_place = said
+                self._kafka_problem = str(said)
         self._consumer.resume(self._consumer.assignment())
 
     def _drop_client(self) -> None:

@@ -188,11 +188,15 @@ class PartitionState:
         starts: see schemas.log_break.starts_of. What comes before it is still to be applied; what was applied beyond it
         is gone from the log, and stays counted.
         """
-        return starts[self._breaks] if self._breaks < len(starts) else None
+        later = starts[self._breaks :]
+        return min(later) if later else None
 
     def go_on(self, starts: Sequence[int]) -> None:
         """Take the log up again at next_break. All that has changed must have been written."""
-        self._restart(log_id(self._kafka_topic_id, self._breaks + 1), starts[self._breaks])
+        at = min(starts[self._breaks :])
+        # A later end may lie before an earlier one: of what came between them the log has nothing.
+        number = max(number for number, start in enumerate(starts, start=1) if start == at)
+        self._restart(log_id(self._kafka_topic_id, number), at)
 
     def go_on_unnamed(self, end: int) -> None:
         """Take the log up again at its end, where nobody else had read what it lost, and so nobody named the place."""

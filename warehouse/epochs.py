@@ -78,6 +78,14 @@ class Epochs:
         """(first offset, epoch) of each epoch of a partition, oldest first."""
         return ((0, self.base), *((each.start, each.epoch) for each in self.breaks.get(partition, ())))
 
+    def in_log(self, partition: int) -> tuple[tuple[int, int], ...]:
+        """`of` without those of which the log has nothing any more: it lost their beginning with a later end."""
+        found: list[tuple[int, int]] = []
+        for start, epoch in reversed(self.of(partition)):
+            if not found or start < found[-1][0]:
+                found.append((start, epoch))
+        return tuple(reversed(found))
+
     def at(self, partition: int, offset: int) -> int:
         """The epoch of the message that the log has at an offset now."""
         return next(epoch for start, epoch in reversed(self.of(partition)) if offset >= start)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from dashboard.auth import Caller
 from dashboard.desk_access import answered
+from dashboard.invoice_desk import CyclesBilled
 from dashboard.read.invoices import CycleText
 from dashboard.read.usage import WatermarkOut
 from dashboard.routing import ReadRoute, api_router
@@ -79,10 +80,19 @@ class CyclesOut(BaseModel):
     problems: dict[str, str]
 
 
+class LostEndOut(BaseModel):
+    """A partition's log had lost its end: from offset on its messages are of this epoch. What had been acknowledged
+    beyond it counts where it was stored before; the rest is gone."""
+
+    epoch: int
+    partition: int
+    offset: int
+
+
 class AuditOut(BaseModel):
     """accepted: all that was accepted below as_of. classes: each accepted event in exactly one. balances: they sum up,
     every cycle was billed what it cost, and no fault was found. conflicts: duplicates whose value is not their first's.
-    cycles: null in a process without billing's ledger. Lists show the first few."""
+    cycles: null in a process without billing's ledger. lost_ends: of the log. Lists show the first few."""
 
     as_of: WatermarkOut
     balances: bool
@@ -92,6 +102,7 @@ class AuditOut(BaseModel):
     duplicates_at: list[RepeatedOut]
     conflicts_at: list[RepeatedOut]
     faults: list[FaultOut]
+    lost_ends: list[LostEndOut] = []
     cycles: CyclesOut | None = None
 
 
@@ -106,12 +117,9 @@ async def get_audit(request: Request, caller: Caller) -> AuditOut:
 
 
 async def audit_of(services: Services, organization_id: str) -> AuditOut:
-    """Reads every event of the organization. Raises WarehouseUnavailable."""
-    found = await services.warehouse.run_aside(_audit, services, organization_id)
+    """Reads every event of the organization, once for all who ask meanwhile. Raises WarehouseUnavailable."""
+    found, cycles = await services.audits.of(organization_id, lambda: _counted(services, organization_id))
     whole = document(found)
-    cycles = None
-    if (desk := services.desk) is not None:
-        cycles = await answered(lambda: desk.cycles_billed(organization_id, found.watermark))
     mine = next(iter(whole["organizations"]), None)
     if mine is None:
         nothing = {"events": 0, "value": "0"}
@@ -122,9 +130,17 @@ async def audit_of(services: Services, organization_id: str) -> AuditOut:
             "as_of": whole["as_of"],
             "balances": whole["balances"] and (cycles is None or cycles.ok),
             "faults": whole["faults"],
+            "lost_ends": whole["lost_ends"],
             "cycles": None if cycles is None else cycles.document,
         }
     )
+
+
+async def _counted(services: Services, organization_id: str) -> tuple[Audit, CyclesBilled | None]:
+    found = await services.warehouse.run_aside(_audit, services, organization_id)
+    if (desk := services.desk) is None:
+        return found, None
+    return found, await answered(lambda: desk.cycles_billed(organization_id, found.watermark))
 
 
 def _audit(client: Client, services: Services, organization_id: str) -> Audit:

@@ -50,10 +50,10 @@ def send(world: SinkWorld, count: int, value: str) -> None:
         world.send(Event("c1", value=value))
 
 
-def cut(world: SinkWorld, broker: KafkaBroker) -> None:
+def cut(world: SinkWorld, broker: KafkaBroker, kept: int = KEPT) -> None:
     """The broker comes back without the last messages of a partition."""
     broker.stop()
-    assert cut_log(broker.data_dir, world.topic, HOME, KEPT) == KEPT
+    assert cut_log(broker.data_dir, world.topic, HOME, kept) == kept
     broker.start()
     # One that knows what the broker forgot would be told so.
     world.producer = Producer({**world.settings.kafka_properties, "acks": "all", "enable.idempotence": True})
@@ -96,6 +96,47 @@ def test_offsets_that_are_given_again_are_other_events(
     world.settle()
     assert world.count_and_sum("c1") == (SENT + again, Decimal(SENT + 100 * again))
     assert breaks(world) == [(HOME, 1, KEPT)]
+
+
+@pytest.mark.parametrize("again", [1, 20])
+def test_an_end_that_is_lost_again_further_back(world: SinkWorld, broker: KafkaBroker, again: int) -> None:
+    """Of the epoch that began with the first break the log has nothing any more."""
+    sink = world.sink().start()
+    send(world, SENT, "1")
+    world.settle()
+    cut(world, broker)
+    send(world, 3, "100")
+    world.settle(90)
+    assert sink.stop() == 0
+    cut(world, broker, KEPT - 2)
+    send(world, again, "1000")
+    sink.start()
+    world.settle(90)
+    assert world.count_and_sum("c1") == (SENT + 3 + again, Decimal(SENT + 300 + 1000 * again))
+    assert sorted(breaks(world)) == [(HOME, 1, KEPT), (HOME, 2, KEPT - 2)]
+    assert audit(world.client, settled(world.client, world.settings)[1], PARTITIONS).ok
+
+
+def test_an_end_that_is_lost_while_clickhouse_is_away(
+    broker: KafkaBroker, clickhouse_factory: Callable[[], ClickHouseLocal], unique: str, tmp_path: Path
+) -> None:
+    """The sink hears of it while it waits for something else, and no second time."""
+    engine = clickhouse_factory()
+    engine.start()
+    with SinkWorld(broker, engine, unique, tmp_path) as world:
+        sink = world.sink().start()
+        send(world, SENT, "1")
+        world.settle()
+        engine.stop()
+        until(lambda: "clickhouse" in reasons(sink), 60)
+        cut(world, broker)
+        send(world, 3, "100")
+        waited = sink.log_path.read_text().count("waiting")
+        until(lambda: sink.log_path.read_text().count("waiting") > waited + 2, 60)
+        engine.start()
+        world.settle(90)
+        assert world.count_and_sum("c1") == (SENT + 3, Decimal(SENT + 300))
+        assert breaks(world) == [(HOME, 1, KEPT)]
 
 
 def test_an_older_copy_of_clickhouse_gets_the_same_epochs_again(world: SinkWorld, broker: KafkaBroker) -> None:

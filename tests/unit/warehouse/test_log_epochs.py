@@ -21,6 +21,14 @@ def test_the_epochs_of_now() -> None:
     assert (EPOCHS.log_id(0), EPOCHS.log_id(1)) == ("topic", "topic/2")
 
 
+def test_the_epochs_that_the_log_still_has_something_of() -> None:
+    assert EPOCHS.in_log(0) == ((0, 3),)
+    assert EPOCHS.in_log(1) == ((0, 3), (60, 7))
+    again = Epochs("topic", 3, {0: (Break(80, 4), Break(60, 5), Break(90, 6)), 1: (Break(9, 4), Break(0, 5))})
+    assert again.in_log(0) == ((0, 3), (60, 5), (90, 6))
+    assert again.in_log(1) == ((0, 5),)
+
+
 def test_a_log_is_known_by_its_topic_and_how_often_it_lost_its_end() -> None:
     for breaks in (0, 1, 12):
         assert breaks_in(log_id("topic", breaks), "topic") == breaks
