@@ -10,6 +10,11 @@ EVENTS_ACCEPTED = Counter("usage_gateway_events_accepted_total", "Events acknowl
 VOIDS_ACCEPTED = Counter("usage_gateway_voids_accepted_total", "Tombstones acknowledged by Kafka and answered 202.")
 EVENTS_WAITING = Gauge("usage_gateway_events_waiting", "Events taken whose acknowledgement is awaited.")
 MESSAGES = Counter("usage_gateway_messages_total", "Messages produced to usage.events.")
+ENDS_LOST = Counter(
+    "usage_gateway_ends_lost_total",
+    "Times that Kafka gave offsets again which it had acknowledged to this process: usage.events had lost its end.",
+    ["partition"],
+)
 ACKNOWLEDGED_SECONDS = Histogram(
     "usage_gateway_acknowledged_seconds",
     "From a valid batch to its acknowledgement by Kafka.",

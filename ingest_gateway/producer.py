@@ -12,6 +12,7 @@ from collections.abc import Callable
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from ingest_gateway import metrics
 from runtime.kafka_watch import watched
 from schemas.settings import Settings
 from schemas.topics import RECORD_BATCH_BYTES_MAX, USAGE_EVENTS, topic_name
@@ -56,6 +57,7 @@ class EventProducer:
         """No broker answers; found out by librdkafka, cleared once the topic's metadata comes through again."""
         self.fatal: str | None = None
         """Why this producer can never produce again; the process has to end."""
+        self._acknowledged: dict[int, int] = {}  # partition → offset after the last one that Kafka acknowledged
         self._told: dict[int, float] = {}  # error's code → when it was logged last; an outage repeats it all the time
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="delivery-reports", daemon=True)
@@ -66,12 +68,24 @@ class EventProducer:
 
         def delivered(error: object, message: Message) -> None:
             offset = None if error is not None else message.offset()
+            if offset is not None:
+                self._mind_lost_end(partition, offset)
             self._reports.append((settled, offset, None if error is None else str(error)))
 
         try:
             self._producer.produce(self._topic, value, key, partition=partition, on_delivery=delivered)
         except KafkaException as error:
             raise BufferError(str(error)) from error
+
+    def _mind_lost_end(self, partition: int, offset: int) -> None:
+        """Acknowledgements of a partition come in the order of its log, unless the log has lost its end since."""
+        reached = self._acknowledged.get(partition, 0)
+        if 0 <= offset < reached:
+            # Where nobody had read what is gone, nobody else can know of it.
+            metrics.ENDS_LOST.labels(partition).inc()
+            log.error("acknowledged_messages_lost", partition=partition, first=offset, next=reached)
+        if offset >= 0:
+            self._acknowledged[partition] = offset + 1
 
     def close(self, timeout_seconds: float) -> int:
         """Wait for what is under way; the number of messages whose outcome stays unknown."""

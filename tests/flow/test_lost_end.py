@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -12,12 +13,15 @@ from confluent_kafka import Producer
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
+from ingest_gateway import metrics
+from ingest_gateway.producer import EventProducer
 from schemas.log_break import LogBreak
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of
 from schemas.topics import CATALOG, topic_name
+from schemas.usage_batch import encode
 from stream_processors.live_totals import LiveTotalsReader
-from tests.flow.metering import Event
+from tests.flow.metering import Event, batch_of
 from tests.flow.sinking import PARTITIONS, SinkWorld
 from tests.flow.test_sink_faults import reasons
 from tests.services import Service, environment
@@ -155,6 +159,29 @@ def test_an_older_copy_of_clickhouse_gets_the_same_epochs_again(world: SinkWorld
     # What only the lost end and the lost tables had is gone.
     assert world.count_and_sum("c1") == (KEPT + 3, Decimal(KEPT + 300))
     assert breaks(world) == [(HOME, 1, KEPT)]
+
+
+def test_an_end_that_nobody_had_read_is_told_by_the_gateway(world: SinkWorld, broker: KafkaBroker) -> None:
+    """Only who was given the acknowledgement can know that it is worth nothing any more."""
+
+    async def acknowledged(producer: EventProducer) -> int:
+        answer = asyncio.get_running_loop().create_future()
+        message = encode(batch_of([Event("c1")]))
+        producer.produce(HOME, None, message, lambda offset, reason: answer.set_result(offset))
+        return await asyncio.wait_for(answer, 60)
+
+    async def produced() -> list[int]:
+        producer = EventProducer(world.settings, asyncio.get_running_loop())
+        offsets = [await acknowledged(producer) for _ in range(SENT)]
+        assert metrics.ENDS_LOST.labels(HOME)._value.get() == lost  # pyright: ignore[reportPrivateUsage]
+        await asyncio.to_thread(cut, world, broker)
+        offsets += [await acknowledged(producer) for _ in range(3)]
+        await asyncio.to_thread(producer.close, 10)
+        return offsets
+
+    lost = metrics.ENDS_LOST.labels(HOME)._value.get()  # pyright: ignore[reportPrivateUsage]
+    assert asyncio.run(produced()) == [*range(SENT), *range(KEPT, KEPT + 3)]
+    assert metrics.ENDS_LOST.labels(HOME)._value.get() == lost + 1  # pyright: ignore[reportPrivateUsage]
 
 
 def live(world: SinkWorld) -> tuple[int, Decimal]:
