@@ -161,27 +161,33 @@ def test_an_older_copy_of_clickhouse_gets_the_same_epochs_again(world: SinkWorld
     assert breaks(world) == [(HOME, 1, KEPT)]
 
 
-def test_an_end_that_nobody_had_read_is_told_by_the_gateway(world: SinkWorld, broker: KafkaBroker) -> None:
-    """Only who was given the acknowledgement can know that it is worth nothing any more."""
+@pytest.mark.parametrize("kept", [0, KEPT])
+def test_an_end_that_nobody_had_read_is_told_by_the_gateway(world: SinkWorld, broker: KafkaBroker, kept: int) -> None:
+    """Only who was given the acknowledgement can know that it is worth nothing any more.
 
-    async def acknowledged(producer: EventProducer) -> int:
+    A broker that knows an earlier message of the producer refuses its next one, which ends the process, loudly.
+    """
+
+    async def acknowledged(producer: EventProducer) -> int | None:
         answer = asyncio.get_running_loop().create_future()
         message = encode(batch_of([Event("c1")]))
         producer.produce(HOME, None, message, lambda offset, reason: answer.set_result(offset))
         return await asyncio.wait_for(answer, 60)
 
-    async def produced() -> list[int]:
+    async def produced() -> list[int | None]:
         producer = EventProducer(world.settings, asyncio.get_running_loop())
         offsets = [await acknowledged(producer) for _ in range(SENT)]
         assert metrics.ENDS_LOST.labels(HOME)._value.get() == lost  # pyright: ignore[reportPrivateUsage]
-        await asyncio.to_thread(cut, world, broker)
-        offsets += [await acknowledged(producer) for _ in range(3)]
+        await asyncio.to_thread(cut, world, broker, kept)
+        offsets.append(await acknowledged(producer))
+        assert (producer.fatal is None) == (kept == 0), producer.fatal
         await asyncio.to_thread(producer.close, 10)
         return offsets
 
     lost = metrics.ENDS_LOST.labels(HOME)._value.get()  # pyright: ignore[reportPrivateUsage]
-    assert asyncio.run(produced()) == [*range(SENT), *range(KEPT, KEPT + 3)]
-    assert metrics.ENDS_LOST.labels(HOME)._value.get() == lost + 1  # pyright: ignore[reportPrivateUsage]
+    assert asyncio.run(produced()) == [*range(SENT), None if kept else 0]
+    told = metrics.ENDS_LOST.labels(HOME)._value.get() - lost  # pyright: ignore[reportPrivateUsage]
+    assert told == (0 if kept else 1)
 
 
 def live(world: SinkWorld) -> tuple[int, Decimal]:
