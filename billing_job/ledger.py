@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, watched
+from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, poll_producer, watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas.invoice_ledger import InvoiceLedger
@@ -185,7 +185,7 @@ class LedgerLog:
 
     def _deliver(self) -> None:
         while not self._stopping.is_set():
-            self._producer.poll(_POLL_SECONDS)
+            poll_producer(self._producer, _POLL_SECONDS)
 
     # -- following -----------------------------------------------------------------------------------------------------
 

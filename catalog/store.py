@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
 from runtime.actor import actor
-from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, watched
+from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, poll_producer, watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas.settings import Settings
@@ -167,7 +167,7 @@ class CatalogStore:
     def _deliver(self) -> None:
         assert self._producer is not None
         while not self._stopping.is_set():
-            self._producer.poll(_POLL_SECONDS)
+            poll_producer(self._producer, _POLL_SECONDS)
 
     # -- following -------------------------------------------------------------------------------------------------
 

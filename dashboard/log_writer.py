@@ -36,12 +36,16 @@ class LogWriter:
         try:
             for partition, key, value in records:
                 producer.produce(topic, value, key, partition, on_delivery=delivered)
-        except (BufferError, KafkaException) as error:
+            if producer.flush(WRITE_SECONDS):
+                errors.append("not acknowledged in time")
+        except BufferError as error:
             raise NotWritten(str(error)) from error
-        if producer.flush(WRITE_SECONDS) or errors:
+        except KafkaException as error:  # one that has failed for good raises it from here
+            errors.append(str(error))
+        if errors:
             with self._lock:
                 self._producer = None  # a producer that was told of no brokers never works again
-            raise NotWritten(errors[0] if errors else "not acknowledged in time")
+            raise NotWritten(errors[0])
 
     def _opened(self) -> Producer:
         with self._lock:

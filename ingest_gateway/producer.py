@@ -13,7 +13,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ingest_gateway import metrics
-from runtime.kafka_watch import watched
+from runtime.kafka_watch import poll_producer, watched
 from schemas.settings import Settings
 from schemas.topics import RECORD_BATCH_BYTES_MAX, USAGE_EVENTS, topic_name
 
@@ -89,7 +89,10 @@ class EventProducer:
 
     def close(self, timeout_seconds: float) -> int:
         """Wait for what is under way; the number of messages whose outcome stays unknown."""
-        left = self._producer.flush(timeout_seconds)
+        try:
+            left = self._producer.flush(timeout_seconds)
+        except KafkaException as error:
+            self.fatal, left = str(error), len(self._producer)
         if left:
             log.warning("messages_left", messages=left, detail="whether they are in the log is not known")
         self._stopping.set()
@@ -99,17 +102,15 @@ class EventProducer:
 
     def _on_error(self, error: KafkaError) -> None:
         now = time.monotonic()
-        if error.fatal() or now - self._told.get(error.code(), -math.inf) > _TELL_AGAIN_SECONDS:
+        if now - self._told.get(error.code(), -math.inf) > _TELL_AGAIN_SECONDS:
             self._told[error.code()] = now
-            log.warning("kafka_error", error=str(error), fatal=error.fatal())
-        if error.fatal():
-            self.fatal = str(error)
+            log.warning("kafka_error", error=str(error))
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
             self.unreachable = True
 
     def _poll(self) -> None:
         while not self._stopping.is_set():
-            self._producer.poll(0.1)
+            self.fatal = poll_producer(self._producer, 0.1) or self.fatal
             self._hand_over()
             if self.unreachable:
                 self._look_again()

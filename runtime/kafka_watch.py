@@ -5,6 +5,9 @@ whole may answer at last that it has none; a client whose connection is closed i
 (librdkafka's issue 5301, open; docs/decisions/chaos.md). What it is given fails, but one that only reads falls silent.
 Its statistics tell: they name the cluster's brokers, reachable or not, unless all are forgotten.
 
+A producer that has failed for good: a broker that lost messages of an idempotent producer refuses its next ones. The
+client raises that from poll, once, instead of calling error_cb: a thread that only polls would end unheard.
+
 A log that lost its end: a view that has read records which no longer exist can't take them back. A new process reads
 the log as it is.
 
@@ -23,7 +26,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient  # pyright: ignore[reportPrivateImportUsage]
 
 from runtime.topics import admin_client, topic_ids
@@ -80,6 +83,18 @@ def end_process_of_lost_log(topic: str, error: KafkaError) -> None:
     """Ends the process of a service, with EXIT_CODE; elsewhere nothing happens."""
     if _ends_process.is_set():
         _end_now(f"the log of {topic} is not what was read of it: {error}")
+
+
+def poll_producer(producer: Producer, seconds: float) -> str | None:
+    """Poll; why the producer never works again, None: it does. Then the process of a service ends, with EXIT_CODE."""
+    try:
+        producer.poll(seconds)
+    except KafkaException as error:
+        log.critical("producer_failed", error=str(error))
+        if _ends_process.is_set():
+            _end_now(f"a producer has failed for good: {error}")
+        return str(error)
+    return None
 
 
 class TopicWatch:
