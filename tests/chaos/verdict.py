@@ -145,7 +145,8 @@ def stored_of(stack: Stack, cuts: Sequence[Cut]) -> tuple[Callable[[Cut, int], b
 
 def named(stack: Stack, cuts: Sequence[Cut]) -> list[str]:
     """What the audit does not say of ends that the log has lost: each is named, at its place or at one before it."""
-    told = json.loads(stack.command("audit", "--json")[1])["lost_ends"]
+    said = stack.command("audit", "--json")[1]
+    told = json.JSONDecoder().raw_decode(said, said.index("{\n"))[0]["lost_ends"]  # what it logs comes around it
     wrong: list[str] = []
     for partition in {cut.partition for cut in cuts} | {each["partition"] for each in told}:
         starts = [cut.start for cut in cuts if cut.partition == partition]
@@ -247,11 +248,11 @@ def stripe_invoices(stack: Stack) -> list[dict[str, Any]]:
 
 def _places(watermark: dict[str, Any], epochs: Mapping[int, list[int]]) -> dict[int, tuple[int, int]]:
     """Partition → how often it had lost its end, and next offset. epochs: of each partition, oldest first."""
-    own = watermark.get("epochs", {})
-    return {
-        int(partition): (epochs[int(partition)].index(own.get(partition, watermark["epoch"])) if offset else 0, offset)
-        for partition, offset in watermark["offsets"].items()
-    }
+    own, found = watermark.get("epochs", {}), dict[int, tuple[int, int]]()
+    for partition, offset in watermark["offsets"].items():
+        numbered = epochs.get(int(partition), [watermark["epoch"]])
+        found[int(partition)] = numbered.index(own.get(partition, watermark["epoch"])), offset
+    return found
 
 
 def _cycle(document: dict[str, Any]) -> Cycle:

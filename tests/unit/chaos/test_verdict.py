@@ -9,6 +9,7 @@ from typing import Any
 from tests.chaos import verdict
 from tests.chaos.count import Log, Logged, Sum, by_cycle, invoice_total
 from tests.chaos.load import Acknowledged, Sent
+from tests.chaos.lost_end import times_lost
 from tests.receiver import Received
 
 MARCH, APRIL, MAY = (0, 100), (100, 200), (200, 300)
@@ -97,3 +98,25 @@ def test_an_alert_that_came_twice_is_in_doubt_only_where_its_sender_was_killed_a
     came = [once, doubted, got("doubted", 14), late, got("late", 14), thrice, got("thrice", 12), got("thrice", 14)]
     assert verdict.repeated(came, [10.0]) == ({"late", "thrice"}, {"doubted"})
     assert verdict.repeated(came, []) == ({"late", "thrice", "doubted"}, set())
+
+
+def test_offsets_that_a_log_gave_again_are_other_events() -> None:
+    """It had offsets 0 to 3, lost 2 and 3 of which 2 was stored, and gave both again."""
+
+    def message(times: int, offset: int, identity: str, *, gone: bool = False) -> Logged:
+        return Logged((0, times, offset, 0), "a", "calls", 10, Decimal(1), identity, gone)
+
+    events = [message(0, 1, "c:1"), message(0, 2, "c:2"), message(0, 3, "c:3", gone=True)]
+    log = Log([*events, message(1, 2, "c:4"), message(1, 3, "c:3"), message(1, 4, "c:2")])
+    assert [event.place[1:3] for event in log.firsts()] == [(0, 1), (0, 2), (1, 2), (1, 3)]
+    # A watermark of before covers nothing of what came after, and one of after covers all that came before.
+    assert [event.place[1:3] for event in log.firsts({0: (0, 4)})] == [(0, 1), (0, 2)]
+    assert [event.place[1:3] for event in log.firsts({0: (1, 3)})] == [(0, 1), (0, 2), (1, 2)]
+    assert [event.place[1:3] for event in log.firsts(gone=True)] == [(0, 1), (0, 2), (0, 3), (1, 2)]
+    lost = verdict.accepted(acknowledged("c:3", ranges=((0, 3, 3, 1),)), Log(events))
+    assert lost.none, "the broker's loss is told by itself"
+
+
+def test_how_often_a_log_had_lost_its_end_before_a_message() -> None:
+    assert [times_lost((80, 60), offset) for offset in (59, 60, 79, 99)] == [0, 2, 2, 2]
+    assert [times_lost((60, 80), offset) for offset in (59, 60, 79, 80)] == [0, 1, 1, 2]
