@@ -195,7 +195,7 @@ class Sink:
 
     def _step(self) -> None:
         if self._lost_place is not None:
-            self._begin_again(self._lost_place)
+            self._begin_again()
         if self._given is not None:
             self._begin(self._given)
         self._check_places()
@@ -448,8 +448,8 @@ class Sink:
         try:
             for partition, at in self._next.items():
                 if before.get(partition) == at and (end := self._bounds(partition)[1]) != at:
-                    text = f"partition {partition} stands still at {at}, and the log ends at {end}"
-                    self._begin_again(KafkaError(KafkaError.OFFSET_OUT_OF_RANGE, text))
+                    log.error("partition_stands_still", partition=partition, at=at, end=end)
+                    self._begin_again()
                     return
         except KafkaException as error:
             log.warning("places_not_checked", error=str(error))

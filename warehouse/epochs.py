@@ -115,8 +115,14 @@ def lookup_epochs(client: Client, topic_id: str) -> Epochs:
 def newest_epochs(client: Client) -> Epochs | None:
     """Of the topic that was numbered last; None: there is none."""
     found = epochs(client)
-    topics = {name: epoch for name, epoch in found.items() if "/" not in name}
+    topics = {name: epoch for name, epoch in found.items() if not _is_break(name, found)}
     return _epochs_of(max(topics, key=topics.__getitem__), found) if topics else None
+
+
+def _is_break(name: str, found: Mapping[str, int]) -> bool:
+    """A topic's id is base64 and may have slashes of its own; a break is named after a topic that has a number."""
+    topic_id, *place = name.rsplit("/", 3)
+    return len(place) == 3 and topic_id in found
 
 
 def _epochs_of(topic_id: str, found: Mapping[str, int]) -> Epochs:

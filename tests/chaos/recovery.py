@@ -9,10 +9,13 @@ from collections.abc import Callable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
+from runtime.topics import describe_topic
 from schemas import totals
+from schemas.log_break import breaks_in
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.totals import Progress
+from stream_processors.state import UNNAMED
 
 _SECONDS = 0.2
 _REQUEST_SECONDS = 3.0
@@ -73,6 +76,7 @@ class Monitor:
 
     def _watch(self) -> None:
         events = topic_name(self._settings, USAGE_EVENTS)
+        topic_id = describe_topic(self._settings, USAGE_EVENTS).topic_id
         places = [TopicPartition(events, partition) for partition in self._partitions]
         sink = self._consumer(topic_name(self._settings, SINK_GROUP))
         tail = self._tail(OFFSET_END)
@@ -87,8 +91,7 @@ class Monitor:
                     record = totals.decode(message.key() or b"", value)
                     if isinstance(record, Progress):
                         self.totals[record.partition] = record.next_offset
-                        number = record.topic_id.partition("~")[0].partition("/")[2]
-                        self._breaks[record.partition] = int(number or 0)
+                        self._breaks[record.partition] = breaks_in(record.topic_id.partition(UNNAMED)[0], topic_id) or 0
             try:
                 for place in places:
                     _, self.ends[place.partition] = sink.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from schemas.log_break import LogBreak, break_id, breaks_in, log_id, starts_of
+from warehouse import epochs
+from warehouse.client import Client
 from warehouse.epochs import Break, Epochs
 
 EPOCHS = Epochs("topic", 3, {1: (Break(80, 4), Break(60, 7))})
@@ -27,6 +31,14 @@ def test_the_epochs_that_the_log_still_has_something_of() -> None:
     again = Epochs("topic", 3, {0: (Break(80, 4), Break(60, 5), Break(90, 6)), 1: (Break(9, 4), Break(0, 5))})
     assert again.in_log(0) == ((0, 3), (60, 5), (90, 6))
     assert again.in_log(1) == ((0, 5),)
+
+
+@pytest.mark.parametrize("topic_id", ["abc", "a/b", "a/1/2/3", "/"])
+def test_the_newest_topic_may_have_slashes_in_its_id(monkeypatch: pytest.MonkeyPatch, topic_id: str) -> None:
+    """Kafka's ids are base64."""
+    found = {"old": 1, topic_id: 2, f"{topic_id}/0/1/80": 3, "old/0/1/50": 4}
+    monkeypatch.setattr(epochs, "epochs", lambda _: found)
+    assert epochs.newest_epochs(cast(Client, None)) == Epochs(topic_id, 2, {0: (Break(80, 3),)})
 
 
 def test_a_log_is_known_by_its_topic_and_how_often_it_lost_its_end() -> None:
