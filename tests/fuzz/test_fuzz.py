@@ -13,7 +13,7 @@ from tests.fuzz.run import Outcome, failing, run
 from tests.fuzz.world import FuzzWorld
 from tests.services import Service, environment
 
-INPUTS = 6_000
+INPUTS = 20_000
 SEED = 2
 
 
