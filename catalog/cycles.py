@@ -4,6 +4,8 @@ A meter's cycle comes from the customer's subscription whose product prices it; 
 month in the organization's zone. Meters that read one event_name may be priced by different subscriptions, so an event
 can count in more than one cycle. The time line of a series is cut into tiles, within which the answer does not change;
 totals.py keeps them, sorted, and computes none twice.
+
+What no meter reads, or nobody known uses, counts in no cycle: otherwise every misspelled id would keep a live total.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
+from schemas.customer import Customer
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, calendar_month_containing
@@ -23,11 +26,15 @@ _ZONE_UNKNOWN = "UTC"
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """An event at from_us ≤ t < until_us (µs) counts in these cycles, each once. Never empty, never without a cycle."""
+    """An event at from_us ≤ t < until_us (µs) counts in these cycles, each once. Never empty; cycles (): in none."""
 
     from_us: int
     until_us: int
     cycles: tuple[Cycle, ...]
+
+
+UNCOUNTED = Tile(-FOR_EVER, FOR_EVER, ())
+"""All times of a series whose customer or event_name the catalog does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +47,14 @@ class Affected:
 
 
 def affected_by(record: CatalogRecord) -> Affected | None:
-    """What to compute again after a record; None: nothing. A product is priced only once a subscription names it."""
+    """What to compute again after a record; None: nothing. A product is priced only once a subscription names it.
+
+    A customer's usage counts from its first record on, be it archived later.
+    """
     state = record.state
     match state:
+        case Customer() if record.expected_version == 0:
+            return Affected(state.organization_id, customer_id=state.id)
         case Subscription():
             return Affected(state.organization_id, customer_id=state.customer_id)
         case Meter():
@@ -54,7 +66,9 @@ def affected_by(record: CatalogRecord) -> Affected | None:
 
 
 def tile_at(view: CatalogView, organization_id: str, customer_id: str, event_name: str, t_us: int) -> Tile:
-    """The tile that contains t: one cycle a meter that reads event_name; without a meter, the calendar month."""
+    """The tile that contains t: one cycle a meter that reads event_name; once all are archived, the calendar month."""
+    if not view.counts_live(organization_id, customer_id, event_name):
+        return UNCOUNTED
     meters = view.meters_reading(organization_id, event_name)
     tiles = [_meter_tile(view, organization_id, customer_id, meter.id, t_us) for meter in meters]
     if not tiles:

@@ -64,8 +64,10 @@ class CatalogView:
 
     def __init__(self) -> None:
         self._objects: dict[type[CatalogObject], dict[tuple[str, str], Versioned]] = {m: {} for m in MODELS.values()}
+        self._customers = self._objects[Customer]
         self._keys: dict[str, ApiKey] = {}
         self._meters: dict[tuple[str, str], tuple[Meter, ...]] = {}
+        self._metered: set[tuple[str, str]] = set()
         self._subscriptions: dict[tuple[str, str], tuple[Subscription, ...]] = {}
         self._rules: dict[tuple[str, str], tuple[AlertRule, ...]] = {}
         self.revision = 0  # grows with every record applied: what was derived before is stale
@@ -116,6 +118,18 @@ class CatalogView:
     def has_customer(self, organization_id: str, customer_id: str) -> bool:
         found = self._objects[Customer].get((organization_id, customer_id))
         return found is not None and not found.state.archived
+
+    def counts_live(self, organization_id: str, customer_id: str, event_name: str) -> bool:
+        """Whether there are live totals of it: of a customer and a metered name, archived ones too."""
+        return (organization_id, customer_id) in self._customers and (organization_id, event_name) in self._metered
+
+    def knows_customer(self, organization_id: str, customer_id: str) -> bool:
+        """Whether there is such a customer, archived ones too."""
+        return (organization_id, customer_id) in self._customers
+
+    def was_metered(self, organization_id: str, event_name: str) -> bool:
+        """Whether a meter reads the event_name, or did before it was archived."""
+        return (organization_id, event_name) in self._metered
 
     def subscriptions_of(self, organization_id: str, customer_id: str) -> tuple[Subscription, ...]:
         """All of a customer's subscriptions, ended ones too."""
@@ -234,6 +248,7 @@ class CatalogView:
             case Meter():
                 key = (organization_id, state.event_name)
                 self._meters[key] = _replaced(self._meters.get(key, ()), state, keep=not state.archived)
+                self._metered.add(key)
             case Subscription():
                 key = (organization_id, state.customer_id)
                 self._subscriptions[key] = _replaced(self._subscriptions.get(key, ()), state, keep=True)

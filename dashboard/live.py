@@ -22,7 +22,7 @@ from schemas import webhook_delivery as deliveries
 from schemas.alert import Alert, UnreadableAlert
 from schemas.settings import Settings
 from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_TOTALS, USAGE_WEBHOOK_DELIVERIES, topic_name
-from schemas.totals import Progress, UnreadableTotal, UsageTotal
+from schemas.totals import Closed, Partial, Progress, UnreadableTotal, UsageTotal
 from schemas.webhook_delivery import RetryRequest, UnreadableDelivery, WebhookDelivery
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class LiveTotals:
     """The view, current within a moment of the aggregator's publishing; `check` says when it is not."""
 
     def __init__(self, settings: Settings) -> None:
-        self.view = LiveView()
+        self.view = LiveView(series_max=settings.live_series_per_organization_max)
         self._properties = settings.kafka_properties
         self._totals_topic = topic_name(settings, USAGE_TOTALS)
         self._alerts_topic = topic_name(settings, USAGE_ALERTS)
@@ -225,6 +225,12 @@ class LiveTotals:
                     self.view.apply_progress(record)
                 elif isinstance(record, WebhookDelivery):
                     self.view.apply_delivery(record)
+                elif isinstance(record, Closed):
+                    self.view.apply_closed(record.partition, record.before)
+                elif isinstance(record, Partial):
+                    self.view.apply_partial(record.organization_id, record.partition, is_partial=True)
+                elif message.value() is None and message.topic() == self._totals_topic:
+                    self._take_back(message.key() or b"", message.partition() or 0)
         RECORDS.inc(len(messages))
         if not (new_totals or new_alerts):
             return
@@ -238,6 +244,13 @@ class LiveTotals:
             if some or others:
                 listener.offer(some, others)
 
+    def _take_back(self, key: bytes, partition: int) -> None:
+        """A tombstone. Those of totals need nothing: they are of cycles that a record before them closed."""
+        if (organization_id := totals.partial_organization(key)) is not None:
+            self.view.apply_partial(organization_id, partition, is_partial=False)
+        elif key == totals.CLOSED_KEY:
+            self.view.apply_closed(partition, 0)
+
     def _apply_total(self, total: UsageTotal) -> bool:
         before = self.view.series(total.organization_id, total.customer_id, total.event_name)
         if not self.view.apply_total(total):
@@ -247,7 +260,9 @@ class LiveTotals:
             self.view.rates.add(total.organization_id, max(0, total.count - known), total.updated_at)
         return True
 
-    def _decoded(self, message: Message) -> UsageTotal | Progress | Alert | WebhookDelivery | RetryRequest | None:
+    def _decoded(
+        self, message: Message
+    ) -> UsageTotal | Progress | Closed | Partial | Alert | WebhookDelivery | RetryRequest | None:
         key, value, topic = message.key() or b"", message.value(), message.topic()
         if value is None:
             return None

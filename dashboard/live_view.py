@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -32,8 +33,8 @@ class Lag:
 class LiveView:
     """The newest total of each customer, event_name and cycle, and the newest alerts.
 
-    rates: events that were counted of late. Bounded: of a series the newest cycles are kept, and no more series than
-    series_max. complete: False once a series found no room. Not locked: one thread applies; what readers get is
+    rates: events that were counted of late. Bounded: of a series the newest cycles are kept, and of an organization no
+    more series than series_max. Not locked: one thread applies; what readers get is
     replaced, never changed.
     """
 
@@ -53,10 +54,20 @@ class LiveView:
         self._progress: dict[int, Progress] = {}
         self._series_max = series_max
         self.rates = CountRates()
-        self.series_count = 0
-        self.complete = True
+        self._series_counts: Counter[str] = Counter()
+        self._left_out: set[str] = set()  # organizations of which a series found no room here
+        self._partial: dict[str, set[int]] = {}  # organization → partitions in which the aggregator had none
+        self._closed_before: dict[int, int] = {}
 
     # -- reading ---------------------------------------------------------------------------------------------------
+
+    @property
+    def series_count(self) -> int:
+        return self._series_counts.total()
+
+    def is_whole(self, organization_id: str) -> bool:
+        """Whether every series of it is here; else some may be missing, or lack their beginning."""
+        return organization_id not in self._left_out and not self._partial.get(organization_id)
 
     def series(self, organization_id: str, customer_id: str, event_name: str) -> tuple[UsageTotal, ...]:
         """Totals of a customer and event_name, a cycle each, oldest first."""
@@ -110,14 +121,16 @@ class LiveView:
 
     def apply_total(self, total: UsageTotal) -> bool:
         """Whether it is newer than what was known."""
+        if total.cycle_end <= self._closed_before.get(total.partition, 0):
+            return False
         customers = self._totals.setdefault(total.organization_id, {})
         by_event = customers.get(total.customer_id, {})
         known = by_event.get(total.event_name)
         if known is None:
-            if self.series_count >= self._series_max:
-                self.complete = False
+            if self._series_counts[total.organization_id] >= self._series_max:
+                self._left_out.add(total.organization_id)
                 return False
-            self.series_count += 1
+            self._series_counts[total.organization_id] += 1
         newer = self._with(known or (), total)
         if newer is None:
             return False
@@ -140,6 +153,28 @@ class LiveView:
         cycles = sorted((*known, total), key=lambda each: (each.cycle_start, each.cycle_end))
         kept = tuple(cycles[-self._cycles_max :])
         return kept if total in kept else None
+
+    def apply_closed(self, partition: int, before: int) -> None:
+        """There are no totals of the partition's cycles that end by then (µs); 0: all is counted anew."""
+        self._closed_before[partition] = before
+        for organization_id, customers in self._totals.items():
+            for customer_id, by_event in list(customers.items()):
+                kept = {
+                    name: left
+                    for name, series in by_event.items()
+                    if (left := tuple(t for t in series if t.partition != partition or t.cycle_end > before))
+                }
+                self._series_counts[organization_id] -= len(by_event) - len(kept)
+                if kept:
+                    customers[customer_id] = kept
+                else:
+                    del customers[customer_id]
+                    self._changes.get(organization_id, {}).pop(customer_id, None)
+
+    def apply_partial(self, organization_id: str, partition: int, *, is_partial: bool) -> None:
+        """Whether there is no room for all series of the organization in a partition."""
+        known = self._partial.get(organization_id, set())
+        self._partial[organization_id] = known | {partition} if is_partial else known - {partition}
 
     def apply_progress(self, progress: Progress) -> None:
         self._progress[progress.partition] = progress

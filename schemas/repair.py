@@ -28,6 +28,7 @@ class RepairReason(StrEnum):
     RECONCILE = "reconcile"
     VOID = "void"
     LATE_CATALOG = "late_catalog"
+    WHOLE = "whole"  # repairs nothing: at its place every series of the organization was exact; of no customer
 
 
 class UsageRepair(msgspec.Struct, frozen=True):

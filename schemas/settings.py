@@ -251,6 +251,17 @@ class Settings(BaseSettings):
     dedupe_ids_max: Annotated[
         int, Field(ge=1000, description="most event IDs remembered per partition, whatever the horizon")
     ] = 10_000_000
+    live_cycle_days: Annotated[
+        int, Field(ge=1, description="days that live totals of a cycle are kept after its end")
+    ] = 1130
+    live_series_per_organization_max: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most series (customer × event name) of an organization with live totals, an even share in "
+            "each partition; others are in ClickHouse only. The same in every service",
+        ),
+    ] = 1_000_000
     flush_seconds: Annotated[
         float, Field(gt=0, le=60, description="seconds between two publications of live totals")
     ] = 1.0
@@ -266,6 +277,11 @@ class Settings(BaseSettings):
         if reasons := list(unsafe(self)):
             raise ValueError("; ".join(reasons))
         return self
+
+    @property
+    def live_series_per_partition_max(self) -> int:
+        """Series of an organization with live totals in one partition."""
+        return -(-self.live_series_per_organization_max // self.event_partitions)
 
     @property
     def proxies(self) -> Networks:

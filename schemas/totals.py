@@ -90,13 +90,34 @@ class Progress(msgspec.Struct, frozen=True):
     repairs_next: int | None = None
 
 
+class Closed(msgspec.Struct, frozen=True):
+    """Of cycles of this partition that end at or before `before` (µs) there are no totals any more: ClickHouse has
+    their usage. It only grows."""
+
+    partition: int
+    before: int
+
+
+class Partial(msgspec.Struct, frozen=True):
+    """There are more series of the organization in this partition than are kept: some of them may have no total, or
+    one that lacks its beginning. through: the last offset at which one was left out."""
+
+    organization_id: str
+    partition: int
+    through: int
+
+
 PROGRESS_KEY = INTERNAL + b"progress"
 BEGUN_KEY = INTERNAL + b"begun"
 """Of a record that is written before all others: what lies in a partition without it lacks its beginning."""
+CLOSED_KEY = INTERNAL + b"closed"
+_PARTIAL = INTERNAL + b"partial\0"
 
 _encoder = msgspec.json.Encoder()
 _total_decoder = msgspec.json.Decoder(UsageTotal)
 _progress_decoder = msgspec.json.Decoder(Progress)
+_closed_decoder = msgspec.json.Decoder(Closed)
+_partial_decoder = msgspec.json.Decoder(Partial)
 
 
 def total_key(organization_id: str, customer_id: str, event_name: str, cycle_start: int, cycle_end: int) -> bytes:
@@ -104,11 +125,20 @@ def total_key(organization_id: str, customer_id: str, event_name: str, cycle_sta
     return f"{customer_key(organization_id, customer_id)}\0{event_name}\0{cycle_start}\0{cycle_end}".encode()
 
 
-def encode(record: UsageTotal | Progress) -> bytes:
+def partial_key(organization_id: str) -> bytes:
+    return _PARTIAL + organization_id.encode()
+
+
+def partial_organization(key: bytes) -> str | None:
+    """The organization whose Partial has that key; None: it is another record's."""
+    return key.removeprefix(_PARTIAL).decode() if key.startswith(_PARTIAL) else None
+
+
+def encode(record: UsageTotal | Progress | Closed | Partial) -> bytes:
     return _encoder.encode(record)
 
 
-def decode(key: bytes, value: bytes) -> UsageTotal | Progress | None:
+def decode(key: bytes, value: bytes) -> UsageTotal | Progress | Closed | Partial | None:
     """The record; None for the aggregator's other book-keeping. A tombstone has no value: skip it before.
 
     Raises UnreadableTotal.
@@ -116,7 +146,11 @@ def decode(key: bytes, value: bytes) -> UsageTotal | Progress | None:
     try:
         if not key.startswith(INTERNAL):
             return _total_decoder.decode(value)
-        return _progress_decoder.decode(value) if key == PROGRESS_KEY else None
+        if key == PROGRESS_KEY:
+            return _progress_decoder.decode(value)
+        if key == CLOSED_KEY:
+            return _closed_decoder.decode(value)
+        return _partial_decoder.decode(value) if key.startswith(_PARTIAL) else None
     except msgspec.MsgspecError as error:
         raise UnreadableTotal(f"key {key!r}: {error}") from error
 

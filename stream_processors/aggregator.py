@@ -99,6 +99,7 @@ _STALLED_SECONDS_MAX = 120.0
 _NAMED_SECONDS_MAX = 20.0
 _STOP_SECONDS_MAX = 40.0
 _HOUR_US = 3600 * SECOND_US
+_DAY_US = 24 * _HOUR_US
 _RULE_AGE_US = 10 * SECOND_US
 
 
@@ -216,6 +217,7 @@ class Aggregator:
             ids_max=self._settings.dedupe_ids_max,
             grace_us=self._grace_us,
             breaks=len(self._starts(partition)),
+            series_max=self._settings.live_series_per_partition_max,
         )
 
     def _starts(self, partition: int) -> tuple[int, ...]:
@@ -466,7 +468,9 @@ class Aggregator:
             oldest = 0
             for partition, state in states.items():
                 await self._publish_alerts(state)
+                state.close_cycles(self._settings.live_cycle_days * _DAY_US)
                 if state.has_changes:
+                    self._tell_of_partial(state)
                     oldest = oldest or (state.log_time if state.has_new_messages else 0)
                     self._producer.send(self._totals_topic, partition, state.changes(now_us()))
                     done[partition] = state.next_offset
@@ -480,6 +484,13 @@ class Aggregator:
                 metrics.FLUSH_SECONDS.observe(time.monotonic() - started)
             if oldest:
                 metrics.VISIBLE_SECONDS.observe(max(0.0, (now_us() - oldest) / 1e6))
+
+    def _tell_of_partial(self, state: PartitionState) -> None:
+        for organization_id in state.newly_partial:
+            log.error(
+                "live_totals_partial", organization=organization_id, partition=state.partition,
+                detail="more series than USAGE_LIVE_SERIES_PER_ORGANIZATION_MAX; new ones are in ClickHouse only",
+            )  # fmt: skip
 
     async def _publish_alerts(self, state: PartitionState) -> None:
         """Publish what is due, before anything says that it has fired: a crash repeats an alert, it loses none.
@@ -579,6 +590,7 @@ class Aggregator:
         metrics.DEDUPE_HORIZON_SECONDS.labels(partition).set(horizon)
         metrics.DEDUPE_IDS.labels(partition).set(len(state.dedupe))
         metrics.TOTALS.labels(partition).set(len(state.totals))
+        metrics.PARTIAL.labels(partition).set(len(state.totals.partial))
         now = time.monotonic()
         reached, since = self._progressed.get(partition, (None, now))
         if lag == 0 or reached != state.next_offset or self._app.rebalancing:
@@ -594,7 +606,13 @@ class Aggregator:
         for partition in set(self._event_ends) - set(states):
             del self._event_ends[partition]
             self._progressed.pop(partition, None)
-            for gauge in (metrics.LAG, metrics.DEDUPE_HORIZON_SECONDS, metrics.DEDUPE_IDS, metrics.TOTALS):
+            for gauge in (
+                metrics.LAG,
+                metrics.DEDUPE_HORIZON_SECONDS,
+                metrics.DEDUPE_IDS,
+                metrics.TOTALS,
+                metrics.PARTIAL,
+            ):
                 with contextlib.suppress(KeyError):
                     gauge.remove(partition)
 

@@ -11,7 +11,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from schemas import totals
 from schemas.settings import Settings
 from schemas.topics import USAGE_TOTALS, topic_name
-from schemas.totals import Progress, UsageTotal
+from schemas.totals import Closed, Partial, Progress, UsageTotal
 
 _REQUEST_SECONDS = 10.0
 _READ_SECONDS_MAX = 120.0
@@ -21,11 +21,15 @@ _END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 @dataclass(frozen=True, slots=True)
 class LiveSnapshot:
     """Totals by key as they were when progress was written: each contains its events below progress.next_offset, and
-    none at or after it. progress None: the aggregator has written nothing yet, or not the beginning."""
+    none at or after it. progress None: the aggregator has written nothing yet, or not the beginning. closed_before: of
+    cycles that end by then (µs) there are none. partial: organizations of which there was no room for all series → the
+    last offset at which one was left out."""
 
     partition: int
     progress: Progress | None = None
     totals: dict[bytes, UsageTotal] = field(default_factory=dict[bytes, UsageTotal])
+    closed_before: int = 0
+    partial: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def snapshot_of(partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> LiveSnapshot:
@@ -35,29 +39,40 @@ def snapshot_of(partition: int, records: Iterable[tuple[bytes, bytes | None]]) -
     and is left out.
     """
     newest: dict[bytes, UsageTotal] = {}
-    flush: list[tuple[bytes, UsageTotal | None]] = []
+    flush: list[tuple[bytes, UsageTotal | Closed | Partial | None]] = []
     progress: Progress | None = None
+    closed_before, partial = 0, dict[str, int]()
     begun = False
     for key, value in records:
         record = None if value is None else totals.decode(key, value)
         begun = begun or key == totals.BEGUN_KEY
         if isinstance(record, Progress):
-            for changed, total in flush:
-                if total is None:
+            for changed, each in flush:
+                if isinstance(each, Closed):
+                    closed_before = max(closed_before, each.before)
+                elif isinstance(each, Partial):
+                    partial[each.organization_id] = each.through
+                elif each is None:
                     newest.pop(changed, None)
-                elif total.supersedes(newest.get(changed)):
-                    newest[changed] = total
+                    partial.pop(totals.partial_organization(changed) or "", None)
+                elif each.supersedes(newest.get(changed)):
+                    newest[changed] = each
             flush.clear()
             # A worker that was frozen may write an old one late.
             if progress is None or progress.topic_id != record.topic_id or record.next_offset >= progress.next_offset:
                 progress = record
         elif key == totals.PROGRESS_KEY:  # deleted: all is counted anew
-            progress = None
+            progress, closed_before = None, 0
             newest.clear()
+            partial.clear()
             flush.clear()
-        elif isinstance(record, UsageTotal) or (value is None and not key.startswith(totals.INTERNAL)):
+        elif record is not None or value is None:
             flush.append((key, record))
-    return LiveSnapshot(partition, progress, newest) if begun else LiveSnapshot(partition)
+    if not begun:
+        return LiveSnapshot(partition)
+    # One that was written late, by a worker that was frozen, is none.
+    kept = {key: total for key, total in newest.items() if total.cycle_end > closed_before}
+    return LiveSnapshot(partition, progress, kept, closed_before, partial)
 
 
 class LiveTotalsReader:

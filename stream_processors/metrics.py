@@ -18,6 +18,11 @@ REPAIRS = Counter(
 GAPS = Counter("usage_aggregator_gaps_total", "Rewinds of the consumer after a rebalance.")
 OFFSETS_LOST = Counter("usage_aggregator_offsets_lost_total", "Offsets that expired before they were counted.")
 TOTALS = Gauge("usage_aggregator_totals", "Totals held in memory.", ["partition"])
+PARTIAL = Gauge(
+    "usage_aggregator_partial_organizations",
+    "Organizations with more series than USAGE_LIVE_SERIES_PER_ORGANIZATION_MAX: some have no live total.",
+    ["partition"],
+)
 FLUSH_SECONDS = Histogram(
     "usage_aggregator_flush_seconds",
     "From the first record of a flush to its commit.",

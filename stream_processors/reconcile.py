@@ -9,7 +9,8 @@ made are put right while usage flows, and two of us at once change nothing twice
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -26,7 +27,7 @@ from schemas.period import Cycle, format_rfc3339
 from schemas.repair import RepairReason, UsageRepair, repair_id
 from schemas.settings import Settings
 from schemas.topics import USAGE_REPAIRS, topic_name
-from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
+from schemas.totals import UsageTotal, decimal_text, partial_key, total_key, unscaled_of
 from schemas.watermark import Watermark
 from stream_processors import metrics
 from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
@@ -58,12 +59,14 @@ class RepairsUnwritten(Exception):
 @dataclass(frozen=True, slots=True)
 class PartitionReport:
     """What came of a partition. offset: its place. totals: how many were held against ClickHouse. repairs: what they
-    differ by. skipped: why nothing was compared; None: it was. problems: series → why it could not be."""
+    differ by. whole: says of organizations that nothing is missing of them any more. skipped: why nothing was compared;
+    None: it was. problems: series → why it could not be."""
 
     partition: int
     offset: int = 0
     totals: int = 0
     repairs: tuple[UsageRepair, ...] = ()
+    whole: tuple[UsageRepair, ...] = ()
     skipped: str | None = None
     problems: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -143,23 +146,91 @@ def wanted_totals(
             live_by.setdefault(series, []).append((key, total))
     for series in dict.fromkeys((*live_by, *used_by)):
         with loop.one(series_text(series)):
-            wanted += _wanted_of(view, series, live_by.get(series, ()), used_by.get(series, ()))
+            live, months = live_by.get(series, ()), used_by.get(series, ())
+            wanted += _wanted_of(view, series, live, months, snapshot.closed_before)
     return wanted
 
 
 def _wanted_of(
-    view: CatalogView, series: SeriesKey, live: Iterable[tuple[bytes, UsageTotal]], used: Iterable[UsedMonth]
+    view: CatalogView,
+    series: SeriesKey,
+    live: Iterable[tuple[bytes, UsageTotal]],
+    used: Iterable[UsedMonth],
+    closed_before: int,
 ) -> list[_Wanted]:
     found: dict[bytes, tuple[Cycle, UsageTotal | None]] = {
         key: (Cycle(total.cycle_start, total.cycle_end), total) for key, total in live
     }
     for month in used:
         for cycle in _cycles_in(view, month):
-            found.setdefault(total_key(*series, cycle.start_us, cycle.end_us), (cycle, None))
+            if cycle.end_us > closed_before:
+                found.setdefault(total_key(*series, cycle.start_us, cycle.end_us), (cycle, None))
     return [
         _Wanted(key, series, cycle, total, tuple(_windows(view, series, cycle)))
         for key, (cycle, total) in found.items()
     ]
+
+
+def within_room(
+    wanted: Iterable[_Wanted], snapshot: LiveSnapshot, series_max: int
+) -> tuple[list[_Wanted], frozenset[str]]:
+    """Those of series that are live, or for which there is room; and organizations of which one was left out. Pure.
+
+    The first of an organization for which there is none is among them all the same: the aggregator refuses its repair,
+    and says from then on that the organization is partial. series_max: of an organization in the partition.
+    """
+    kept = {total.cycle_key[:3] for total in snapshot.totals.values()}
+    room = Counter(organization_id for organization_id, _, _ in kept)
+    found: list[_Wanted] = []
+    left_out: set[str] = set()
+    for each in wanted:
+        organization_id = each.series[0]
+        if each.series not in kept:
+            if room[organization_id] >= series_max:
+                is_told = organization_id in snapshot.partial or organization_id in left_out
+                left_out.add(organization_id)
+                if is_told:
+                    continue
+            else:
+                kept.add(each.series)
+                room[organization_id] += 1
+        found.append(each)
+    return found, frozenset(left_out)
+
+
+def whole_again(
+    snapshot: LiveSnapshot,
+    left_out: Set[str],
+    found: Iterable[UsageRepair],
+    scope: Sequence[Affected] | None,
+    now_us: int,
+) -> Iterator[UsageRepair]:
+    """What says so of each organization that was partial, and of which every series is exact at the place. Pure."""
+    progress = snapshot.progress
+    assert progress is not None
+    differing = {repair.organization_id for repair in found} | left_out
+    for organization_id, through in snapshot.partial.items():
+        is_compared = scope is None or Affected(organization_id) in scope
+        if is_compared and organization_id not in differing and through < progress.next_offset:
+            place = progress.topic_id, progress.next_offset - 1
+            yield UsageRepair(
+                repair_id=repair_id(partial_key(organization_id), 0, *place),
+                organization_id=organization_id,
+                customer_id="",
+                event_name="",
+                cycle_start=0,
+                cycle_end=0,
+                repairs=0,
+                count=0,
+                sum="0",
+                max=None,
+                max_was=None,
+                topic_id=place[0],
+                partition=snapshot.partition,
+                offset=place[1],
+                reason=RepairReason.WHOLE,
+                made_at=now_us,
+            )
 
 
 def _cycles_in(view: CatalogView, month: UsedMonth) -> Iterator[Cycle]:
@@ -288,7 +359,7 @@ class Reconciler:
             with one_store(self._client()):
                 report = self._partition(partition, scope, reason, wait_seconds, stopping)
             if not dry_run:
-                write_repairs(self._producer, self._topic, report.repairs)
+                write_repairs(self._producer, self._topic, (*report.repairs, *report.whole))
             reports.append(report)
         seconds = time.monotonic() - started
         metrics.RECONCILE_SECONDS.observe(seconds)
@@ -316,7 +387,11 @@ class Reconciler:
             raise unavailable(error) from error
         problems: dict[str, str] = {}
         loop = OneByOne("reconcile", concerns_all, problems.__setitem__)
-        wanted = wanted_totals(self._view, snapshot, used, scope, loop)
+        wanted, left_out = within_room(
+            wanted_totals(self._view, snapshot, used, scope, loop),
+            snapshot,
+            self._settings.live_series_per_partition_max,
+        )
         counted = self._exact(client, wanted, place, loop)
         now_us = time.time_ns() // 1000
         found: list[UsageRepair] = []
@@ -332,7 +407,8 @@ class Reconciler:
                 compared += 1
                 found += [] if repair is None else [repair]
         metrics.RECONCILED_TOTALS.inc(compared)
-        return PartitionReport(partition, progress.next_offset, compared, tuple(found), problems=problems)
+        whole = () if problems else tuple(whole_again(snapshot, left_out, found, scope, now_us))
+        return PartitionReport(partition, progress.next_offset, compared, tuple(found), whole=whole, problems=problems)
 
     def _covered(
         self, partition: int, topic_id: str, offset: int, wait_seconds: float, stopping: Callable[[], bool]

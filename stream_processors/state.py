@@ -5,6 +5,8 @@ Keys of the changelog (usage.totals) that are no total's begin with NUL:
   \\0progress                              schemas.totals.Progress, written last: all below its next_offset is in
   \\0ids\\0topic_id\\0first\\0end\\0part   ids of the events in [first, end): MessagePack [log time, packed hashes]
   \\0fired\\0alert_id                      what has fired: JSON of Fired
+  \\0closed                                schemas.totals.Closed, written before the tombstones of what it closes
+  \\0partial\\0organization_id             schemas.totals.Partial
 A write may break off anywhere. Then totals contain messages that progress does not, which `Totals` tells by their last
 offset, and ids belong to messages that come again, which is told by their end; every other state is one whole write.
 A topic that was made again while a worker ran holds only what has changed since. It has no \\0begun, and counts for
@@ -13,6 +15,7 @@ nothing: all is counted from the log's beginning.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,22 +26,27 @@ import numpy as np
 from schemas.alert import Alert
 from schemas.event import NO_IDENTITY
 from schemas.log_break import breaks_in, log_id
-from schemas.repair import UsageRepair
+from schemas.repair import RepairReason, UsageRepair
 from schemas.totals import (
     BEGUN_KEY,
+    CLOSED_KEY,
     INTERNAL,
     PROGRESS_KEY,
+    Closed,
+    Partial,
     Progress,
     UsageTotal,
     decimal_text,
     decode,
     encode,
+    partial_key,
+    partial_organization,
     unscaled_of,
 )
 from schemas.usage_batch import UsageBatch
 from stream_processors.dedupe import Dedupe, Hashes, as_hashes, identity_hash
 from stream_processors.moments import GraceUs, Moments
-from stream_processors.totals import Series, TileAt, Totals
+from stream_processors.totals import NO_OFFSET, Series, Timeline, Totals
 
 Record = tuple[bytes, bytes | None]
 """Key and value; None: a tombstone."""
@@ -47,6 +55,7 @@ FiredKey = tuple[str, str, int]
 
 IDS_PER_PACK_MAX = 65_536  # 512 KiB a record, half of what a broker takes by default
 SMALL_PACKS_MAX = 128
+CLOSE_STEP_US = 86_400 * 1_000_000  # cycles are closed once a day: all totals are looked at
 _IDS = INTERNAL + b"ids\0"
 _FIRED = INTERNAL + b"fired\0"
 UNNAMED = "~"  # in a topic_id: its offsets are of the log since an end was lost that only the aggregator had read
@@ -87,31 +96,39 @@ class PartitionState:
     received_at so far, µs; 0 before the first. repairs_next: the next offset of usage.repairs; None: nobody has begun
     to read it, and what lies in it already was not computed from these totals. abandoned: keys of a changelog that had
     lost its beginning; they are deleted with the next write. moments: what totals said since the last write, and when.
-    written_at: µs, the clock at the last write; 0 before the first. alerts_due: noted as fired, not published yet.
+    written_at, begun_at: µs, the clock at the last write and at the first; 0 before it. alerts_due: noted as fired, not
+    published yet.
     """
 
     def __init__(
         self,
         partition: int,
         topic_id: str,
-        tile_at: TileAt,
+        tiles: Timeline,
         *,
         horizon_us: int,
         ids_max: int,
         grace_us: GraceUs = lambda _: 0,
         breaks: int = 0,
+        series_max: int = sys.maxsize,
     ) -> None:
-        """breaks: how often the partition's log has lost its end, as is known (schemas/log_break.py)."""
+        """breaks: how often the partition's log has lost its end, as is known (schemas/log_break.py). series_max: of an
+        organization.
+        """
         self.partition = partition
         self._kafka_topic_id = topic_id
         self.topic_id = log_id(topic_id, breaks)
         self.next_offset = 0
         self.log_time = 0
         self.repairs_next: int | None = None
-        self.totals = Totals(tile_at)
+        self.totals = Totals(tiles, series_max)
         self.dedupe = Dedupe(horizon_us, ids_max)
         self.moments = Moments(grace_us)
         self.written_at = 0
+        self.begun_at = 0
+        self._closing: int | None = None  # with the next write, cycles that end by then
+        self._closed_keys: list[bytes] = []  # of totals of closed cycles that lie in the changelog all the same
+        self._written_partial: dict[str, int] = {}
         self.alerts_due: list[Alert] = []
         self.fired: set[FiredKey] = set()
         self._new_fired: list[tuple[str, Fired]] = []
@@ -135,7 +152,9 @@ class PartitionState:
         for expected, (offset, _) in enumerate(messages, start=self.next_offset):
             if offset != expected:
                 raise OutOfOrder(f"partition {self.partition}: offset {offset} where {expected} is the next")
-        readable = [(offset, batch, self.totals.series_of(batch)) for offset, batch in messages if batch is not None]
+        readable = [
+            (offset, batch, self.totals.series_of(offset, batch)) for offset, batch in messages if batch is not None
+        ]
         if readable:
             self.log_time = max(self.log_time, *(batch.received_at for _, batch, _ in readable))
         firsts = self._first_seen([(batch, series) for _, batch, series in readable])
@@ -219,7 +238,16 @@ class PartitionState:
         if self.repairs_next is not None and offset < self.repairs_next:
             return False
         self.repairs_next = offset + 1
+        if repair is not None and repair.reason is RepairReason.WHOLE:
+            return repair.topic_id == self.topic_id and self._is_whole(repair.organization_id, repair.offset)
         return repair is not None and self.totals.repair(repair)
+
+    def _is_whole(self, organization_id: str, offset: int) -> bool:
+        """No series of it lacked anything at that offset. False: one has been left out since."""
+        if self.totals.partial.get(organization_id, offset + 1) > offset:
+            return False
+        del self.totals.partial[organization_id]
+        return True
 
     def note_fired(self, alert_id: str, fired: Fired) -> None:
         self.fired.add(fired.key)
@@ -228,6 +256,15 @@ class PartitionState:
     def begin_repairs(self, offset: int) -> None:
         """Read usage.repairs from there: what comes next, or what is left of it."""
         self.repairs_next = offset
+
+    def close_cycles(self, kept_us: int) -> None:
+        """With the next write, keep no totals of cycles that ended longer ago than that, by the log's clock.
+
+        Not before the changelog is as old: what is imported into a new system may be of any time, and is to be seen.
+        """
+        before = self.log_time - kept_us
+        if self.begun_at and before >= max(self.begun_at, self.totals.closed_before + CLOSE_STEP_US):
+            self._closing = before
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -239,7 +276,8 @@ class PartitionState:
     def has_changes(self) -> bool:
         at = (self.topic_id, self.next_offset, self.repairs_next)
         written = (self._written_topic, self._written_offset, self._written_repairs)
-        return bool(at != written or self._new_fired or self.abandoned)
+        is_closing = self._closing is not None or self._closed_keys
+        return bool(at != written or self._new_fired or self.abandoned or is_closing)
 
     def changes(self, now: int) -> list[Record]:
         """What has changed since the last call, in the order in which it must be written. now: µs."""
@@ -250,6 +288,7 @@ class PartitionState:
         ]
         self.moments.forget()
         self.written_at = now
+        records += self._closed_cycles() + self._partial_changes()
         records += self._id_changes()
         records += [(_FIRED + alert_id.encode(), msgspec.json.encode(fired)) for alert_id, fired in self._new_fired]
         self._new_fired.clear()
@@ -264,8 +303,35 @@ class PartitionState:
         if self._begun:
             return []
         records: list[Record] = [(key, None) for key in self.abandoned]
-        self._begun, self.abandoned = True, []
+        self._begun, self.abandoned, self.begun_at = True, [], now
         return [*records, (BEGUN_KEY, str(now).encode())]
+
+    def _closed_cycles(self) -> list[Record]:
+        """What says that they are closed comes first: without it, one that is gone would begin again at 0."""
+        records: list[Record] = []
+        if self._closing is not None:
+            self._closed_keys += [total.key() for total in self.totals.close_cycles(self._closing)]
+            records.append((CLOSED_KEY, encode(Closed(self.partition, self.totals.closed_before))))
+        records += [(key, None) for key in self._closed_keys]
+        self._closing, self._closed_keys = None, []
+        return records
+
+    @property
+    def newly_partial(self) -> set[str]:
+        """Organizations of which a series was left out, and none had been before the last write."""
+        return self.totals.partial.keys() - self._written_partial.keys()
+
+    def _partial_changes(self) -> list[Record]:
+        partial, written = self.totals.partial, self._written_partial
+        if partial == written:
+            return []
+        self._written_partial = dict(partial)
+        records: list[Record] = [(partial_key(each), None) for each in written.keys() - partial.keys()]
+        for organization_id, through in partial.items():
+            if written.get(organization_id) != through:
+                record = Partial(organization_id, self.partition, through)
+                records.append((partial_key(organization_id), encode(record)))
+        return records
 
     def _id_changes(self) -> list[Record]:
         records: list[Record] = []
@@ -316,9 +382,10 @@ class PartitionState:
         assert self._read is not None, "restored already"
         read, self._read = self._read, None
         self.fired = {fired.key for fired in read.fired.values()}  # nothing takes back what was sent
-        self._begun = read.begun
+        self._begun, self.begun_at = read.begun, read.begun_at
         if not read.begun:
-            self.abandoned = [*([PROGRESS_KEY] if read.progress else ()), *read.totals, *read.ids]
+            own = [*([PROGRESS_KEY] if read.progress else ()), *([CLOSED_KEY] if read.closed_before else ())]
+            self.abandoned = [*own, *map(partial_key, read.partial), *read.totals, *read.ids]
             return
         if read.progress is not None:
             self.log_time = self.moments.log_time = read.progress.log_time
@@ -328,7 +395,14 @@ class PartitionState:
                 # Written before the log lost its end, perhaps: next_break says what comes.
                 self.topic_id = self._written_topic = read.progress.topic_id
                 self.next_offset = self._written_offset = read.progress.next_offset
+        self.totals.closed_before = read.closed_before
+        is_same_log = self.next_offset > 0
+        self.totals.partial = {each: at if is_same_log else NO_OFFSET for each, at in read.partial.items()}
+        self._written_partial = dict(read.partial)
         for key, total in read.totals.items():
+            if total.cycle_end <= read.closed_before:  # its tombstone was not written, or a frozen worker wrote later
+                self._closed_keys.append(key)
+                continue
             # Compaction will leave the last record of a key alone, so what is newer must be written again after it.
             self.totals.restore(total, self.topic_id, outdated=key in read.outdated)
         packs = sorted((_Pack.read(key, value) for key, value in read.ids.items()), key=lambda pack: pack.log_time)
@@ -352,6 +426,9 @@ class _Restoring:
 
     def __init__(self) -> None:
         self.begun = False
+        self.begun_at = 0
+        self.closed_before = 0
+        self.partial: dict[str, int] = {}
         self.progress: Progress | None = None
         self.repairs_next: int | None = None
         self.totals: dict[bytes, UsageTotal] = {}
@@ -364,10 +441,13 @@ class _Restoring:
             self.totals.pop(key, None)
             self.ids.pop(key, None)
             self.fired.pop(key, None)
+            self.partial.pop(partial_organization(key) or "", None)
             if key == PROGRESS_KEY:
                 self.progress = self.repairs_next = None
+            elif key == CLOSED_KEY:
+                self.closed_before = 0
         elif key == BEGUN_KEY:
-            self.begun = True
+            self.begun, self.begun_at = True, int(value)
         elif key.startswith(_IDS):
             self.ids[key] = value
         elif key.startswith(_FIRED):
@@ -388,6 +468,10 @@ class _Restoring:
                         self.repairs_next = max(progress.repairs_next, self.repairs_next or 0)
                     if _is_further(progress, self.progress, topic_id):
                         self.progress = progress
+                case Closed() as closed:
+                    self.closed_before = max(self.closed_before, closed.before)
+                case Partial() as partial:
+                    self.partial[partial.organization_id] = partial.through
                 case None:
                     raise UnreadableState(f"key {key!r}: written by a later version")
 

@@ -20,6 +20,10 @@ class Tiles:
         self._view = view
         self._loop = OneByOne("tiles", lambda _: False)
 
+    def counts_live(self, organization_id: str, customer_id: str, event_name: str) -> bool:
+        """Whether there are live totals of it, as the view has it."""
+        return self._view.counts_live(organization_id, customer_id, event_name)
+
     def __call__(self, organization_id: str, customer_id: str, event_name: str, t_us: int) -> Tile:
         with self._loop.one(f"{event_name} of customer {customer_id} of {organization_id}"):
             return tile_at(self._view, organization_id, customer_id, event_name, t_us)

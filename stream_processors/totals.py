@@ -1,16 +1,21 @@
 """UsageBatch columns → sum, count and max per organization, customer, event_name and cycle. Pure; the hot path.
 
 Inside, values are exact integers, × 10⁹; decimals begin where a record is written. All three aggregations are kept,
-so a total does not depend on which meters there are, or on when they were made.
+so a total does not depend on which meters there are, or on when they were made. Usage of an unknown customer, or of a
+name that nothing meters, adds to none: once the catalog knows both, `reconcile` adds what came before. Nor does usage
+of a cycle that is closed, or of a series for which there is no room.
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from catalog.cycles import Affected, Tile
+from catalog.cycles import UNCOUNTED, Affected, Tile
 from schemas.period import Cycle
 from schemas.repair import UsageRepair, repaired_max
 from schemas.totals import UsageTotal, decimal_text, total_key, unscaled_of
@@ -19,6 +24,20 @@ from stream_processors.dedupe import series_seed
 
 TileAt = Callable[[str, str, str, int], Tile]
 """organization_id, customer_id, event_name, t in µs → the tile that contains t."""
+
+
+class Timeline(Protocol):
+    """When usage counts: see catalog.cycles."""
+
+    def __call__(self, organization_id: str, customer_id: str, event_name: str, t_us: int) -> Tile:
+        """The tile that contains t."""
+        ...
+
+    def counts_live(self, organization_id: str, customer_id: str, event_name: str) -> bool:
+        """Whether the series has any tile in which it counts."""
+        ...
+
+
 SeriesKey = tuple[str, str, str]
 """organization_id, customer_id, event_name."""
 
@@ -128,6 +147,15 @@ class Series:
         self._starts: list[int] = []
         self._tiles: list[tuple[int, int, tuple[Total, ...]]] = []
 
+    @classmethod
+    def uncounted(cls, organization_id: str, customer_id: str, event_name: str) -> Series:
+        """One that keeps no totals; for the hashes of its identities."""
+        series = cls(organization_id, customer_id, event_name)
+        series.from_us, series.until_us = UNCOUNTED.from_us, UNCOUNTED.until_us
+        series._starts.append(series.from_us)
+        series._tiles.append((series.from_us, series.until_us, ()))
+        return series
+
     def total(self, cycle: Cycle) -> Total:
         for total in self.totals:
             if total.cycle == cycle:
@@ -153,10 +181,18 @@ class Totals:
 
     Offsets only grow, but for the first messages after a crash in the middle of a write: some totals contain them
     already and others do not. So a message at or below a total's last offset adds nothing to it.
+
+    closed_before: of cycles that end at or before it (µs) there is no total. partial: organizations of which a series
+    was left out → the last offset at which one was; some of their totals may be missing, or lack their beginning.
     """
 
-    def __init__(self, tile_at: TileAt) -> None:
-        self._tile_at = tile_at
+    def __init__(self, tiles: Timeline, series_max: int = sys.maxsize) -> None:
+        """series_max: of an organization."""
+        self._tiles = tiles
+        self._series_max = series_max
+        self._series_counts: Counter[str] = Counter()
+        self.closed_before = 0
+        self.partial: dict[str, int] = {}
         self._series: dict[SeriesKey, Series] = {}
         self._by_customer: dict[tuple[str, str], list[Series]] = {}
         self._changed: list[Total] = []
@@ -181,22 +217,49 @@ class Totals:
             total.changed = False
         return changed
 
-    def series_of(self, batch: UsageBatch) -> list[Series]:
-        """The series of each event of a batch."""
-        if len(batch.customer_id) == 1:
-            return [self.series(batch.organization_id[0], batch.customer_id[0], batch.event_name[0])]
+    def series_of(self, offset: int, batch: UsageBatch) -> list[Series]:
+        """The series of each event of the message at an offset."""
         get = self._series.get
+        if len(batch.customer_id) == 1:
+            key = (batch.organization_id[0], batch.customer_id[0], batch.event_name[0])
+            return [get(key) or self._new_series(key, offset, {})]
         keys = list(zip(batch.organization_id, batch.customer_id, batch.event_name, strict=True))
         found = [get(key) for key in keys]
         if None in found:
-            return [series or self.series(*key) for series, key in zip(found, keys, strict=True)]
+            uncounted: dict[SeriesKey, Series] = {}
+            return [series or self._new_series(key, offset, uncounted) for series, key in zip(found, keys, strict=True)]
         return found  # pyright: ignore[reportReturnType]
+
+    def _new_series(self, key: SeriesKey, offset: int, uncounted: dict[SeriesKey, Series]) -> Series:
+        """Keep it, unless it does not count: then it is among the batch's own, and forgotten with it."""
+        series = uncounted.get(key)
+        if series is None:
+            if self._tiles.counts_live(*key):
+                if self.has_room(key[0]):
+                    return self.series(*key)
+                self.partial[key[0]] = offset
+            series = uncounted[key] = Series.uncounted(*key)
+        return series
+
+    def has_room(self, organization_id: str) -> bool:
+        """Whether another series of it would be kept."""
+        return self._series_counts[organization_id] < self._series_max
+
+    def _tile_at(self, organization_id: str, customer_id: str, event_name: str, t_us: int) -> Tile:
+        """The tile that contains t, without closed cycles."""
+        tile = self._tiles(organization_id, customer_id, event_name, t_us)
+        closed_before = self.closed_before
+        for cycle in tile.cycles:
+            if cycle.end_us <= closed_before:
+                return replace(tile, cycles=tuple(each for each in tile.cycles if each.end_us > closed_before))
+        return tile
 
     def series(self, organization_id: str, customer_id: str, event_name: str) -> Series:
         key = (organization_id, customer_id, event_name)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = Series(organization_id, customer_id, event_name)
+            self._series_counts[organization_id] += 1
             self._by_customer.setdefault((organization_id, customer_id), []).append(series)
         return series
 
@@ -261,6 +324,12 @@ class Totals:
         key = (repair.organization_id, repair.customer_id, repair.event_name)
         cycle = Cycle(repair.cycle_start, repair.cycle_end)
         series = self._series.get(key)
+        if cycle.end_us <= self.closed_before:
+            return False
+        if series is None and not self.has_room(repair.organization_id):
+            through = self.partial.get(repair.organization_id, NO_OFFSET)
+            self.partial[repair.organization_id] = max(through, repair.offset)
+            return False
         total = None if series is None else next((each for each in series.totals if each.cycle == cycle), None)
         if repair.repairs != (NOT_REPAIRED if total is None else total.repaired).repairs:
             return False
@@ -299,6 +368,7 @@ class Totals:
     def forget_offsets(self) -> None:
         """The log's offsets begin to mean other messages: the numbers stay. All that has changed is written."""
         self._written_through = NO_OFFSET
+        self.partial = dict.fromkeys(self.partial, NO_OFFSET)
         for series in self._series.values():
             for total in series.totals:
                 total.first_offset = total.last_offset = NO_OFFSET
@@ -312,6 +382,25 @@ class Totals:
         for series in self._series.values():
             if series.organization_id == affected.organization_id and affected.event_name in (None, series.event_name):
                 series.forget_tiles()
+
+    def close_cycles(self, before: int) -> list[Total]:
+        """Keep no total of a cycle that ends at or before (µs); those that there were. All changes must be written."""
+        self.closed_before = max(before, self.closed_before)
+        closed = [total for total in self if total.cycle.end_us <= self.closed_before]
+        for series in {total.series for total in closed}:
+            series.totals = [total for total in series.totals if total.cycle.end_us > self.closed_before]
+            series.forget_tiles()
+        for series in [each for each in self._series.values() if not each.totals]:
+            self._forget(series)
+        return closed
+
+    def _forget(self, series: Series) -> None:
+        del self._series[series.organization_id, series.customer_id, series.event_name]
+        self._series_counts[series.organization_id] -= 1
+        customer = (series.organization_id, series.customer_id)
+        self._by_customer[customer].remove(series)
+        if not self._by_customer[customer]:
+            del self._by_customer[customer]
 
     def reading(self, organization_id: str, event_name: str) -> list[Total]:
         """Every total of an organization's event_name."""

@@ -158,6 +158,7 @@ async def _customer_page(
         errors=errors,
         done=done,
         usage=usage,
+        is_whole=services.live.view.is_whole(organization),
         benefits=benefits,
         subscriptions=subscription_list(view, organization, now_us(), customer_id=id_),
         alerts=alert_list(services, organization, 5, lambda alert: alert.customer_id == id_),

@@ -19,6 +19,7 @@ from dashboard.pages.session import COOKIE, Session, Visitor, organization_of, s
 from dashboard.read.stream import changes
 from dashboard.services import Services, now_us, services_of
 from dashboard.usage_queries import accepted_since, invoice_summary
+from schemas.customer import Customer
 from schemas.meter import Meter
 from schemas.period import window_containing
 from schemas.webhook_delivery import DeliveryState
@@ -41,7 +42,16 @@ def _table(request: Request, visitor: Session) -> dict[str, Any]:
     services = services_of(request)
     view, organization = services.catalog.view, visitor.organization_id
     meters = sum(not meter.archived for meter in view.all(Meter, organization))
-    return {"table": usage_table(services.live.view, view, organization), "meter_count": meters}
+    table = usage_table(services.live.view, view, organization)
+    # For the example of a first event: usage of a customer that does not exist is not shown here.
+    customers = () if table.rows else view.all(Customer, organization)
+    customer = next((each for each in customers if not each.archived), None)
+    return {
+        "table": table,
+        "meter_count": meters,
+        "customer": customer,
+        "is_whole": services.live.view.is_whole(organization),
+    }
 
 
 async def _stored(services: Services, organization_id: str, zone: str, now: int) -> Stored | None:

@@ -151,7 +151,10 @@ def _shown(request: Request, asked: _Asked, found: Figures | None) -> dict[str, 
 async def usage(request: Request, visitor: Visitor, wait: bool = False) -> Response:
     asked = _asked(request, visitor)
     address = f"/usage/figures?{urlencode(asked.values)}"
-    common: dict[str, Any] = {"meters": asked.meters, "values": asked.values, "address": address}
+    is_whole = services_of(request).live.view.is_whole(visitor.organization_id)
+    common: dict[str, Any] = {
+        "meters": asked.meters, "values": asked.values, "address": address, "is_whole": is_whole,
+    }  # fmt: skip
     if asked.wanted is None:
         return render(request, "usage.html", visitor, wanted=None, live=None, **common)
     found = await _figures(request, asked, None if wait else WAIT_SECONDS)

@@ -25,7 +25,8 @@ class LagOut(BaseModel):
 
 
 class LiveUsage(BaseModel):
-    """complete: false when there is more than is held in memory, or than an answer has room for."""
+    """complete: false when the organization uses more series than live totals are kept of, so that some may be missing
+    or lack their beginning (/usage has them), or when there is more than an answer has room for."""
 
     data: list[LiveRow]
     lag: LagOut = Field(description="how far the stream is behind the log")
@@ -56,5 +57,5 @@ async def get_live_usage(
     return LiveUsage(
         data=rows[:ROWS_MAX],
         lag=LagOut(messages=lag.messages, seconds=lag.seconds),
-        complete=live.complete and len(rows) <= ROWS_MAX,
+        complete=live.is_whole(organization_id) and len(rows) <= ROWS_MAX,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from catalog.store import CatalogStore
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from runtime.topics import create_topics
@@ -27,6 +28,7 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import HEADER_LENGTH, UsageBatch, encode, unscaled_bytes
 from tests.benchmarks.figures import Figure
+from tests.known import make_known
 from tests.services import Service, environment
 
 NAMES = ("api_request", "storage_gb", "seats")
@@ -37,12 +39,16 @@ _APPLIED = re.compile(r"^usage_aggregator_events_applied_total ([0-9.e+]+)$", re
 _SECONDS_MAX = 600.0
 
 
+def customer_id(number: int) -> str:
+    return f"cus_{number:07}"
+
+
 def messages(count: int, customers: int, partitions: int, *, ids: bool) -> Iterator[tuple[int, bytes]]:
     """Partition and message, `count` of them; each of random customers of its partition, 1,000 events."""
     chance = random.Random(7)
     of_partition: list[list[str]] = [[] for _ in range(partitions)]
     for number in range(customers):
-        customer = f"cus_{number:07}"
+        customer = customer_id(number)
         of_partition[partition_of(DEFAULT_ORGANIZATION, customer, partitions)].append(customer)
     made: list[tuple[int, bytes]] = []
     for number in range(count):
@@ -138,6 +144,8 @@ def bench(events: int, customers: int, *, ids: bool, floor: float) -> Figure:
         try:
             settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers)
             create_topics(settings)
+            with CatalogStore(settings) as catalog:
+                make_known(catalog, map(customer_id, range(customers)), NAMES)
             ends = fill(settings, events, customers, ids=ids)
             rate, cores = measure(settings, ends, Path(directory))
         finally:

@@ -18,11 +18,13 @@ from typing import Any
 
 import httpx
 
+from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from runtime.topics import create_topics
 from schemas.settings import Settings
+from tests.known import make_known
 from tests.receiver import Receiver
 from tests.services import Service, environment
 from tests.waiting import until
@@ -149,6 +151,9 @@ def bench(rates: list[int], probes: int) -> None:
                 follower = threading.Thread(target=seen.follow, args=(serve.address, ready, stopping), daemon=True)
                 follower.start()
                 assert ready.wait(20)
+                probes_of = (f"probe_{rate}_{n}" for rate in rates for n in range(probes))
+                with CatalogStore(settings) as catalog:
+                    make_known(catalog, ["warm", *(f"load_{n}" for n in range(CUSTOMERS)), *probes_of])
                 probe(client, seen, "warm")
                 for rate in rates:
                     _at_rate(client, seen, serve.port, rate, probes)

@@ -217,6 +217,11 @@ def test_one_broker_away_at_a_time_loses_and_doubles_nothing(
             meter = http.post(
                 "/api/v1/meters", json={"name": "calls", "event_name": "calls", "unit": "1", "aggregation": "sum"}
             ).json()["id"]
+            for number in range(6):
+                made = http.post(
+                    "/api/v1/customers", json={"id": f"cus_{number}", "name": "c", "email": "c@example.com"}
+                )
+                assert made.status_code == 201, made.text
             producer = Producer(http)
             thread = threading.Thread(target=producer.run, daemon=True)
             thread.start()

@@ -20,7 +20,6 @@ from schemas import repair as repair_codec
 from schemas import totals as totals_codec
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, AlertRule
-from schemas.customer import Customer
 from schemas.event import client_identity, unscaled_value
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION
@@ -33,6 +32,7 @@ from schemas.subscription import Subscription
 from schemas.topics import USAGE_ALERTS, USAGE_EVENTS, USAGE_REPAIRS, USAGE_TOTALS, topic_name
 from schemas.totals import Progress, UsageTotal
 from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
+from tests.known import make_known
 from tests.services import Service, environment
 
 MARCH = parse_rfc3339("2026-03-01T00:00:00Z")
@@ -95,10 +95,9 @@ class MeteringWorld:
         )
         return self.catalog.write(meter, 0)
 
-    def customer(self, customer_id: str) -> Customer:
-        return self.catalog.write(
-            Customer(id=customer_id, organization_id=DEFAULT_ORGANIZATION, created_at=0, name=customer_id), 0
-        )
+    def customer(self, customer_id: str) -> None:
+        """Known from now on, if not before."""
+        make_known(self.catalog, [customer_id])
 
     def subscription(self, customer_id: str, meter: Meter, *, included: str, unit_amount: str) -> Subscription:
         """A product that prices the meter, and the customer's subscription to it from MARCH on."""
@@ -138,6 +137,11 @@ class MeteringWorld:
         return self.catalog.write(rule, 0)
 
     def send(self, *events: Event) -> None:
+        """Events of what the catalog knows; it learns of it first where it does not."""
+        make_known(self.catalog, (event.customer for event in events), (event.name for event in events))
+        self.send_unknown(*events)
+
+    def send_unknown(self, *events: Event) -> None:
         """A message for each partition concerned, in order, acknowledged on return."""
         by_partition: dict[int, list[Event]] = {}
         for event in events:

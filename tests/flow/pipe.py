@@ -13,6 +13,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.flow.billing import BillingWorld
+from tests.known import make_known
 from tests.services import Service
 
 ADMIN = "ubk_admin_of_the_whole_pipe"
@@ -44,6 +45,8 @@ class Pipe:
         self.world.__exit__(*error)
 
     def post(self, *events: dict[str, Any], **headers: str) -> httpx.Response:
+        """Usage of customers that the catalog knows; it learns of them first where it does not."""
+        make_known(self.world.catalog, (event["customer_id"] for event in events))
         return self.http.post("/api/v1/usage/events", json={"events": events}, headers=headers)
 
     def accepted(self, *events: dict[str, Any], **headers: str) -> None:

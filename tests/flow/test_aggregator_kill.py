@@ -16,6 +16,7 @@ from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
 from schemas.usage_batch import encode
 from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld, batch_of
+from tests.known import make_known
 from tests.services import Service
 from tests.waiting import until
 
@@ -97,6 +98,7 @@ def test_totals_are_exact_when_workers_are_killed(kafka: KafkaBroker, topic_pref
         workers = [world.worker() for _ in range(2)]
         for worker in workers:
             worker.launch()
+        make_known(world.catalog, (f"customer-{number}" for number in range(CUSTOMERS)), ("calls", "bytes"))
         load = Load(world)
         load.start()
         _kill_in_a_loop(world, load, workers)

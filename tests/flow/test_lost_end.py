@@ -24,6 +24,7 @@ from stream_processors.live_totals import LiveTotalsReader
 from tests.flow.metering import Event, batch_of
 from tests.flow.sinking import PARTITIONS, SinkWorld
 from tests.flow.test_sink_faults import reasons
+from tests.known import make_known
 from tests.services import Service, environment
 from tests.truncation import cut_log
 from tests.waiting import until
@@ -201,6 +202,8 @@ def live(world: SinkWorld) -> tuple[int, Decimal]:
 
 @pytest.fixture
 def aggregator(world: SinkWorld, tmp_path: Path) -> Iterator[Service]:
+    with CatalogStore(world.settings) as catalog:
+        make_known(catalog, ["c1"], ["calls"])
     service = Service("aggregator", environment(world.settings), tmp_path).start()
     yield service
     service.kill()

@@ -31,6 +31,7 @@ from schemas.usage_void import UsageVoids
 from schemas.usage_void import encode as encode_voids
 from stream_processors.reconcile import Reconciler
 from tests.flow.metering import APRIL, MARCH, Event, MeteringWorld
+from tests.known import make_known
 from tests.services import Service, environment
 from tests.waiting import until
 from warehouse.client import Client, connect
@@ -118,6 +119,19 @@ class World(MeteringWorld):
 def world(kafka: KafkaBroker, clickhouse: ClickHouseLocal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with World(kafka, clickhouse, tmp_path_factory.mktemp("reconcile")) as made:
         yield made
+
+
+def test_what_the_catalog_does_not_know_is_not_kept_until_it_does(world: World) -> None:
+    """Every misspelled id kept a live total for ever."""
+    world.send_unknown(Event("new", value="2"), Event("new", "unread", value="3"), Event("nobody", value="5"))
+    until(world.is_settled, 30)
+    assert [key for key in world.totals() if key[0] in ("new", "nobody")] == []
+    world.customer("new")
+    until(lambda: world.total("new") == ("2", 1, "2"), 60)
+    world.send_unknown(Event("new", value="1"), Event("new", "unread", value="1"))
+    make_known(world.catalog, [], ["unread"])
+    until(lambda: (world.total("new"), world.total("new", "unread")) == (("3", 2, "2"), ("4", 2, "3")), 60)
+    assert world.total("nobody") == ("0", 0, None)
 
 
 def test_an_older_copy_of_clickhouse_while_it_is_counted_repairs_nothing(

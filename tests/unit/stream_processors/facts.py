@@ -36,6 +36,11 @@ def put(view: CatalogView, state: CatalogObject) -> CatalogRecord:
     return record
 
 
+def known(customers: str = "abc", event_names: Sequence[str] = ("calls", "bytes")) -> CatalogView:
+    """A view with customers of one letter each, and a meter for each name."""
+    return view_of(*map(customer, customers), *(meter(name, name) for name in event_names))
+
+
 def organization(zone: str = "UTC") -> Organization:
     return Organization(id=ORG, organization_id=ORG, created_at=0, time_zone=zone)
 

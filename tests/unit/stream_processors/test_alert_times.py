@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.cycles import tile_at
 from catalog.view import CatalogView
 from schemas.alert_rule import AlertRule, NotSent
 from schemas.period import Cycle
 from stream_processors.alerts import AlertBook
 from stream_processors.moments import Seen
 from stream_processors.state import Fired, PartitionState
+from stream_processors.tiles import Tiles
 from stream_processors.totals import Series, Total
 from tests.unit.stream_processors.facts import ORG, Row, batch, customer, meter, rule, us, view_of
 
@@ -73,9 +72,7 @@ def test_what_is_sent(
 
 def read(catalog: CatalogView, messages: Sequence[Message], windows: Sequence[int]) -> Verdicts:
     """Fold the messages in, so many between two looks; what fired, and whether it is sent."""
-    state = PartitionState(
-        0, "one", partial(tile_at, catalog), horizon_us=10**15, ids_max=10**6, grace_us=lambda _: GRACE
-    )
+    state = PartitionState(0, "one", Tiles(catalog), horizon_us=10**15, ids_max=10**6, grace_us=lambda _: GRACE)
     state.restored()
     book, found = AlertBook(catalog, lambda _: GRACE), Verdicts()
     sizes = iter(windows)

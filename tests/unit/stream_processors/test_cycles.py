@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.cycles import Affected, affected_by, meter_reads, tile_at
+from catalog.cycles import UNCOUNTED, Affected, affected_by, meter_reads, tile_at
 from catalog.view import CatalogView
 from schemas.period import Cycle
 from schemas.subscription import ProductChange
@@ -48,7 +48,15 @@ def asked(view: CatalogView, t: str, customer_id: str = "c", event_name: str = "
 def test_calendar_month_without_a_subscription(zone: str | None, t: str, start: str, end: str) -> None:
     view = view_of(*([organization(zone)] if zone else []), meter("calls"), customer("c"))
     assert asked(view, t) == (cycle(start, end),)
-    assert asked(view, t, "nobody", "unknown") == (cycle(start, end),)
+
+
+def test_what_the_catalog_does_not_know_counts_in_no_cycle() -> None:
+    view = view_of(meter("calls"), customer("c"))
+    for unknown in (("nobody", "calls"), ("c", "unread")):
+        assert tile_at(view, ORG, *unknown, MARCH.start_us) is UNCOUNTED
+    for gone in (customer("c"), meter("calls")):
+        put(view, gone.model_copy(update={"archived": True}))
+    assert asked(view, "2026-03-15T12:00:00Z") == (MARCH,), "it was known, and late usage of it counts"
 
 
 ONE = (
@@ -138,5 +146,7 @@ def test_what_a_change_of_the_catalog_affects() -> None:
     assert affected_by(put(view, organization("Europe/Berlin"))) == Affected(ORG)
     assert affected_by(put(view, meter("peak"))) == Affected(ORG, event_name="calls")
     assert affected_by(put(view, subscription("t", "c", "p", "2026-06-01T00:00:00Z"))) == Affected(ORG, customer_id="c")
+    assert affected_by(put(view, customer("new"))) == Affected(ORG, customer_id="new")
+    assert affected_by(put(view, customer("new"))) is None, "only its first record makes it known"
     assert affected_by(put(view, product("q", "peak"))) is None
     assert affected_by(put(view, rule("r", "calls", "1"))) is None

@@ -5,7 +5,19 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from schemas.totals import BEGUN_KEY, PROGRESS_KEY, Progress, UnreadableTotal, UsageTotal, encode, total_key
+from schemas.totals import (
+    BEGUN_KEY,
+    CLOSED_KEY,
+    PROGRESS_KEY,
+    Closed,
+    Partial,
+    Progress,
+    UnreadableTotal,
+    UsageTotal,
+    encode,
+    partial_key,
+    total_key,
+)
 from stream_processors.live_totals import LiveSnapshot, snapshot_of
 
 TOTAL = UsageTotal("default", "c", "calls", 0, 10, "1", 1, None, "topic", 2, 0, 0, 1)
@@ -46,6 +58,22 @@ def test_what_a_frozen_worker_writes_late_changes_nothing() -> None:
 
 def test_a_topic_made_again_begins_anew() -> None:
     assert counts((PROGRESS_KEY, progress(5)), (PROGRESS_KEY, progress(1, "new"))) == (1, {})
+
+
+def test_totals_of_closed_cycles_are_none_whatever_is_written_late() -> None:
+    closed = (CLOSED_KEY, encode(Closed(2, 10)))
+    whole = [(BEGUN_KEY, b"1"), (KEY, total(1, 0)), (PROGRESS_KEY, progress(1))]
+    assert set(snapshot_of(2, [*whole, closed]).totals) == {KEY}, "the flush has no progress yet"
+    for records in ([*whole, closed, (KEY, None)], [*whole, closed, (KEY, None), (KEY, total(1, 0))], [*whole, closed]):
+        found = snapshot_of(2, [*records, (PROGRESS_KEY, progress(2))])
+        assert (found.totals, found.closed_before) == ({}, 10)
+
+
+def test_an_organization_is_partial_until_it_is_taken_back() -> None:
+    key, record = partial_key("default"), encode(Partial("default", 2, 7))
+    begun = [(BEGUN_KEY, b"1"), (key, record), (PROGRESS_KEY, progress(8))]
+    assert snapshot_of(2, begun).partial == {"default": 7}
+    assert snapshot_of(2, [*begun, (key, None), (PROGRESS_KEY, progress(9))]).partial == {}
 
 
 def test_what_lacks_its_beginning_counts_for_nothing() -> None:

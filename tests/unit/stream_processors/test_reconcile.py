@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, cast
 
@@ -13,13 +14,23 @@ from catalog.cycles import Affected
 from catalog.view import CatalogView
 from runtime.one_by_one import OneByOne
 from schemas.repair import RepairReason, UsageRepair
-from schemas.totals import UsageTotal, total_key
+from schemas.totals import Progress, UsageTotal, total_key
 from stream_processors import reconcile
 from stream_processors.live_totals import LiveSnapshot
-from stream_processors.reconcile import RepairsUnwritten, added, difference, matches, wanted_totals, write_repairs
-from stream_processors.reconcile_service import SCOPES_MAX, Noted, joined
+from stream_processors.reconcile import (
+    RepairsUnwritten,
+    added,
+    difference,
+    matches,
+    wanted_totals,
+    whole_again,
+    within_room,
+    write_repairs,
+)
+from stream_processors.reconcile_service import SCOPES_MAX, SETTLE_SECONDS, Noted, joined, settled_notes
+from stream_processors.tiles import Tiles
 from stream_processors.totals import Totals
-from tests.unit.stream_processors.facts import ORG, customer, meter, product, subscription, us, view_of
+from tests.unit.stream_processors.facts import ORG, customer, known, meter, product, subscription, us, view_of
 from warehouse.totals import NO_USAGE, TotalsRequest
 from warehouse.totals import UsageTotal as Exact
 from warehouse.used import UsedMonth, _month
@@ -58,6 +69,48 @@ def test_without_a_subscription_a_total_is_of_a_month() -> None:
     assert windows(view, months=[used(MARCH, APRIL)]) == {(MARCH, APRIL): [(MARCH, APRIL)]}
 
 
+def test_what_the_catalog_does_not_know_needs_no_total() -> None:
+    for view in (view_of(customer("c")), view_of(meter("calls"))):
+        assert windows(view, months=[used(MARCH, APRIL)]) == {}
+        assert windows(view, live(), months=[]) == {(MARCH, APRIL): []}, "one from before is nothing now"
+
+
+def test_closed_cycles_are_not_compared() -> None:
+    closed = LiveSnapshot(1, closed_before=APRIL)
+    found = wanted_totals(known(), closed, [used(MARCH, APRIL), used(APRIL, MAY)], None, LOOP)
+    assert [each.cycle.start_us for each in found] == [APRIL]
+
+
+def partial(*totals: UsageTotal, through: int = 9) -> LiveSnapshot:
+    return replace(snapshot(*totals), progress=Progress("topic", 1, 10, 0, 0), partial={ORG: through})
+
+
+def test_a_series_for_which_there_is_no_room_is_not_wanted() -> None:
+    """Its repair would be refused, found again by the next round, and so on for ever."""
+    months = [UsedMonth((ORG, each, "calls"), MARCH, APRIL) for each in "abc"]
+    wanted = wanted_totals(known(), snapshot(live()), months, None, LOOP)
+    for series_max, kept, left_out in ((1, "c", {ORG}), (2, "ca", {ORG}), (3, "cab", set[str]())):
+        found, without = within_room(wanted, partial(live()), series_max)
+        assert ([each.series[1] for each in found], without) == ([*kept], left_out)
+    found, without = within_room(wanted, snapshot(live()), 1)
+    assert ([each.series[1] for each in found], without) == (["c", "a"], {ORG}), "one is refused, so that it is told"
+
+
+def test_an_organization_is_whole_when_all_of_it_was_compared_and_nothing_differed() -> None:
+    def said(
+        snapshot: LiveSnapshot,
+        left_out: Set[str] = frozenset(),
+        scope: list[Affected] | None = None,
+        differing: int = 0,
+    ) -> list[str]:
+        found = whole_again(snapshot, left_out, repairs_of(differing), scope, 0)
+        return [each.organization_id for each in found]
+
+    assert said(partial()) == said(partial(), scope=[Affected(ORG)]) == [ORG]
+    assert said(partial(), scope=[Affected(ORG, "c")]) == said(partial(), {ORG}) == said(partial(), differing=1) == []
+    assert said(partial(through=10)) == [], "one was left out after the place"
+
+
 def test_a_subscription_takes_its_cycles_out_of_the_months_that_there_were() -> None:
     view = view_of(
         customer("c"), meter("calls"), product("p", "calls"), subscription("s", "c", "p", "2026-03-15T00:00:00Z")
@@ -73,7 +126,7 @@ def test_a_subscription_takes_its_cycles_out_of_the_months_that_there_were() -> 
 
 def repair_for(total: UsageTotal | None, exact: Exact, offset: int = 10) -> UsageRepair | None:
     (wanted,) = wanted_totals(
-        view_of(), snapshot(*([total] if total else [])), [] if total else [used(MARCH, APRIL)], None, LOOP
+        known(), snapshot(*([total] if total else [])), [] if total else [used(MARCH, APRIL)], None, LOOP
     )
     return difference(wanted, exact, "topic", 1, offset, RepairReason.VOID, 7)
 
@@ -94,7 +147,7 @@ def test_a_repair_makes_the_total_exact_and_is_taken_in_once() -> None:
         repair = repair_for(total, exact)
         assert repair is not None
         assert (repair.offset, repair.repairs, repair.reason) == (9, total.repairs if total else 0, "void")
-        totals = Totals(lambda *_: None)  # pyright: ignore[reportArgumentType]
+        totals = Totals(Tiles(view_of()))
         if total is not None:
             totals.restore(total, "topic")
         assert totals.repair(repair)
@@ -124,6 +177,12 @@ def test_too_many_scopes_are_whole_organizations() -> None:
     assert joined(few) == [Affected(ORG, "c0"), Affected(ORG, "c1"), Affected(ORG, "c2")]
     many = [Noted(Affected(ORG, f"c{i}"), RepairReason.VOID, 0.0) for i in range(SCOPES_MAX + 1)]
     assert joined([*many, Noted(Affected("x", "c"), RepairReason.VOID, 0.0)]) == [Affected(ORG), Affected("x")]
+
+
+def test_a_note_waits_until_who_counted_by_the_catalog_of_before_has_written() -> None:
+    early, late = (Noted(Affected(ORG, "c"), RepairReason.LATE_CATALOG, at) for at in (1.0, 2.0))
+    void = Noted(Affected(ORG, "c"), RepairReason.VOID, 2.0, (0, 7))
+    assert settled_notes([early, late, void], 1.0 + SETTLE_SECONDS) == ([early, void], [late])
 
 
 def test_months_end_where_the_next_begins() -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from catalog.cycles import affected_by, tile_at
+from catalog.cycles import affected_by
 from catalog.view import CatalogView
 from schemas import totals as codec
-from schemas.meter import Aggregation
-from schemas.totals import BEGUN_KEY, PROGRESS_KEY, Progress, UsageTotal, decimal_text, total_key, unscaled_of
+from schemas.meter import Aggregation, Meter
+from schemas.repair import RepairReason, UsageRepair
+from schemas.totals import (
+    BEGUN_KEY,
+    INTERNAL,
+    PROGRESS_KEY,
+    Progress,
+    UsageTotal,
+    decimal_text,
+    partial_key,
+    total_key,
+    unscaled_of,
+)
 from schemas.usage_batch import UsageBatch
 from stream_processors.state import (
     SMALL_PACKS_MAX,
@@ -25,11 +36,13 @@ from stream_processors.state import (
     Record,
     UnreadableState,
 )
+from stream_processors.tiles import Tiles
 from tests.unit.stream_processors.facts import (
     ORG,
     Row,
     batch,
     customer,
+    known,
     meter,
     product,
     put,
@@ -46,7 +59,7 @@ Naive = dict[tuple[str, str, int], tuple[Decimal, int, Decimal | None]]
 
 def state(view: CatalogView | None = None, topic_id: str = "one", log: Sequence[Record] = ()) -> PartitionState:
     """As a worker has it that has just loaded the log."""
-    made = PartitionState(2, topic_id, partial(tile_at, view or view_of()), horizon_us=FOR_EVER, ids_max=10**6)
+    made = PartitionState(2, topic_id, Tiles(view or known()), horizon_us=FOR_EVER, ids_max=10**6)
     for key, value in log:
         made.restore(key, value)
     made.restored()
@@ -275,7 +288,7 @@ def test_a_changelog_that_lacks_its_beginning_is_left_and_all_counted_anew() -> 
 
 def test_small_packs_are_joined_and_forgotten_ones_deleted() -> None:
     hour = 3_600_000_000
-    made = PartitionState(0, "one", partial(tile_at, view_of()), horizon_us=hour, ids_max=10**6)
+    made = PartitionState(0, "one", Tiles(known()), horizon_us=hour, ids_max=10**6)
     made.restored()
     log, offset = list[Record](), 0
 
@@ -296,7 +309,7 @@ def test_small_packs_are_joined_and_forgotten_ones_deleted() -> None:
 
     send(3 * SMALL_PACKS_MAX + 10, at=hour)
     assert live_packs() <= SMALL_PACKS_MAX + 3
-    again = PartitionState(0, "one", partial(tile_at, view_of()), horizon_us=hour, ids_max=10**6)
+    again = PartitionState(0, "one", Tiles(known()), horizon_us=hour, ids_max=10**6)
     for record in log:
         again.restore(*record)
     again.restored()
@@ -330,6 +343,139 @@ def test_a_catalog_that_changes_moves_later_events_only() -> None:
         MARCH: 1,
         us("2026-03-15T00:00:00Z"): 2,
     }
+
+
+def test_an_unknown_customer_and_an_unmetered_name_have_no_totals() -> None:
+    """They did: each misspelled id was a total in memory and on usage.totals, for ever."""
+    made = state(view_of(meter("calls"), customer("a")))
+    rows: list[Row] = [("nobody", "calls", MARCH, "1", ""), ("a", "unread", MARCH, "2", "c:1")]
+    assert made.apply(numbered(batch(rows))) == Applied(messages=1, events=2)
+    assert (held(made), len(made.totals)) == ({}, 0)
+    assert not [key for key, _ in made.changes(1) if not key.startswith(INTERNAL)]
+    assert made.apply(numbered(batch(rows), start=1)).duplicates == 1, "ids are known all the same"
+
+
+def test_a_customer_counts_from_when_it_is_known_on_and_so_does_a_name() -> None:
+    view = view_of()
+    made, one = state(view), batch([("a", "calls", MARCH, "1", "")])
+    for offset, appears in enumerate([customer("a"), meter("calls"), customer("b")]):
+        made.apply(numbered(one, start=offset))
+        assert held(made) == {}
+        affected = affected_by(put(view, appears))
+        assert affected is not None
+        made.totals.forget_tiles(affected)
+        if isinstance(appears, Meter):
+            break
+    made.apply(numbered(one, one, start=2))
+    assert held(made) == {("a", "calls", MARCH): (Decimal(2), 2, Decimal(1))}
+
+
+DAY = 86_400_000_000
+KEPT = 30 * DAY
+
+
+def closing(log: list[Record]) -> PartitionState:
+    """A worker that has written totals of March and April, and is about to close March."""
+    worker = state()
+    rows: list[Row] = [("a", "calls", MARCH, "1", ""), ("a", "calls", APRIL, "2", ""), ("b", "calls", MARCH, "3", "")]
+    worker.apply(numbered(batch(rows, received_at=APRIL)))
+    log += worker.changes(APRIL)
+    worker.close_cycles(KEPT)
+    assert not worker.has_changes, "the changelog is too young: what is imported into a new system is to be seen"
+    worker.apply(numbered(batch([("a", "calls", APRIL, "4", "")], received_at=APRIL + KEPT + DAY), start=1))
+    worker.close_cycles(KEPT)
+    return worker
+
+
+def test_cycles_long_closed_leave_memory_and_the_topic_and_late_usage_brings_none_back() -> None:
+    """All totals there had ever been stayed in memory and on usage.totals."""
+    log = list[Record]()
+    worker = closing(log)
+    log += worker.changes(APRIL + KEPT + DAY)
+    april = {("a", "calls", APRIL): (Decimal(6), 2, Decimal(4))}
+    assert held(worker) == held(state(log=log)) == april
+    keys = [total_key(ORG, each, "calls", MARCH, APRIL) for each in "ab"]
+    assert [(key, value) for key, value in log if key in keys][-2:] == [(key, None) for key in keys]
+    for again in (worker, state(log=log)):
+        late: list[Row] = [
+            ("a", "calls", MARCH, "9", ""),
+            ("b", "calls", MARCH, "9", ""),
+            ("c", "calls", MARCH, "9", ""),
+        ]
+        again.apply(numbered(batch(late, received_at=APRIL + KEPT + 2 * DAY), start=2))
+        assert held(again) == april, "of late usage alone a total would be wrong"
+        again.close_cycles(KEPT)
+        assert not again.repair(0, repair_of_march(again))
+        assert held(again) == april
+
+
+def repair_of_march(of: PartitionState) -> UsageRepair:
+    return UsageRepair(
+        "rep", ORG, "a", "calls", MARCH, APRIL, 0, 1, "1", "1", None, of.topic_id, 2, 0, RepairReason.RECONCILE, 0
+    )
+
+
+@pytest.mark.parametrize("arrived", range(8))
+def test_a_crash_while_cycles_are_closed_brings_none_back(arrived: int) -> None:
+    log = list[Record]()
+    worker = closing(log)
+    log += worker.changes(APRIL + KEPT + DAY)[:arrived]
+    again = state(log=log)
+    row: Row = ("a", "calls", APRIL, "4", "")
+    again.apply(numbered(batch([row], received_at=APRIL + KEPT + DAY), start=1)[again.next_offset - 1 :])
+    again.close_cycles(KEPT)
+    log += again.changes(APRIL + KEPT + DAY)
+    assert held(again) == held(state(log=log)) == {("a", "calls", APRIL): (Decimal(6), 2, Decimal(4))}
+    assert not state(log=log).has_changes, "every tombstone is written"
+
+
+def test_a_closed_cycle_that_a_frozen_worker_writes_late_is_deleted_again() -> None:
+    log = list[Record]()
+    worker = closing(log)
+    late = [record for record in log if record[0].startswith(ORG.encode())]
+    log += [*worker.changes(APRIL + KEPT + DAY), *late]
+    again = state(log=log)
+    assert held(again) == {("a", "calls", APRIL): (Decimal(6), 2, Decimal(4))}
+    assert {key for key, value in again.changes(0) if value is None} == {
+        total_key(ORG, each, "calls", MARCH, APRIL) for each in "ab"
+    }
+
+
+def test_an_organization_has_so_many_series_and_another_is_not_concerned() -> None:
+    """One that sent a million customers had the memory of all."""
+    view = known()
+    put(view, customer("z").model_copy(update={"organization_id": "other"}))
+    put(view, meter("calls").model_copy(update={"organization_id": "other"}))
+    made = PartitionState(2, "one", Tiles(view), horizon_us=FOR_EVER, ids_max=10**6, series_max=2)
+    made.restored()
+    rows: list[Row] = [(each, "calls", MARCH, "1", "") for each in "abc"]
+    made.apply(numbered(batch(rows), batch(rows), batch([("z", "calls", MARCH, "1", "")], organization_id="other")))
+    counts = {key[0]: count for key, (_, count, _) in held(made).items()}
+    assert (counts, made.totals.partial, made.newly_partial) == ({"a": 2, "b": 2, "z": 1}, {ORG: 1}, {ORG})
+    log = made.changes(1)
+    assert not made.newly_partial
+    again = PartitionState(2, "one", Tiles(view), horizon_us=FOR_EVER, ids_max=10**6, series_max=2)
+    for record in log:
+        again.restore(*record)
+    again.restored()
+    assert (again.totals.partial, again.newly_partial) == ({ORG: 1}, set())
+
+    def is_whole(at: int, number: int) -> bool:
+        said = replace(repair_of_march(again), reason=RepairReason.WHOLE, offset=at, customer_id="", event_name="")
+        return again.repair(number, said)
+
+    assert not is_whole(0, 0), "one was left out after that place"
+    assert is_whole(1, 1)
+    assert (again.totals.partial, [r for r in again.changes(2) if r[1] is None]) == ({}, [(partial_key(ORG), None)])
+
+
+def test_usage_of_what_is_archived_counts() -> None:
+    view = known()
+    for gone in (customer("a"), meter("calls")):
+        put(view, gone.model_copy(update={"archived": True}))
+    made = state(view)
+    made.apply(numbered(batch([("a", "calls", MARCH, "1", "")])))
+    assert held(made) == {("a", "calls", MARCH): (Decimal(1), 1, Decimal(1))}
 
 
 @pytest.mark.parametrize(
