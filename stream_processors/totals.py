@@ -196,6 +196,7 @@ class Totals:
         self._series: dict[SeriesKey, Series] = {}
         self._by_customer: dict[tuple[str, str], list[Series]] = {}
         self._changed: list[Total] = []
+        self._fresh: list[Series] = []  # since the last write: of duplicates and closed cycles alone, no total comes
         self._written_through = NO_OFFSET  # greatest last_offset that was restored
 
     def __len__(self) -> int:
@@ -211,7 +212,11 @@ class Totals:
         return self._changed
 
     def take_changed(self) -> list[Total]:
-        """The same, and forget it: they are about to be written."""
+        """The same, and forget it: they are about to be written. A series that came to no total takes no room."""
+        for series in self._fresh:
+            if not series.totals:
+                self._forget(series)
+        self._fresh.clear()
         changed, self._changed = self._changed, []
         for total in changed:
             total.changed = False
@@ -232,11 +237,13 @@ class Totals:
 
     def _new_series(self, key: SeriesKey, offset: int, uncounted: dict[SeriesKey, Series]) -> Series:
         """Keep it, unless it does not count: then it is among the batch's own, and forgotten with it."""
-        series = uncounted.get(key)
+        series = self._series.get(key) or uncounted.get(key)  # kept already for an earlier event of the batch
         if series is None:
             if self._tiles.counts_live(*key):
                 if self.has_room(key[0]):
-                    return self.series(*key)
+                    series = self.series(*key)
+                    self._fresh.append(series)
+                    return series
                 self.partial[key[0]] = offset
             series = uncounted[key] = Series.uncounted(*key)
         return series
@@ -390,8 +397,8 @@ class Totals:
         for series in {total.series for total in closed}:
             series.totals = [total for total in series.totals if total.cycle.end_us > self.closed_before]
             series.forget_tiles()
-        for series in [each for each in self._series.values() if not each.totals]:
-            self._forget(series)
+            if not series.totals:
+                self._forget(series)
         return closed
 
     def _forget(self, series: Series) -> None:

@@ -469,6 +469,25 @@ def test_an_organization_has_so_many_series_and_another_is_not_concerned() -> No
     assert (again.totals.partial, [r for r in again.changes(2) if r[1] is None]) == ({}, [(partial_key(ORG), None)])
 
 
+def test_the_last_series_for_which_there_is_room_counts_every_event_of_its_first_batch() -> None:
+    made = PartitionState(2, "one", Tiles(known()), horizon_us=FOR_EVER, ids_max=10**6, series_max=1)
+    made.restored()
+    made.apply(numbered(batch([("a", "calls", MARCH, "1", "")] * 3)))
+    assert (held(made), made.totals.partial) == ({("a", "calls", MARCH): (Decimal(3), 3, Decimal(1))}, {})
+
+
+def test_a_series_without_a_total_takes_no_room() -> None:
+    """Late usage of closed cycles did, and the repair of another series was refused again and again."""
+    view = known()
+    made = PartitionState(2, "one", Tiles(view), horizon_us=FOR_EVER, ids_max=10**6, series_max=1)
+    made.restored()
+    made.totals.close_cycles(APRIL)
+    made.apply(numbered(batch([("a", "calls", MARCH, "1", "")])))
+    made.changes(1)
+    made.apply(numbered(batch([("b", "calls", APRIL, "1", "")]), start=1))
+    assert (held(made), made.totals.partial) == ({("b", "calls", APRIL): (Decimal(1), 1, Decimal(1))}, {})
+
+
 def test_usage_of_what_is_archived_counts() -> None:
     view = known()
     for gone in (customer("a"), meter("calls")):
