@@ -51,6 +51,8 @@ def verified_event(payload: bytes, signature: str | None, secrets: Sequence[str]
 
 def _require_signature(text: str, signature: str, secrets: Sequence[str]) -> None:
     """Raises stripe.SignatureVerificationError."""
+    if not signature.isascii():  # Stripe's library compares text, and fails with TypeError where it is not ASCII
+        raise stripe.SignatureVerificationError("the signature is not ASCII", signature, text)
     for last, secret in enumerate(secrets, start=1 - len(secrets)):
         try:
             stripe.WebhookSignature.verify_header(text, signature, secret, TOLERANCE_SECONDS)

@@ -23,6 +23,9 @@ Settled = Callable[[int | None, str | None], None]
 log = structlog.get_logger(__name__)
 
 _DELIVERY_MS = 5 * 60 * 1000  # see docs/decisions/gateway.md before it is made shorter
+_SOCKET_MS = 10_000
+"""How long a broker may leave a request unanswered before it is sent to the partition's leader of that moment, with the
+same sequence numbers. The library's own 60 s would stop all ingest for as long where one broker of three hangs."""
 _BATCH_OVERHEAD_BYTES = 1024
 _TELL_AGAIN_SECONDS = 30.0
 
@@ -40,6 +43,7 @@ class EventProducer:
             {
                 "compression.type": "lz4",
                 "delivery.timeout.ms": _DELIVERY_MS,
+                "socket.timeout.ms": _SOCKET_MS,
                 **watched(settings.kafka_properties),
                 "acks": "all",
                 "enable.idempotence": True,

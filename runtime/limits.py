@@ -56,14 +56,14 @@ class RateLimit:
 class KeyLimits:
     """The limits of the settings, by key and by organization. One for each stage of a process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = (
-            RateLimit(settings.key_requests_per_second, 1.0),
-            RateLimit(settings.organization_requests_per_second, 1.0),
+            RateLimit(settings.key_requests_per_second, 1.0, clock),
+            RateLimit(settings.organization_requests_per_second, 1.0, clock),
         )
         self._failures = (
-            RateLimit(settings.key_failures_per_minute, 60.0),
-            RateLimit(settings.organization_failures_per_minute, 60.0),
+            RateLimit(settings.key_failures_per_minute, 60.0, clock),
+            RateLimit(settings.organization_failures_per_minute, 60.0, clock),
         )
         self._any_failed = False
         self._streams_max = (settings.key_streams_max, settings.organization_streams_max)

@@ -100,7 +100,7 @@ def test_gateway_sink_and_aggregator_agree_after_the_broker_was_killed(
             service.launch()
         for service in services:
             service.wait_until(service.ready, 90)
-        headers = {"Authorization": "Bearer ubk_container"}
+        headers = {"Authorization": "Bearer ubk_admin_of_the_container"}
         with httpx.Client(base_url=services[0].address, headers=headers, timeout=30, trust_env=False) as http:
             meter = http.post(
                 "/api/v1/meters", json={"name": "calls", "event_name": "calls", "unit": "1", "aggregation": "sum"}
