@@ -40,7 +40,7 @@ def test_a_customer_larger_than_memory_is_counted_exactly(clickhouse: ClickHouse
         pytest.raises(TooMuch, match="241"),
     ):
         independent_totals(client, [request], None)
-    spilling = {"max_memory_usage": MEMORY, "max_bytes_before_external_group_by": MEMORY // 10}
+    spilling = {"max_memory_usage": MEMORY, "max_bytes_before_external_group_by": MEMORY // 4}
     with connect(settings, more_settings=spilling) as client:
         found = independent_totals(client, [request], None)[request]
     assert (found.count, found.sum) == (EVENTS, Decimal(EVENTS))
