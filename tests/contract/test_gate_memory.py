@@ -16,6 +16,8 @@ EVENTS = 2_000_000
 MEGABYTE = 1_000_000
 # As a server of many gigabytes has for half a billion events; all figures scaled down alike.
 MEMORY = 200 * MEGABYTE
+# One thread: each one more holds blocks of its own of what was spilled, and how many run depends on the machine's load.
+SCALED = {"max_memory_usage": MEMORY, "max_threads": 1}
 NOT_SPILLING = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
 _EVENTS = f"""
     INSERT INTO usage_events
@@ -36,11 +38,11 @@ def test_a_customer_larger_than_memory_is_counted_exactly(clickhouse: ClickHouse
     with connect(settings) as client:
         client.command(_EVENTS)
     with (
-        connect(settings, more_settings={"max_memory_usage": MEMORY, **NOT_SPILLING}) as client,
+        connect(settings, more_settings={**SCALED, **NOT_SPILLING}) as client,
         pytest.raises(TooMuch, match="241"),
     ):
         independent_totals(client, [request], None)
-    spilling = {"max_memory_usage": MEMORY, "max_bytes_before_external_group_by": MEMORY // 4}
+    spilling = {**SCALED, "max_bytes_before_external_group_by": MEMORY // 4}
     with connect(settings, more_settings=spilling) as client:
         found = independent_totals(client, [request], None)[request]
     assert (found.count, found.sum) == (EVENTS, Decimal(EVENTS))
