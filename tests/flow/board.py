@@ -14,6 +14,7 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from billing_job.ledger import LedgerLog
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from deploy.local.clickhouse_http import ClickHouseLocal
@@ -33,6 +34,7 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_ALERTS, USAGE_TOTALS, topic_name
 from schemas.totals import UsageTotal
 from tests.waiting import until
+from usage_billing.invoice_desk import LedgerDesk
 from warehouse.migrate import migrate
 
 ZONE = "America/New_York"
@@ -101,6 +103,21 @@ def serve(board: Dashboard, port: int, stopping: threading.Event) -> threading.T
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     return thread
+
+
+@contextmanager
+def billing_board(settings: Settings, catalog: CatalogStore, ledger: LedgerLog) -> Generator[str]:
+    """The address of a dashboard that may change invoices, until the block ends."""
+    desk = LedgerDesk(settings, catalog, ledger)
+    board = Dashboard(settings, catalog, desk)
+    (port,) = free_ports(1)
+    stopping = threading.Event()
+    thread = serve(board, port, stopping)
+    until(lambda: board.services.live.check() is None, 30)
+    yield f"http://127.0.0.1:{port}"
+    stopping.set()
+    thread.join(20)
+    desk.close()
 
 
 @contextmanager

@@ -1,21 +1,16 @@
 """The button "Run billing now" in a real browser: what would be billed, and then it is."""
 
 import re
-import threading
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from dashboard.app import Dashboard
-from deploy.local.process import free_ports
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Scope, new_secret, secret_digest
 from tests.flow.billing import APRIL, BillingWorld
-from tests.flow.board import serve
+from tests.flow.board import billing_board
 from tests.flow.browser import browser, sign_in, violations, watched
 from tests.flow.looks import THEMES
-from tests.waiting import until
-from usage_billing.invoice_desk import LedgerDesk
 
 pytestmark = pytest.mark.timeout(300)
 KEY = new_secret()
@@ -29,16 +24,8 @@ def address(world: BillingWorld) -> Iterator[str]:
         hint="0a3f", created_at=0, name="Anna",
     )  # fmt: skip
     world.catalog.write(key, 0)
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
-    board = Dashboard(world.settings, world.catalog, desk)
-    (port,) = free_ports(1)
-    stopping = threading.Event()
-    thread = serve(board, port, stopping)
-    until(lambda: board.services.live.check() is None, 30)
-    yield f"http://127.0.0.1:{port}"
-    stopping.set()
-    thread.join(20)
-    desk.close()
+    with billing_board(world.settings, world.catalog, world.stage.log) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

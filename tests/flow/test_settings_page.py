@@ -1,21 +1,16 @@
 """Stripe's settings in a real browser: what Stripe does not know is said beside its field, and nothing is saved."""
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
-from dashboard.app import Dashboard
-from deploy.local.process import free_ports
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from tests.flow.billing import BillingWorld
-from tests.flow.board import serve
+from tests.flow.board import billing_board
 from tests.flow.browser import browser, sign_in, violations, watched
 from tests.flow.looks import THEMES
-from tests.waiting import until
-from usage_billing.invoice_desk import LedgerDesk
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("faults_end")]
 OPERATOR, MERCHANT = new_secret(), new_secret()
@@ -30,16 +25,8 @@ def address(world: BillingWorld) -> Iterator[str]:
         )  # fmt: skip
         world.catalog.write(key, 0)
     settings = world.settings.model_copy(update={"admin_key": SecretStr(OPERATOR)})
-    desk = LedgerDesk(settings, world.catalog, world.stage.log)
-    board = Dashboard(settings, world.catalog, desk)
-    (port,) = free_ports(1)
-    stopping = threading.Event()
-    thread = serve(board, port, stopping)
-    until(lambda: board.services.live.check() is None, 30)
-    yield f"http://127.0.0.1:{port}"
-    stopping.set()
-    thread.join(20)
-    desk.close()
+    with billing_board(settings, world.catalog, world.stage.log) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
