@@ -155,7 +155,7 @@ class LiveView:
         return kept if total in kept else None
 
     def apply_closed(self, partition: int, before: int) -> None:
-        """There are no totals of the partition's cycles that end by then (µs); 0: all is counted anew."""
+        """The partition has closed all cycles that end by this time (µs). 0 means that it recounts every cycle."""
         self._closed_before[partition] = before
         for organization_id, customers in self._totals.items():
             for customer_id, by_event in list(customers.items()):
@@ -172,7 +172,7 @@ class LiveView:
                     self._changes.get(organization_id, {}).pop(customer_id, None)
 
     def apply_partial(self, organization_id: str, partition: int, *, is_partial: bool) -> None:
-        """Whether there is no room for all series of the organization in a partition."""
+        """Whether the organization has more series in the partition than the limit allows."""
         known = self._partial.get(organization_id, set())
         self._partial[organization_id] = known | {partition} if is_partial else known - {partition}
 

@@ -88,8 +88,8 @@ def server_properties(data_dir: Path, port: int, controller_port: int, proxied: 
         # After kill -9 a new registration is refused until the old session is over: 9 s by default.
         "broker.session.timeout.ms": 2_000,
         "broker.heartbeat.interval.ms": 300,
-        # A broker that hands over before it ends answers meanwhile with an empty list of brokers; there is no other
-        # broker to hand over to, and librdkafka from 2.11 on forgets all brokers at such an answer (its issue 5301).
+        # A broker that hands over before it ends lists no brokers in its answers until then. It is the only one here,
+        # and librdkafka from 2.11 on forgets all brokers at such an answer (its issue 5301).
         "controlled.shutdown.enable": "false",
         "log.cleaner.dedupe.buffer.size": 32 * 1024 * 1024,  # The default, 128 MiB, is a sixth of the heap.
         "log.retention.check.interval.ms": 60_000,
