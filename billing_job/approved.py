@@ -13,9 +13,9 @@ from decimal import Decimal
 from billing_job.compute import cost_minor, priced_again
 from billing_job.counts import Need, need_of
 from billing_job.late import CountSource
-from schemas.cycle_bills import CycleBill, cycle_bills, reissue_of
-from schemas.invoice_ledger import Invoice, InvoiceLedger
-from schemas.ledger import InvoiceFixed, invoice_id
+from ledger.cycle_bills import CycleBill, cycle_bills, reissue_of
+from ledger.records import InvoiceFixed, invoice_id
+from ledger.view import Invoice, InvoiceLedger
 from schemas.watermark import Watermark
 
 SUPERSEDED_BY = "billing"

@@ -26,10 +26,7 @@ from billing_job.stripe_objects import (
     of_invoice,
     seen_invoice,
 )
-from schemas.currency import from_minor
-from schemas.decimals import plain
-from schemas.invoice_ledger import PAYABLE, Invoice, StepKey
-from schemas.ledger import (
+from ledger.records import (
     ACTION_REQUIRED,
     NO_PAYMENT_METHOD,
     PAYMENT_PROCESSING,
@@ -39,6 +36,9 @@ from schemas.ledger import (
     StripeInvoice,
     order_id,
 )
+from ledger.view import PAYABLE, Invoice, StepKey
+from schemas.currency import from_minor
+from schemas.decimals import plain
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,6 @@ from billing_job.counts import Counts, NotCovered
 from billing_job.due import DueCycle, due_cycles, joined, require_past
 from billing_job.gate import Difference, above_maximum, explained, quantity_differences
 from billing_job.late import Counted, counted_for
-from billing_job.ledger import LedgerLog
 from billing_job.loops import invoice_by_invoice
 from billing_job.seller import with_current_seller
 from billing_job.share import Share
@@ -43,10 +42,11 @@ from billing_job.stripe_api import (
 from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
 from billing_job.void_credit import NotPossible, reissue, void
 from catalog.store import CatalogStore
+from ledger.records import InvoiceFixed, InvoiceStep, Phase, WaitCode
+from ledger.store import LedgerLog
+from ledger.view import Invoice, InvoiceLedger, just_fixed
 from runtime.one_by_one import OneByOne
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice, InvoiceLedger, just_fixed
-from schemas.ledger import InvoiceFixed, InvoiceStep, Phase, WaitCode
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from billing_job.due import DueCycle
+from ledger.cycle_bills import CycleBill
+from ledger.records import Correction, InvoiceFixed, Line, Reissue, Seller, TierPart, with_hash
 from pricing.invoice_lines import InvoiceComputation, InvoiceLine, price_lines
 from pricing.proration import prorated_share
 from pricing.tier_charge import TierCharge
 from schemas.currency import from_minor
-from schemas.cycle_bills import CycleBill
 from schemas.decimals import decimal_text, exact, plain
-from schemas.ledger import Correction, InvoiceFixed, Line, Reissue, Seller, TierPart, with_hash
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, format_local_date

@@ -10,8 +10,8 @@ from billing_job.counts import Need
 from billing_job.due import DueCycle
 from billing_job.late import CountSource, SubscriptionKey, last_hash, reissued_by, true_ups
 from catalog.view import CatalogView
-from schemas.invoice_ledger import InvoiceLedger
-from schemas.ledger import FIRST_REVISION, InvoiceFixed
+from ledger.records import FIRST_REVISION, InvoiceFixed
+from ledger.view import InvoiceLedger
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.product import Product

@@ -17,8 +17,8 @@ from billing_job.stripe_customers import (
     says_no,
 )
 from catalog.view import CatalogView
+from ledger.view import Invoice, may_pay_again
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice, may_pay_again
 from schemas.organization import Organization
 
 log = structlog.get_logger(__name__)

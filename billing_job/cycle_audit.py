@@ -15,10 +15,10 @@ from billing_job.compute import cost_minor
 from billing_job.counts import Need, need_of, quantity
 from billing_job.late import fixed_invoice_of
 from billing_job.loops import invoice_by_invoice
+from ledger.cycle_bills import CycleBill, cycle_bills, shares_of, usage_notes
+from ledger.view import Invoice, InvoiceLedger
 from schemas.currency import from_minor
-from schemas.cycle_bills import CycleBill, cycle_bills, shares_of, usage_notes
 from schemas.decimals import decimal_text, plain
-from schemas.invoice_ledger import Invoice, InvoiceLedger
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark
 from warehouse.counted_at import CountedAt

@@ -7,11 +7,11 @@ from typing import Literal
 
 from billing_job.close import CloseReport, Progress, Stage, close_cycles, is_ours_to_do, opened
 from billing_job.invoices import UnknownInvoice
-from billing_job.ledger import LedgerLog
 from billing_job.steps import system_clock
 from catalog.view import CatalogView
-from schemas.invoice_ledger import Invoice, InvoiceLedger, may_pay_again
-from schemas.ledger import InvoiceStep
+from ledger.records import InvoiceStep
+from ledger.store import LedgerLog
+from ledger.view import Invoice, InvoiceLedger, may_pay_again
 from schemas.settings import Settings
 
 

@@ -23,8 +23,8 @@ from billing_job.steps import (
 )
 from billing_job.stripe_api import Json, StripeFailure, StripeReplayed
 from billing_job.stripe_objects import LINE, LINES, invoice_key, item_metadata, item_params, metadata_of, of_invoice
-from schemas.invoice_ledger import StepKey
-from schemas.ledger import InvoiceFixed, InvoiceStep
+from ledger.records import InvoiceFixed, InvoiceStep
+from ledger.view import StepKey
 
 log = structlog.get_logger(__name__)
 

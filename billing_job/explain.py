@@ -10,11 +10,11 @@ from typing import Any
 
 from billing_job.counts import Counts, Need, need_of
 from billing_job.late import counted_before, fixed_invoice_of
+from ledger.records import Correction, InvoiceFixed, Line, Reissue
+from ledger.view import Invoice, InvoiceLedger
 from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import amount_text, from_minor
 from schemas.decimals import decimal_text, plain
-from schemas.invoice_ledger import Invoice, InvoiceLedger
-from schemas.ledger import Correction, InvoiceFixed, Line, Reissue
 from schemas.meter import Meter
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark

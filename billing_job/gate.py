@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from billing_job.late import Counted
+from ledger.records import InvoiceFixed
 from schemas.currency import amount_text, from_minor, maximum_minor
 from schemas.decimals import decimal_text
-from schemas.ledger import InvoiceFixed
 
 
 @dataclass(frozen=True, slots=True)

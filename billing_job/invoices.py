@@ -25,12 +25,12 @@ from billing_job.explain import (
 )
 from billing_job.gate import Difference, quantity_differences
 from billing_job.late import Counted, billed_again, corrected_again, counted_for
-from billing_job.ledger import LedgerLog
 from billing_job.simulate import NotSimulable, simulated
 from billing_job.steps import system_clock
 from catalog.view import CatalogView
-from schemas.invoice_ledger import Invoice, InvoiceLedger, just_fixed
-from schemas.ledger import InvoiceFixed, canonical_hash
+from ledger.records import InvoiceFixed, canonical_hash
+from ledger.store import LedgerLog
+from ledger.view import Invoice, InvoiceLedger, just_fixed
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US, Cycle
 from schemas.product import Product, ProductSpec

@@ -18,9 +18,9 @@ import structlog
 from billing_job.compute import LateCorrection, TrueUp, correction_of, cost_minor
 from billing_job.counts import Need, Quantities, need_of
 from billing_job.due import DueCycle
-from schemas.cycle_bills import CycleBill, cycle_bills, reissue_of, shares_of, usage_notes
-from schemas.invoice_ledger import Invoice, InvoiceLedger
-from schemas.ledger import FIRST_REVISION, Correction, InvoiceFixed, Reissue
+from ledger.cycle_bills import CycleBill, cycle_bills, reissue_of, shares_of, usage_notes
+from ledger.records import FIRST_REVISION, Correction, InvoiceFixed, Reissue
+from ledger.view import Invoice, InvoiceLedger
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark, lowest
 from warehouse.client import WarehouseUnavailable

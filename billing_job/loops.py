@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 
-from billing_job.ledger import LedgerUnavailable
 from billing_job.stripe_api import StripeFailure, StripeRefused
 from catalog.store import CatalogUnavailable
+from ledger.store import LedgerUnavailable
 from runtime.one_by_one import OneByOne
 from warehouse.client import TooMuch, WarehouseUnavailable
 

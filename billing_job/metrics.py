@@ -10,8 +10,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from schemas.invoice_ledger import InvoiceLedger
-from schemas.ledger import HoldCode, State, WaitCode
+from ledger.records import HoldCode, State, WaitCode
+from ledger.view import InvoiceLedger
 
 CLOSE_SECONDS = Histogram(
     "usage_billing_close_seconds",

@@ -8,8 +8,8 @@ import structlog
 from billing_job.compute import seller_of
 from billing_job.steps import Billing
 from catalog.view import CatalogView
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import InvoiceFixed
+from ledger.records import InvoiceFixed
+from ledger.view import Invoice
 from schemas.subscription import Subscription
 
 log = structlog.get_logger(__name__)

@@ -12,12 +12,12 @@ import msgspec
 from billing_job.compute import line_of
 from billing_job.counts import Counts, Need
 from catalog.view import CatalogView
+from ledger.cycle_bills import cycle_bills
+from ledger.view import InvoiceLedger
 from pricing.invoice_lines import InvoiceComputation, price_lines
 from pricing.proration import prorated_share
 from schemas.currency import from_minor
-from schemas.cycle_bills import cycle_bills
 from schemas.decimals import plain
-from schemas.invoice_ledger import InvoiceLedger
 from schemas.meter import Meter
 from schemas.period import Cycle, windows_between
 from schemas.product import ProductSpec

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from billing_job.ledger import LedgerLog
 from billing_job.stripe_api import (
     IdempotencyMisuse,
     Json,
@@ -23,9 +22,10 @@ from billing_job.stripe_api import (
     StripeUnknown,
 )
 from billing_job.stripe_objects import invoice_key, seen_invoice
+from ledger.records import InvoiceFixed, InvoiceStep, Phase, StepName
+from ledger.store import LedgerLog
+from ledger.view import Invoice, StepKey
 from schemas.currency import AMOUNT_DIGITS_MAX
-from schemas.invoice_ledger import Invoice, StepKey
-from schemas.ledger import InvoiceFixed, InvoiceStep, Phase, StepName
 from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)

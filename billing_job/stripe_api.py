@@ -21,7 +21,7 @@ import structlog
 from billing_job import metrics
 from billing_job.stripe_http import PooledClient
 from billing_job.stripe_objects import API_VERSION, PAYMENTS
-from schemas.ledger import IDEMPOTENCY_ERROR
+from ledger.records import IDEMPOTENCY_ERROR
 from schemas.settings import Settings
 from schemas.stripe_ids import is_account_id
 

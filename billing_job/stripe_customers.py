@@ -18,9 +18,9 @@ from billing_job.stripe_objects import (
     details_digest,
     metadata_of,
 )
+from ledger.records import Phase, StripeCustomer
+from ledger.view import StripeCustomerState
 from schemas.customer import Customer
-from schemas.invoice_ledger import StripeCustomerState
-from schemas.ledger import Phase, StripeCustomer
 from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)

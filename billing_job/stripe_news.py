@@ -17,8 +17,8 @@ from billing_job.charge import is_news, observe
 from billing_job.steps import Billing
 from billing_job.stripe_api import Json, StripeRefused
 from billing_job.stripe_objects import seen_adjustment, seen_invoice
-from schemas.invoice_ledger import Invoice, is_newer
-from schemas.ledger import AdjustmentKind, InvoiceAdjusted, StripeInvoice
+from ledger.records import AdjustmentKind, InvoiceAdjusted, StripeInvoice
+from ledger.view import Invoice, is_newer
 
 log = structlog.get_logger(__name__)
 

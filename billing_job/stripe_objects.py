@@ -12,9 +12,9 @@ from typing import Any, cast
 import msgspec
 
 from billing_job.line_groups import description_of, item_lines, period_of
+from ledger.records import AdjustmentKind, InvoiceAdjusted, InvoiceFixed, Line, StripeInvoice
+from ledger.view import Attempt
 from schemas.customer import Customer
-from schemas.invoice_ledger import Attempt
-from schemas.ledger import AdjustmentKind, InvoiceAdjusted, InvoiceFixed, Line, StripeInvoice
 from schemas.period import SECOND_US, format_rfc3339
 
 API_VERSION = "2026-10-28.endive"

@@ -14,8 +14,8 @@ from billing_job.steps import Billing, InvoiceStopped
 from billing_job.stripe_api import StripeFailure, StripeRefused
 from billing_job.stripe_news import OF_AN_ADJUSTMENT, apply_event, read_adjustment, record_adjustment
 from billing_job.void_credit import NotPossible, finish_credits, unfinished_credits, void
+from ledger.view import Invoice
 from runtime.one_by_one import OneByOne
-from schemas.invoice_ledger import Invoice
 from schemas.period import SECOND_US
 
 log = structlog.get_logger(__name__)

@@ -16,15 +16,15 @@ import msgspec
 import structlog
 
 from billing_job.charge import discard, observe, void_at_stripe
-from billing_job.ledger import LedgerLog
 from billing_job.steps import Billing, InvoiceStopped, Outcome, take
 from billing_job.stripe_api import Json, StripeApi, StripeRefused
 from billing_job.stripe_news import record_adjustment, settle_second_payment
 from billing_job.stripe_objects import CREDIT, credit_note_params, metadata_of, of_invoice
+from ledger.records import CreditFor, CreditTarget, InvoiceAdjusted, InvoiceFixed
+from ledger.store import LedgerLog
+from ledger.view import Attempt, Invoice, StepKey
 from schemas.currency import NotMinorUnits, from_minor, to_minor
 from schemas.decimals import plain
-from schemas.invoice_ledger import Attempt, Invoice, StepKey
-from schemas.ledger import CreditFor, CreditTarget, InvoiceAdjusted, InvoiceFixed
 from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -16,10 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from billing_job import metrics
-from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.steps import Billing
 from billing_job.stripe_api import StripeApi, StripeFailure
 from billing_job.stripe_news import apply_event
+from ledger.store import LedgerLog, LedgerUnavailable
 from runtime.body import STRANGERS_MAX, ClientGone, Deadlines, Receive, headers_of, read_body
 from runtime.health import Check
 from runtime.problem import MEDIA_TYPE, Problem

@@ -8,8 +8,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from catalog.auth import authorize
 from catalog.view import CatalogView
-from runtime.auth import authorize
 from schemas.organization import Scope
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
+from ledger.records import CreditFor
 from schemas.customer import Customer
-from schemas.ledger import CreditFor
 from schemas.organization import Organization
 from schemas.period import Cycle
 from schemas.product import ProductSpec

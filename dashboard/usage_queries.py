@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from schemas.benefits import Unpaid
+from ledger.benefits import Unpaid
 from schemas.decimals import decimal_text
 from schemas.meter import Aggregation, Meter
 from schemas.period import SECOND_US, Cycle, UsageWindow, calendar_month, window_containing
@@ -263,7 +263,7 @@ class InvoiceFilter:
 
 
 InvoiceDocument = dict[str, Any]
-"""An invoice as the API shows it, see schemas.invoice_ledger.Invoice.document."""
+"""An invoice as the API shows it, see ledger.view.Invoice.document."""
 
 
 def invoice_documents(

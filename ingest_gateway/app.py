@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from catalog.auth import authorize
 from catalog.store import CatalogStore
 from ingest_gateway import cloud_events, metrics
 from ingest_gateway.check import Unmatched, check_batch, find_unmatched
@@ -27,7 +28,6 @@ from ingest_gateway.decode import (
 from ingest_gateway.pipeline import NotAccepted, OutcomeUnknown, Pipeline
 from ingest_gateway.producer import EventProducer
 from runtime.access import BATCH_IDS, KEY, RECEIPT, STATUS
-from runtime.auth import authorize
 from runtime.body import (
     STRANGERS_MAX,
     ClientGone,

@@ -14,14 +14,14 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from catalog.record import CatalogObject
+from ledger.benefits import unpaid
+from ledger.records import InvoiceFixed
+from ledger.view import Invoice
 from pricing.allocation import allocated
 from schemas.alert import Alert
-from schemas.benefits import unpaid
 from schemas.currency import from_minor
 from schemas.customer import Customer
 from schemas.dead_letter import DeadLetter
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import InvoiceFixed
 from schemas.meter import Meter
 from schemas.organization import Organization
 from schemas.product import Product

@@ -23,12 +23,13 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from catalog.record import UnreadableRecord
 from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
+from ledger import records
+from ledger.view import InvoiceLedger
 from runtime.kafka_watch import LOST_PLACE, watched
 from runtime.one_by_one import OneByOne
 from runtime.topics import log_bounds
 from schemas import alert as alerts
-from schemas import dead_letter, ledger
-from schemas.invoice_ledger import InvoiceLedger
+from schemas import dead_letter
 from schemas.settings import Settings
 from schemas.topics import (
     BILLING_LEDGER,
@@ -54,7 +55,7 @@ _PROGRESS_SECONDS = 1.0
 _RECORD_LENGTH_MAX = 100_000
 
 
-_UNREADABLE = (UnreadableRecord, ledger.UnreadableLedgerRecord, alerts.UnreadableAlert, msgspec.DecodeError)
+_UNREADABLE = (UnreadableRecord, records.UnreadableLedgerRecord, alerts.UnreadableAlert, msgspec.DecodeError)
 
 
 class Refused(Exception):
@@ -105,8 +106,8 @@ class Fold:
             yield row
 
     def ledger(self, message: bytes, offset: int) -> Iterable[TableRow]:
-        record = ledger.decode(message)
-        if self._ledger.apply(record) and not isinstance(record, ledger.StripeCustomer):
+        record = records.decode(message)
+        if self._ledger.apply(record) and not isinstance(record, records.StripeCustomer):
             invoice = self._ledger.get(record.invoice_id)
             if invoice is not None:
                 yield from invoice_rows(invoice, offset)

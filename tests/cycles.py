@@ -17,11 +17,11 @@ from billing_job.due import due_cycles
 from billing_job.late import PendingLate, corrected_again, counted_for, pending
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
+from ledger.cycle_bills import CycleBill, cycle_bills
+from ledger.records import CreditFor, InvoiceAdjusted, InvoiceFixed, InvoiceStep, OrderRecorded, StripeInvoice, order_id
+from ledger.view import Invoice, InvoiceLedger
 from schemas.customer import Customer
-from schemas.cycle_bills import CycleBill, cycle_bills
 from schemas.decimals import decimal_text
-from schemas.invoice_ledger import Invoice, InvoiceLedger
-from schemas.ledger import CreditFor, InvoiceAdjusted, InvoiceFixed, InvoiceStep, OrderRecorded, StripeInvoice, order_id
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
 from schemas.period import parse_rfc3339

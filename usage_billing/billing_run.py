@@ -6,12 +6,12 @@ from contextlib import ExitStack
 
 from billing_job.close import Stage, close_cycles, is_ours_to_do
 from billing_job.counts import Counts
-from billing_job.ledger import LedgerLog
 from billing_job.share import Share
 from billing_job.steps import system_clock
 from billing_job.stripe_api import StripeApi, calls_per_second
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import BillingRun
+from ledger.store import LedgerLog
 from schemas.settings import Settings
 
 

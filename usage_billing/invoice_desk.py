@@ -19,7 +19,6 @@ from billing_job.content import trues_up
 from billing_job.counts import Counts
 from billing_job.cycle_audit import audit_cycles
 from billing_job.explain import NoSuchLine, events_csv, explained_invoice
-from billing_job.ledger import LedgerLog, LedgerUnavailable
 from billing_job.loops import invoice_by_invoice
 from billing_job.simulate import NotSimulable
 from billing_job.steps import Billing, InvoiceStopped
@@ -39,10 +38,11 @@ from dashboard.invoice_desk import (
     Verified,
     Voided,
 )
+from ledger.records import CreditFor, InvoiceFixed
+from ledger.store import LedgerLog, LedgerUnavailable
+from ledger.view import Invoice
 from schemas.currency import from_minor
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import CreditFor, InvoiceFixed
 from schemas.organization import Organization
 from schemas.period import Cycle
 from schemas.product import ProductSpec

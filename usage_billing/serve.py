@@ -22,12 +22,12 @@ from starlette.requests import ClientDisconnect
 
 from billing_job.webhooks import PATH as WEBHOOKS_PATH
 from billing_job.webhooks import StripeWebhooks
+from catalog.auth import authorize
 from catalog.store import CatalogStore
 from catalog.view import CatalogView
 from dashboard.app import Dashboard
 from ingest_gateway.app import CLOUD_EVENTS_PATH, PATH, VOID_PATH, Gateway
 from runtime.access import STATUS
-from runtime.auth import authorize
 from runtime.body import App, BodiesFirst, ClientGone
 from runtime.durability import warn_of_weak_topics
 from runtime.health import Check, HealthServer, readiness

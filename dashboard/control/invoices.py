@@ -15,9 +15,9 @@ from dashboard.read.invoices import InvoiceOut, own_invoice
 from dashboard.routing import AdminRoute, api_router
 from dashboard.services import services_of
 from dashboard.writes import require_idempotency_key
+from ledger.records import CreditFor
 from schemas.decimals import Amount
 from schemas.event import Label
-from schemas.ledger import CreditFor
 
 router = api_router(AdminRoute, "Invoices")
 

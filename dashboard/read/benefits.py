@@ -15,8 +15,8 @@ from dashboard.services import Services, now_us, services_of
 from dashboard.subscriptions import status_at
 from dashboard.usage_queries import unpaid_invoices
 from dashboard.writes import found
+from ledger.benefits import BenefitsState, Unpaid, UnpaidReason, benefits_state, suspending
 from runtime.problem import Problem
-from schemas.benefits import BenefitsState, Unpaid, UnpaidReason, benefits_state, suspending
 from schemas.customer import Customer
 from schemas.period import SECOND_US
 from schemas.product import Product

@@ -22,9 +22,9 @@ from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.process import free_ports
+from ledger.records import InvoiceFixed
+from ledger.view import InvoiceLedger
 from schemas.customer import Customer
-from schemas.invoice_ledger import InvoiceLedger
-from schemas.ledger import InvoiceFixed
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.period import parse_rfc3339

@@ -24,10 +24,10 @@ from catalog.view import Refusal
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
+from ledger.view import Invoice
 from runtime.topics import create_topics
 from schemas import totals
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of

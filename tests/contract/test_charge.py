@@ -10,14 +10,14 @@ import msgspec
 import pytest
 
 from billing_job.charge import settle
-from billing_job.ledger import LedgerLog
 from billing_job.steps import Billing
 from billing_job.stripe_api import StripeApi, StripeRefused
 from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
 from deploy.local.stripe_standin.process import StripeStandin
+from ledger.records import InvoiceFixed, LedgerRecord
+from ledger.store import LedgerLog
+from ledger.view import Invoice, InvoiceLedger
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice, InvoiceLedger
-from schemas.ledger import InvoiceFixed, LedgerRecord
 from schemas.settings import Settings
 from tests.contract.test_stripe_api import fixed
 

@@ -18,9 +18,9 @@ from billing_job.stripe_objects import (
     seen_adjustment,
     seen_invoice,
 )
+from ledger.records import InvoiceFixed, Seller
+from ledger.view import Attempt
 from schemas.customer import Customer
-from schemas.invoice_ledger import Attempt
-from schemas.ledger import InvoiceFixed, Seller
 from schemas.period import Cycle
 from schemas.product import Product
 from schemas.settings import Settings

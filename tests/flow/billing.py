@@ -17,16 +17,16 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from billing_job.close import CloseReport, Stage, close, close_cycles
 from billing_job.counts import Counts
-from billing_job.ledger import LedgerLog
 from billing_job.stripe_api import StripeApi
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.stripe_standin.process import StripeStandin
+from ledger.store import LedgerLog
+from ledger.view import Invoice
 from runtime.topics import create_topics
 from schemas.customer import Customer
 from schemas.event import client_identity, unscaled_value
-from schemas.invoice_ledger import Invoice
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from schemas.partition import partition_of

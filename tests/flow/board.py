@@ -14,12 +14,12 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from billing_job.ledger import LedgerLog
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
+from ledger.store import LedgerLog
 from runtime.topics import create_topics
 from schemas import alert as alerts
 from schemas import totals

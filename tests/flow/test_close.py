@@ -12,8 +12,8 @@ from billing_job.close import UnknownOrganization
 from billing_job.counts import NotCovered
 from billing_job.due import AsOfInFuture
 from billing_job.sweep import Sweep
+from ledger.records import canonical_hash
 from schemas.customer import Customer
-from schemas.ledger import canonical_hash
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import parse_rfc3339
 from tests.flow.billing import APRIL, MARCH, MAY, TIERS, BillingWorld

@@ -13,8 +13,8 @@ import pytest
 from billing_job import desk, invoices, void_credit
 from billing_job.explain import NoSuchLine
 from billing_job.steps import system_clock
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import IDEMPOTENCY_ERROR, InvoiceFixed
+from ledger.records import IDEMPOTENCY_ERROR, InvoiceFixed
+from ledger.view import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld

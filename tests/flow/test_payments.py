@@ -9,9 +9,9 @@ import pytest
 from billing_job.customer_desk import changed
 from billing_job.desk import may_retry, retried
 from billing_job.sweep import Sweep
-from schemas.benefits import benefits_state, unpaid
+from ledger.benefits import benefits_state, unpaid
+from ledger.view import Invoice
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION
 from tests.flow.billing import APRIL, MAY, BillingWorld
 

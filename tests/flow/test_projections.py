@@ -11,8 +11,8 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from schemas import ledger
-from schemas.ledger import InvoiceFixed, Line, Seller, with_hash
+from ledger import records
+from ledger.records import InvoiceFixed, Line, Seller, with_hash
 from schemas.partition import partition_of
 from schemas.topics import BILLING_LEDGER, topic_name
 from schemas.watermark import Watermark
@@ -59,7 +59,7 @@ def record(world: SinkWorld, name: str, amount: Decimal, customer: str = "c1") -
     )
     partition = partition_of("default", customer, PARTITIONS)
     topic = topic_name(world.settings, BILLING_LEDGER)
-    world.producer.produce(topic, ledger.encode(fixed), ledger.record_key(fixed), partition=partition)
+    world.producer.produce(topic, records.encode(fixed), records.record_key(fixed), partition=partition)
     world.flush()
     return partition
 

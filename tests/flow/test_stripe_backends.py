@@ -18,7 +18,7 @@ from billing_job.sweep import Sweep
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.stripe_standin.process import API_KEY, StripeStandin
-from schemas.invoice_ledger import Invoice
+from ledger.view import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.flow.billing import BillingWorld
 

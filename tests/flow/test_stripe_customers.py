@@ -15,8 +15,8 @@ from billing_job.invoices import verified
 from billing_job.stripe_api import StripeApi
 from dashboard.app import Dashboard
 from deploy.local.stripe_standin.process import StripeStandin
+from ledger.view import Invoice
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.settings import Settings
 from tests.flow.billing import MAY, BillingWorld

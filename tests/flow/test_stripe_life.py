@@ -16,9 +16,9 @@ from billing_job.charge import discard
 from billing_job.stripe_api import StripeFailure
 from billing_job.sweep import Sweep
 from billing_job.void_credit import NotPossible
-from schemas.benefits import benefits_state, unpaid
+from ledger.benefits import benefits_state, unpaid
+from ledger.view import Invoice
 from schemas.customer import Customer
-from schemas.invoice_ledger import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.contract import stripe_mock
 from tests.flow.billing import APRIL, JUNE, MAY, BillingWorld

@@ -19,6 +19,7 @@ from dashboard.control.webhook_endpoints import ENDPOINTS_MAX
 from dashboard.pages.session import FORM_BYTES_MAX
 from dashboard.routing import BODY_BYTES_MAX as CONTROL_BODY_BYTES_MAX
 from dashboard.writes import IDEMPOTENCY_KEY_LENGTH_MAX
+from ledger.records import HoldCode, State, WaitCode
 from runtime.body import SECONDS_MAX, SILENT_SECONDS_MAX
 from schemas.decimals import DECIMAL_PLACES_MAX
 from schemas.event import (
@@ -32,7 +33,6 @@ from schemas.event import (
     VALUE_SCALE,
     VALUE_TEXT_LENGTH_MAX,
 )
-from schemas.ledger import HoldCode, State, WaitCode
 from schemas.product import PRICES_MAX, TIERS_MAX
 from schemas.settings import Settings
 from tests.doc_commands import blocks
@@ -42,7 +42,17 @@ from warehouse.audit_windows import EventClass
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-CODE = ("billing_job", "catalog", "dashboard", "ingest_gateway", "runtime", "schemas", "usage_billing", "warehouse")
+CODE = (
+    "billing_job",
+    "catalog",
+    "dashboard",
+    "ingest_gateway",
+    "ledger",
+    "runtime",
+    "schemas",
+    "usage_billing",
+    "warehouse",
+)
 _ERRORS = {"Problem": 1, "Refusal": 0, "PydanticCustomError": 0, "InvalidField": 0, "InvalidTimestamp": 0}
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 

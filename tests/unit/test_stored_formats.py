@@ -18,7 +18,8 @@ import msgspec
 import pytest
 
 from catalog import record as catalog
-from schemas import alert, dead_letter, ledger, repair, totals, usage_batch, usage_void, webhook_delivery
+from ledger import records
+from schemas import alert, dead_letter, repair, totals, usage_batch, usage_void, webhook_delivery
 from warehouse.migrate import migrations
 
 VERSIONS = sorted((Path(__file__).parents[1] / "stored_formats").glob("*.jsonl"))
@@ -38,7 +39,7 @@ DECODERS: dict[str, Callable[[bytes, bytes], Any]] = {
     "alert": lambda _key, value: alert.decode(value),
     "catalog": _catalog,
     "dead_letter": lambda _key, value: dead_letter.decode(value),
-    "ledger": lambda _key, value: ledger.decode(value),
+    "ledger": lambda _key, value: records.decode(value),
     "repair": lambda _key, value: repair.decode(value),
     "total": totals.decode,
     "usage_batch": lambda _key, value: asdict(usage_batch.decode(value)),

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from billing_job.counts import Counts
 from billing_job.cycle_audit import CyclesAudit, audit_cycles
-from billing_job.ledger import LedgerLog, LedgerUnavailable
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
+from ledger.store import LedgerLog, LedgerUnavailable
 from runtime.topics import check_partitions
 from schemas.organization import Organization
 from schemas.period import format_rfc3339

@@ -16,10 +16,10 @@ from billing_job.close import CloseReport, UnknownOrganization
 from billing_job.close import close as close_due
 from billing_job.due import AsOfInFuture
 from billing_job.explain import NoSuchLine
-from billing_job.ledger import LedgerUnavailable
 from billing_job.simulate import NotSimulable
 from billing_job.steps import system_clock
 from catalog.store import CatalogUnavailable
+from ledger.store import LedgerUnavailable
 from schemas.decimals import loads_exact
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from billing_job.ledger import LedgerLog, LedgerUnavailable
 from catalog.store import CatalogStore, CatalogUnavailable
 from dashboard.finance import (
     REPORTS,
@@ -24,6 +23,7 @@ from dashboard.finance import (
 )
 from dashboard.finance import accrual as accrued_at
 from dashboard.invoice_desk import DeskUnavailable
+from ledger.store import LedgerLog, LedgerUnavailable
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 from usage_billing.console import DONE, fail, settings_for, wrong_usage

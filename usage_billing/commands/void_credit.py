@@ -9,14 +9,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from billing_job.ledger import LedgerUnavailable
 from billing_job.steps import Billing, InvoiceStopped
 from billing_job.stripe_api import StripeFailure
 from billing_job.void_credit import NotPossible, credit_amount, opened, reissue, settle_paid_twice
 from billing_job.void_credit import credit as credit_invoice
 from billing_job.void_credit import void as void_invoice
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import CreditFor
+from ledger.records import CreditFor
+from ledger.store import LedgerUnavailable
+from ledger.view import Invoice
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
 
 InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID")]

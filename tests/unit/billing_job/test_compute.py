@@ -11,9 +11,9 @@ from billing_job.compute import PricedBy, fixed_invoice, recomputed, seller_of
 from billing_job.due import DueCycle
 from billing_job.gate import explained, quantity_differences, subtotal_differences
 from billing_job.late import counted_for
+from ledger.records import InvoiceFixed, canonical_hash
+from ledger.view import InvoiceLedger
 from schemas.decimals import decimal_text
-from schemas.invoice_ledger import InvoiceLedger
-from schemas.ledger import InvoiceFixed, canonical_hash
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
 from schemas.period import Cycle, parse_rfc3339

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from billing_job.due import AsOfInFuture, cycle_at, due_cycles, owed_at
-from schemas.ledger import invoice_id
+from ledger.records import invoice_id
 from schemas.period import parse_rfc3339
 from schemas.subscription import ProductChange, Subscription
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from billing_job.compute import priced_again
 from billing_job.counts import need_of
 from billing_job.due import FINAL_AFTER_DAYS
-from schemas.ledger import InvoiceFixed, InvoiceStep
+from ledger.records import InvoiceFixed, InvoiceStep
 from tests.cycles import DAY_US, ENDS, MINIMUM, MONTHS, NOW, ORG, SUB, TIERS, World
 from warehouse.client import WarehouseUnavailable
 

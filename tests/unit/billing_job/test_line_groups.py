@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from billing_job import line_groups as groups
 from billing_job.line_groups import ITEMS_MAX, description_of, item_lines, line_groups
 from billing_job.stripe_objects import item_params
+from ledger.records import Line
 from schemas.currency import from_minor
-from schemas.ledger import Line
 from schemas.period import SECOND_US, parse_rfc3339
 from tests.unit.billing_job.test_stripe_objects import fixed
 

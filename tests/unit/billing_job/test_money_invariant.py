@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from billing_job.compute import recomputed
 from billing_job.due import FINAL_AFTER_DAYS
-from schemas.cycle_bills import cycle_bills
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import with_hash
+from ledger.cycle_bills import cycle_bills
+from ledger.records import with_hash
+from ledger.view import Invoice
 from tests.cycles import DAY_US, ENDS, FEE, MINIMUM, MONTHS, NOW, ORG, PEAK, SUB, TIERS, World
 
 PLAIN: dict[str, Any] = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}

@@ -9,8 +9,8 @@ import pytest
 
 from billing_job.close import is_ours_to_do
 from billing_job.steps import invoice_rests_until, rests_until
-from schemas.invoice_ledger import Attempt, Invoice
-from schemas.ledger import InvoiceFixed, OrderRecorded, Seller, StripeInvoice
+from ledger.records import InvoiceFixed, OrderRecorded, Seller, StripeInvoice
+from ledger.view import Attempt, Invoice
 
 MINUTE, HOUR = 60_000_000, 3_600_000_000
 

@@ -31,9 +31,9 @@ from billing_job.stripe_objects import (
     seen_adjustment,
     seen_invoice,
 )
+from ledger.records import InvoiceFixed, Line, Seller
+from ledger.view import Attempt
 from schemas.customer import Customer, TaxId
-from schemas.invoice_ledger import Attempt
-from schemas.ledger import InvoiceFixed, Line, Seller
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from schemas.benefits import unpaid
-from schemas.invoice_ledger import Invoice, may_pay_again
-from schemas.ledger import LedgerRecord, Phase, Seller, StripeCustomer, canonical_hash, decode
-from tests.unit.schemas.test_ledger import DRAFTED, FINALIZED, ID, fixed, folded, seen, step
+from ledger.benefits import unpaid
+from ledger.records import LedgerRecord, Phase, Seller, StripeCustomer, canonical_hash, decode
+from ledger.view import Invoice, may_pay_again
+from tests.unit.ledger.test_view import DRAFTED, FINALIZED, ID, fixed, folded, seen, step
 
 ATTEMPTED: dict[str, Any] = {"attempted": True, "attempt_count": 1}
 PROCESSING = seen("open", processing=True, **ATTEMPTED)

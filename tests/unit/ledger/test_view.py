@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.invoice_ledger import InvoiceLedger
-from schemas.ledger import (
+from ledger.records import (
     IDEMPOTENCY_ERROR,
     InvoiceAdjusted,
     InvoiceFixed,
@@ -29,6 +28,7 @@ from schemas.ledger import (
     record_key,
     with_hash,
 )
+from ledger.view import InvoiceLedger
 from schemas.partition import customer_key
 from schemas.watermark import Watermark
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from schemas.benefits import Unpaid, benefits_state, suspending, unpaid
-from schemas.invoice_ledger import Attempt
-from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD, Seller, StripeInvoice
-from tests.unit.schemas.test_ledger import DAY_US, FAILED, ID, fixed, folded, seen
+from ledger.benefits import Unpaid, benefits_state, suspending, unpaid
+from ledger.records import ACTION_REQUIRED, NO_PAYMENT_METHOD, Seller, StripeInvoice
+from ledger.view import Attempt
+from tests.unit.ledger.test_view import DAY_US, FAILED, ID, fixed, folded, seen
 
 NOW = 50 * DAY_US
 GRACE = 7 * DAY_US

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from schemas.ledger import CarriedCredit, InvoiceAdjusted, InvoiceFixed, Reissue
+from ledger.records import CarriedCredit, InvoiceAdjusted, InvoiceFixed, Reissue
 from schemas.watermark import Watermark
 
 if TYPE_CHECKING:
-    from schemas.invoice_ledger import Invoice
+    from ledger.view import Invoice
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,8 @@ from typing import Any
 
 import msgspec
 
-from schemas.currency import from_minor
-from schemas.cycle_bills import cycle_bills, reissue_of
-from schemas.decimals import plain
-from schemas.ledger import (
+from ledger.cycle_bills import cycle_bills, reissue_of
+from ledger.records import (
     FIRST_REVISION,
     IDEMPOTENCY_ERROR,
     PAYMENT_PROCESSING,
@@ -39,6 +37,8 @@ from schemas.ledger import (
     invoice_id,
     with_hash,
 )
+from schemas.currency import from_minor
+from schemas.decimals import plain
 from schemas.period import format_rfc3339
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.invoice_ledger import Invoice
-from schemas.ledger import ACTION_REQUIRED, NO_PAYMENT_METHOD
+from ledger.records import ACTION_REQUIRED, NO_PAYMENT_METHOD
+from ledger.view import Invoice
 
 BenefitsState = Literal["active", "suspended", "ended"]
 UnpaidReason = Literal["retries_exhausted", "uncollectible", "overdue", "no_payment_method", "action_required"]
