@@ -100,10 +100,11 @@ $(BIN)/python: | $(UV)
 	$(UV) venv --quiet --allow-existing --python '>=3.11' $(VENV)
 
 # The extras are what a demo needs and no more: it is to be quick on a fresh machine.
-$(VENV)/.installed-demo: pyproject.toml constraints.txt $(BIN)/python
+$(VENV)/.installed-demo: pyproject.toml tools/stripe-standin/pyproject.toml constraints.txt $(BIN)/python
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo]'
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml clients/python/pyproject.toml constraints.txt $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml clients/python/pyproject.toml tools/stripe-standin/pyproject.toml constraints.txt \
+    $(BIN)/python
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,demo,dev]' -e clients/python
 	@touch $@ $(VENV)/.installed-demo

@@ -356,7 +356,7 @@ def _stripe(settings: Settings, base: Path) -> Part:
     """The stand-in; it posts every event to `serve`, signed as the settings say."""
     address = f"http://{HOST}:{settings.local_stripe_port}"
     webhooks = f"http://{_reachable(settings.http_host)}:{settings.http_port}/webhooks/stripe"
-    command = [sys.executable, "-m", "deploy.local.stripe_standin", "--port", str(settings.local_stripe_port)]
+    command = [sys.executable, "-m", "stripe_standin", "--port", str(settings.local_stripe_port)]
     command += ["--path", str(base / "stripe"), "--webhook-url", webhooks]
     command += ["--webhook-secret", settings.stripe_webhook_secret.get_secret_value().partition(",")[0]]
     return Part("stripe", command, {}, address, f"{address}/healthz")

@@ -19,12 +19,12 @@ from pydantic import SecretStr
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import HOST, ManagedProcess, free_ports
-from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.receiver import Receiver
 from tests.services import Service, environment
+from tests.standin import stripe_standin
 from warehouse.migrate import migrate
 
 ADMIN = "ubk_admin_of_the_chaos_run"
@@ -85,7 +85,7 @@ class Stack:
         )
         self.proxy = Proxy(ports[4], ports[3])  # between the gateway and the broker
         self.engine = ClickHouseLocal(directory / "clickhouse", ports[2], directory / "clickhouse.log")
-        self.stripe = StripeStandin(directory / "stripe", log_path=directory / "stripe.log")
+        self.stripe = stripe_standin(directory)
         self.settings = Settings(
             kafka_bootstrap_servers=self.broker.bootstrap_servers,
             clickhouse_dsn=self.engine.dsn("usage"),

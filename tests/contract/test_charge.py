@@ -8,18 +8,19 @@ from typing import Any, cast
 import httpx
 import msgspec
 import pytest
+from stripe_standin.process import StripeStandin
 
 from billing_job.charge import settle
 from billing_job.steps import Billing
 from billing_job.stripe_api import StripeApi, StripeRefused
 from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
-from deploy.local.stripe_standin.process import StripeStandin
 from ledger.records import InvoiceFixed, LedgerRecord
 from ledger.store import LedgerLog
 from ledger.view import Invoice, InvoiceLedger
 from schemas.customer import Customer
 from schemas.settings import Settings
 from tests.contract.test_stripe_api import fixed
+from tests.standin import stripe_standin
 
 
 class MemoryLog:
@@ -39,7 +40,7 @@ class MemoryLog:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeStandin]:
-    with StripeStandin(tmp_path_factory.mktemp("stripe")) as standin:
+    with stripe_standin(tmp_path_factory.mktemp("stripe")) as standin:
         yield standin
 
 

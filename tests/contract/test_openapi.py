@@ -12,11 +12,11 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from deploy.local.stripe_standin.process import StripeStandin
 from runtime.topics import create_topics
 from schemas.organization import new_secret
 from schemas.settings import Settings
 from tests.services import Service, environment
+from tests.standin import stripe_standin
 from tests.waiting import until
 from warehouse.migrate import migrate
 
@@ -37,7 +37,7 @@ def service(
         clickhouse_dsn=clickhouse.dsn("openapi"),
         admin_key=KEY,  # pyright: ignore[reportArgumentType]
     )
-    stripe = StripeStandin(tmp_path_factory.mktemp("stripe"))
+    stripe = stripe_standin(tmp_path_factory.mktemp("stripe"))
     create_topics(settings)
     migrate(settings)
     directory = tmp_path_factory.mktemp("openapi")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from stripe_standin import stripe_mock
 
 from billing_job.compute import PricedBy, fixed_invoice
 from billing_job.due import DueCycle
@@ -25,7 +26,6 @@ from schemas.period import Cycle
 from schemas.product import Product
 from schemas.settings import Settings
 from schemas.watermark import Watermark
-from tests.contract import stripe_mock
 
 MONTH = Cycle(1_772_323_200_000_000, 1_775_001_600_000_000)
 CUSTOMER = Customer.model_validate(

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from stripe_standin.process import StripeStandin
 
 from billing_job.stripe_api import StripeApi, StripeRefused
-from deploy.local.stripe_standin.process import StripeStandin
 from schemas.settings import Settings
+from tests.standin import stripe_standin
 
 
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeStandin]:
     directory: Path = tmp_path_factory.mktemp("stripe")
-    with StripeStandin(directory / "data", log_path=directory / "log") as running:
+    with stripe_standin(directory) as running:
         yield running
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import clickhouse_connect
 import httpx
 from confluent_kafka import Consumer, Producer, TopicPartition
+from stripe_standin.process import StripeStandin
 
 from billing_job.close import CloseReport, Stage, close, close_cycles
 from billing_job.counts import Counts
@@ -21,7 +22,6 @@ from billing_job.stripe_api import StripeApi
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from deploy.local.stripe_standin.process import StripeStandin
 from ledger.store import LedgerLog
 from ledger.view import Invoice
 from runtime.topics import create_topics
@@ -39,6 +39,7 @@ from schemas.usage_batch import UsageBatch, encode, unscaled_bytes
 from schemas.usage_void import UsageVoids
 from schemas.usage_void import encode as encode_voids
 from tests.services import Service, environment
+from tests.standin import stripe_standin
 from tests.waiting import until
 from warehouse.migrate import migrate
 
@@ -73,7 +74,7 @@ class BillingWorld:
         **settings: Any,
     ) -> None:
         self.name = f"b{secrets.token_hex(6)}"
-        self.stripe = stripe or StripeStandin(directory / "stripe", log_path=directory / "stripe.log")
+        self.stripe = stripe or stripe_standin(directory)
         self._clickhouse = clickhouse
         self._admin = clickhouse_connect.get_client(dsn=clickhouse.dsn(), autogenerate_session_id=False)
         self._admin.command(f"CREATE DATABASE {self.name}")

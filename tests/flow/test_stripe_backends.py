@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stripe_standin.process import API_KEY, StripeStandin
 
 from billing_job import void_credit
 from billing_job.sweep import Sweep
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from deploy.local.stripe_standin.process import API_KEY, StripeStandin
 from ledger.view import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.flow.billing import BillingWorld

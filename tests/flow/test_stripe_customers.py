@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from stripe_standin.process import StripeStandin
 
 from billing_job.close import Stage
 from billing_job.invoices import verified
 from billing_job.stripe_api import StripeApi
 from dashboard.app import Dashboard
-from deploy.local.stripe_standin.process import StripeStandin
 from ledger.view import Invoice
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.settings import Settings
 from tests.flow.billing import MAY, BillingWorld
+from tests.standin import stripe_standin
 from usage_billing.invoice_desk import LedgerDesk
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("faults_end")]
@@ -280,7 +281,7 @@ def test_a_step_to_another_stripe_makes_new_customers(world: BillingWorld, tmp_p
     assert world.close().ok
     first = charged(world, "moves_on")
     here = world.stage
-    with StripeStandin(tmp_path / "stripe", log_path=tmp_path / "log") as other:
+    with stripe_standin(tmp_path) as other:
         world.stage = at_another_stripe(world, other)
         try:
             report = world.close(MAY)

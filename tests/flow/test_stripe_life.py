@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stripe_standin import stripe_mock
 
 from billing_job import invoices, void_credit
 from billing_job.charge import discard
@@ -20,7 +21,6 @@ from ledger.benefits import benefits_state, unpaid
 from ledger.view import Invoice
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
-from tests.contract import stripe_mock
 from tests.flow.billing import APRIL, JUNE, MAY, BillingWorld
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("faults_end")]

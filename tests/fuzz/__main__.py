@@ -12,9 +12,9 @@ from pathlib import Path
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from deploy.local.stripe_standin.process import StripeStandin
 from tests.fuzz.run import failing
 from tests.fuzz.test_fuzz import fuzzed, settings_of
+from tests.standin import stripe_standin
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
         kafka.start()
         try:
             engine.start()
-            with StripeStandin(directory / "stripe", log_path=directory / "stripe.log") as stripe:
+            with stripe_standin(directory) as stripe:
                 settings = settings_of(kafka, engine, stripe, "fuzz", directory)
                 outcome = asyncio.run(fuzzed(settings, directory, asked.seed, asked.inputs, progress=True))
         finally:

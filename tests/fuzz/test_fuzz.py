@@ -4,14 +4,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from stripe_standin.process import StripeStandin
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from deploy.local.stripe_standin.process import StripeStandin
 from schemas.settings import Settings
 from tests.fuzz.run import Outcome, failing, run
 from tests.fuzz.world import FuzzWorld
 from tests.services import Service, environment
+from tests.standin import stripe_standin
 
 INPUTS = 20_000
 SEED = 2
@@ -53,7 +54,7 @@ async def fuzzed(settings: Settings, directory: Path, seed: int, count: int, *, 
 
 @pytest.mark.timeout(600)
 def test_no_input_breaks_a_route(kafka: KafkaBroker, clickhouse: ClickHouseLocal, unique: str, tmp_path: Path) -> None:
-    with StripeStandin(tmp_path / "stripe", log_path=tmp_path / "stripe.log") as stripe:
+    with stripe_standin(tmp_path) as stripe:
         settings = settings_of(kafka, clickhouse, stripe, unique, tmp_path)
         outcome = asyncio.run(fuzzed(settings, tmp_path, SEED, INPUTS))
     assert not failing([outcome]), str(outcome)

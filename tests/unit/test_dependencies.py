@@ -37,8 +37,11 @@ def _imports(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield path, node.module.partition(".")[0]
 
 
-def _undeclared(folder: str, declared: set[str]) -> set[str]:
-    own = {*PACKAGES, "tests", "usage_billing_client", *sys.stdlib_module_names}
+OWN = {*PACKAGES, "tests", "usage_billing_client"}
+
+
+def _undeclared(folder: str, declared: set[str], own: set[str] = OWN) -> set[str]:
+    own = own | sys.stdlib_module_names
     distributions = packages_distributions()
     return {
         f"{path.relative_to(ROOT)} imports {module}"
@@ -48,6 +51,7 @@ def _undeclared(folder: str, declared: set[str]) -> set[str]:
 
 
 REQUIRED = _names(PROJECT["project"]["dependencies"])
+STANDIN = tomllib.loads((ROOT / "tools/stripe-standin/pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize(
@@ -63,3 +67,9 @@ def test_what_is_imported_is_declared(folder: str, extras: list[str]):
     declared = REQUIRED.union(*(_names(EXTRAS[extra]) for extra in extras))
 
     assert _undeclared(folder, declared) == set()
+
+
+def test_the_stripe_standin_declares_what_it_imports_and_nothing_of_the_product():
+    declared = _names([*STANDIN["dependencies"], *STANDIN["optional-dependencies"]["test"]])
+
+    assert _undeclared("tools/stripe-standin", declared, {"stripe_standin", "standin_tests"}) == set()

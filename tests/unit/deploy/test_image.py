@@ -1,5 +1,6 @@
 """What the image is made of: no secrets of the machine that builds it, and libraries with known hashes only."""
 
+import tomllib
 from pathlib import Path
 
 from runtime.private_files import make_private
@@ -10,6 +11,20 @@ ROOT = Path(__file__).parents[3]
 def test_secrets_stay_out_of_the_image() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {".env*", ".local"} <= set(ignored)
+
+
+def test_tests_and_the_stand_in_stay_out_of_the_image() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"tests", "tools"} <= set(ignored)
+
+
+def test_tests_and_the_stand_in_stay_out_of_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    folders = {path.name for package in packages for path in (ROOT / package).rglob("*") if path.is_dir()}
+    assert not {"tests", "standin_tests", "client_tests", "stripe_standin"} & {*packages, *folders}
+    files = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    assert [path for path in files if path.name.startswith(("test_", "conftest"))] == []
 
 
 def test_whatever_is_installed_has_known_hashes() -> None:

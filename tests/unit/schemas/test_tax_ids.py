@@ -2,8 +2,8 @@
 
 import pytest
 from pydantic import ValidationError
+from stripe_standin import params
 
-from deploy.local.stripe_standin import params
 from schemas.customer import CustomerSpec
 from schemas.tax_ids import TYPES
 
