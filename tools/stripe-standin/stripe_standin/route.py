@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from stripe_standin import params
+from stripe_standin.form import Form
 from stripe_standin.state import Json, Scope
 
 Handler: TypeAlias = Callable[[Scope, "tuple[str, ...]", Json], Json]
@@ -25,7 +26,7 @@ class Route:
     """Names of the parameters implemented, blank-separated, dotted below the first level."""
     answer: Handler
 
-    def check(self, form: params.Form) -> Json:
+    def check(self, form: Form) -> Json:
         schema = params.schema(self.takes)
         return params.check(schema, form, frozenset(self.supports.split()) | {"expand"})
 
