@@ -56,6 +56,7 @@ from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
 from stream_processors import metrics
 from stream_processors.alerts import AlertBook, IsNew
+from stream_processors.catch_up import until_caught_up
 from stream_processors.exact_table import (
     DurableProducer,
     ExactApp,
@@ -241,7 +242,7 @@ class Aggregator:
 
     async def _take(self, events: Sequence[Any]) -> None:
         # An event counts by a catalog that is at least as new as the event: a subscription made before it, counts.
-        await self._catalog_reached(await asyncio.to_thread(self._ends.of, self._catalog_topic, 0))
+        await until_caught_up(self._catalog_end, lambda: self._catalog.next_offset)
         generation = self._app.consumer_generation_id
         for partition, by_offset in of_generation(events, generation).items():
             state = await self.table.state_of(partition, generation)
@@ -256,12 +257,10 @@ class Aggregator:
         if self._unflushed_bytes > UNFLUSHED_BYTES_MAX:
             await self.flush()
 
-    async def _catalog_reached(self, ends: tuple[int, int]) -> None:
-        deadline = time.monotonic() + _REQUEST_SECONDS
-        while self._catalog.next_offset < ends[1]:
-            if time.monotonic() > deadline:
-                raise CatalogUnavailable(f"the catalog's view stands at {self._catalog.next_offset} of {ends[1]}")
-            await asyncio.sleep(0.002)
+    async def _catalog_end(self) -> int:
+        """The next offset to be written to the catalog's log. Raises KafkaException."""
+        _, end = await asyncio.to_thread(self._ends.of, self._catalog_topic, 0)
+        return end
 
     async def _apply(self, state: PartitionState, by_offset: Mapping[int, Any]) -> None:
         """Fold in what comes next, in runs; go back where something is missing."""
@@ -578,6 +577,7 @@ class Aggregator:
                             die(f"{self._events_topic} was made again: start anew with the new one")
                 except KafkaException as error:
                     log.warning("kafka_not_answering", error=str(error))
+                    self._progressed.clear()  # no partition can progress without Kafka: its time starts again
                 self._forget_metrics(states)
         except Exception as error:  # noqa: BLE001 - Faust would go on after it
             die("watching failed", error)
