@@ -19,18 +19,19 @@ import msgspec
 import structlog
 
 from billing_job import metrics
-from billing_job.approved import SUPERSEDED_BY, is_approved_already, is_untouched, superseded
-from billing_job.charge import discard_strays, hold, pass_gate, settle, settle_zero
-from billing_job.content import fixed_now, trues_up
-from billing_job.counts import Counts, NotCovered
-from billing_job.due import DueCycle, due_cycles, joined, require_past
-from billing_job.gate import Difference, above_maximum, explained, quantity_differences
-from billing_job.late import Counted, counted_for
+from billing_job.collect.charge import discard_strays, hold, pass_gate, settle, settle_zero
+from billing_job.collect.customers import ensure_stripe_customer, forget_stripe_customer, is_gone
+from billing_job.collect.seller import with_current_seller
+from billing_job.collect.steps import Billing, InvoiceStopped, invoice_rests_until, note_problem, system_clock
+from billing_job.collect.void_credit import NotPossible, reissue, void
+from billing_job.invoice.approved import SUPERSEDED_BY, is_approved_already, is_untouched, superseded
+from billing_job.invoice.builder import fixed_now, trues_up
+from billing_job.invoice.checks import Difference, above_maximum, explained, quantity_differences
+from billing_job.invoice.due import DueCycle, due_cycles, joined, require_past
+from billing_job.invoice.late import Counted, counted_for
+from billing_job.invoice.usage_reader import Counts, NotCovered
 from billing_job.loops import invoice_by_invoice
-from billing_job.seller import with_current_seller
-from billing_job.share import Share
-from billing_job.steps import Billing, InvoiceStopped, invoice_rests_until, note_problem, system_clock
-from billing_job.stripe_api import (
+from billing_job.stripe.api import (
     Json,
     StripeApi,
     StripeDeclined,
@@ -39,8 +40,7 @@ from billing_job.stripe_api import (
     StripeUnknown,
     calls_per_second,
 )
-from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
-from billing_job.void_credit import NotPossible, reissue, void
+from billing_job.worker_group import Share
 from catalog.store import CatalogStore
 from ledger.records import InvoiceFixed, InvoiceStep, Phase, WaitCode
 from ledger.store import LedgerLog

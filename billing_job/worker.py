@@ -11,10 +11,10 @@ from confluent_kafka import KafkaException
 from prometheus_client import REGISTRY
 
 from billing_job.close import Stage, close_cycles, opened
+from billing_job.collect.poller import Sweep
+from billing_job.collect.steps import system_clock
 from billing_job.metrics import InvoicesByState
-from billing_job.share import Share
-from billing_job.steps import system_clock
-from billing_job.sweep import Sweep
+from billing_job.worker_group import Share
 from ledger.store import LedgerUnavailable
 from runtime.health import Check, HealthServer
 from runtime.kafka_watch import TopicWatch

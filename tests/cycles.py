@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from billing_job.approved import superseded
 from billing_job.close import in_force
-from billing_job.compute import priced_again
-from billing_job.content import fixed_now
-from billing_job.counts import Need, Quantities, need_of, quantities
-from billing_job.cycle_audit import CyclesAudit, audit_cycles
-from billing_job.due import due_cycles
-from billing_job.late import PendingLate, corrected_again, counted_for, pending
+from billing_job.invoice.approved import superseded
+from billing_job.invoice.builder import fixed_now
+from billing_job.invoice.cycle_audit import CyclesAudit, audit_cycles
+from billing_job.invoice.due import due_cycles
+from billing_job.invoice.late import PendingLate, corrected_again, counted_for, pending
+from billing_job.invoice.pricing import priced_again
+from billing_job.invoice.usage_reader import Need, Quantities, need_of, quantities
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from ledger.cycle_bills import CycleBill, cycle_bills

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from billing_job.close import Stage, close_cycles, is_ours_to_do
-from billing_job.counts import Counts
-from billing_job.share import Share
-from billing_job.steps import system_clock
-from billing_job.stripe_api import StripeApi, calls_per_second
+from billing_job.collect.steps import system_clock
+from billing_job.invoice.usage_reader import Counts
+from billing_job.stripe.api import StripeApi, calls_per_second
+from billing_job.worker_group import Share
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import BillingRun
 from ledger.store import LedgerLog

@@ -13,17 +13,20 @@ from typing import Any, Literal, TypeVar
 import structlog
 from confluent_kafka import KafkaException
 
-from billing_job import customer_desk, desk, invoices, void_credit
-from billing_job import late as late_usage
-from billing_job.content import trues_up
-from billing_job.counts import Counts
-from billing_job.cycle_audit import audit_cycles
-from billing_job.explain import NoSuchLine, events_csv, explained_invoice
+from billing_job import service as desk
+from billing_job.collect import customer_changes as customer_desk
+from billing_job.collect import void_credit
+from billing_job.collect.steps import Billing, InvoiceStopped
+from billing_job.collect.void_credit import NotPossible, NotPossibleCode
+from billing_job.invoice import late as late_usage
+from billing_job.invoice import verify as invoices
+from billing_job.invoice.builder import trues_up
+from billing_job.invoice.cycle_audit import audit_cycles
+from billing_job.invoice.explain import NoSuchLine, events_csv, explained_invoice
+from billing_job.invoice.simulate import NotSimulable
+from billing_job.invoice.usage_reader import Counts
 from billing_job.loops import invoice_by_invoice
-from billing_job.simulate import NotSimulable
-from billing_job.steps import Billing, InvoiceStopped
-from billing_job.stripe_api import IdempotencyMisuse, StripeApi, StripeDeclined, StripeFailure, StripeRefused
-from billing_job.void_credit import NotPossible, NotPossibleCode
+from billing_job.stripe.api import IdempotencyMisuse, StripeApi, StripeDeclined, StripeFailure, StripeRefused
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import (
     BillingRun,

@@ -20,8 +20,8 @@ from granian.server.embed import Server
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 
-from billing_job.webhooks import PATH as WEBHOOKS_PATH
-from billing_job.webhooks import StripeWebhooks
+from billing_job.collect.webhooks import PATH as WEBHOOKS_PATH
+from billing_job.collect.webhooks import StripeWebhooks
 from catalog.auth import authorize
 from catalog.store import CatalogStore
 from catalog.view import CatalogView

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from billing_job.close import forbear_collecting
-from billing_job.content import fixed_now
-from billing_job.counts import Need, Quantities, quantities, windows
-from billing_job.due import due_cycles
+from billing_job.invoice.builder import fixed_now
+from billing_job.invoice.due import due_cycles
+from billing_job.invoice.usage_reader import Need, Quantities, quantities, windows
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from deploy.local.clickhouse_http import ClickHouseLocal

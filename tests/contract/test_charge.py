@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from stripe_standin.process import StripeStandin
 
-from billing_job.charge import settle
-from billing_job.steps import Billing
-from billing_job.stripe_api import StripeApi, StripeRefused
-from billing_job.stripe_customers import ensure_stripe_customer, forget_stripe_customer, is_gone
+from billing_job.collect.charge import settle
+from billing_job.collect.customers import ensure_stripe_customer, forget_stripe_customer, is_gone
+from billing_job.collect.steps import Billing
+from billing_job.stripe.api import StripeApi, StripeRefused
 from ledger.records import InvoiceFixed, LedgerRecord
 from ledger.store import LedgerLog
 from ledger.view import Invoice, InvoiceLedger

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from stripe_standin import stripe_mock
 
-from billing_job.compute import PricedBy, fixed_invoice
-from billing_job.due import DueCycle
-from billing_job.stripe_api import Json, StripeApi
-from billing_job.stripe_objects import (
+from billing_job.invoice.due import DueCycle
+from billing_job.invoice.pricing import PricedBy, fixed_invoice
+from billing_job.stripe.api import Json, StripeApi
+from billing_job.stripe.objects import (
     credit_note_params,
     customer_params,
     invoice_params,

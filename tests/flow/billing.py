@@ -17,8 +17,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from stripe_standin.process import StripeStandin
 
 from billing_job.close import CloseReport, Stage, close, close_cycles
-from billing_job.counts import Counts
-from billing_job.stripe_api import StripeApi
+from billing_job.invoice.usage_reader import Counts
+from billing_job.stripe.api import StripeApi
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker

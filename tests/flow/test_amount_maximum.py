@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from billing_job.void_credit import void
+from billing_job.collect.void_credit import void
 from tests.flow.billing import APRIL, MAY, BillingWorld
 
 pytestmark = pytest.mark.timeout(300)

@@ -13,7 +13,7 @@ import pytest
 import stripe
 from starlette.applications import Starlette
 
-from billing_job.webhooks import PATH, StripeWebhooks
+from billing_job.collect.webhooks import PATH, StripeWebhooks
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from tests.flow.billing import BillingWorld

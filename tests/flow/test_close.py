@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from billing_job import invoices
 from billing_job.close import UnknownOrganization
-from billing_job.counts import NotCovered
-from billing_job.due import AsOfInFuture
-from billing_job.sweep import Sweep
+from billing_job.collect.poller import Sweep
+from billing_job.invoice import verify as invoices
+from billing_job.invoice.due import AsOfInFuture
+from billing_job.invoice.usage_reader import NotCovered
 from ledger.records import canonical_hash
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION

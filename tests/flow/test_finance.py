@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from billing_job import void_credit
-from billing_job.sweep import Sweep
+from billing_job.collect import void_credit
+from billing_job.collect.poller import Sweep
 from dashboard.app import Dashboard
 from dashboard.finance import Accrued, keep_accrual
 from dashboard.invoice_desk import DeskUnavailable

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from billing_job import desk, invoices, void_credit
-from billing_job.explain import NoSuchLine
-from billing_job.steps import system_clock
+from billing_job import service as desk
+from billing_job.collect import void_credit
+from billing_job.collect.steps import system_clock
+from billing_job.invoice import verify as invoices
+from billing_job.invoice.explain import NoSuchLine
 from ledger.records import IDEMPOTENCY_ERROR, InvoiceFixed
 from ledger.view import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION

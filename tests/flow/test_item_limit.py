@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from billing_job import invoices, line_groups
+from billing_job.invoice import verify as invoices
+from billing_job.stripe import line_groups
 from schemas.period import SECOND_US, parse_rfc3339
 from tests.flow.billing import BillingWorld
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from billing_job import invoices
-from billing_job.simulate import NotSimulable
+from billing_job.invoice import verify as invoices
+from billing_job.invoice.simulate import NotSimulable
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, parse_rfc3339
 from schemas.product import PerUnitPrice, ProductSpec

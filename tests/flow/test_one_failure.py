@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import billing_job.content
-from billing_job.compute import fixed_invoice
-from billing_job.counts import Counts, Need
-from billing_job.sweep import Sweep
+import billing_job.invoice.builder
+from billing_job.collect.poller import Sweep
+from billing_job.invoice.pricing import fixed_invoice
+from billing_job.invoice.usage_reader import Counts, Need
 from schemas.customer import Customer
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
@@ -73,7 +73,7 @@ def test_a_cycle_that_can_not_be_computed_waits_alone(world: BillingWorld, monke
     for customer in ("even-1", "odd", "even-2"):
         world.subscribe(customer, FLAT, ends_at=APRIL)
     with monkeypatch.context() as patched:
-        patched.setattr(billing_job.content, "fixed_invoice", failing)
+        patched.setattr(billing_job.invoice.builder, "fixed_invoice", failing)
         report = world.close()
     assert [world.invoices(each)[0].state for each in ("even-1", "odd", "even-2")] == ["paid", "waiting", "paid"]
     (odd,) = world.invoices("odd")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from billing_job.customer_desk import changed
-from billing_job.desk import may_retry, retried
-from billing_job.sweep import Sweep
+from billing_job.collect.customer_changes import changed
+from billing_job.collect.poller import Sweep
+from billing_job.service import may_retry, retried
 from ledger.benefits import benefits_state, unpaid
 from ledger.view import Invoice
 from schemas.customer import Customer

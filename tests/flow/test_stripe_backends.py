@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from stripe_standin.process import API_KEY, StripeStandin
 
-from billing_job import void_credit
-from billing_job.sweep import Sweep
+from billing_job.collect import void_credit
+from billing_job.collect.poller import Sweep
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from ledger.view import Invoice

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from stripe_standin.process import StripeStandin
 
 from billing_job.close import Stage
-from billing_job.invoices import verified
-from billing_job.stripe_api import StripeApi
+from billing_job.invoice.verify import verified
+from billing_job.stripe.api import StripeApi
 from dashboard.app import Dashboard
 from ledger.view import Invoice
 from schemas.customer import Customer

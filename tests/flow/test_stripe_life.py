@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from stripe_standin import stripe_mock
 
-from billing_job import invoices, void_credit
-from billing_job.charge import discard
-from billing_job.stripe_api import StripeFailure
-from billing_job.sweep import Sweep
-from billing_job.void_credit import NotPossible
+from billing_job.collect import void_credit
+from billing_job.collect.charge import discard
+from billing_job.collect.poller import Sweep
+from billing_job.collect.void_credit import NotPossible
+from billing_job.invoice import verify as invoices
+from billing_job.stripe.api import StripeFailure
 from ledger.benefits import benefits_state, unpaid
 from ledger.view import Invoice
 from schemas.customer import Customer
@@ -442,7 +443,7 @@ def test_killed_while_it_corrects_and_run_again(world: BillingWorld, step: str, 
     method, path, call = KILLED[step]
     world.stripe.fault(f"timeout_{when}", method, path, seconds=1)
     code = f"""
-from billing_job import void_credit
+from billing_job.collect import void_credit
 from schemas.settings import Settings
 with void_credit.opened(Settings()) as billing:
     invoice = billing.invoice({invoice.id!r})

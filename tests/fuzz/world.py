@@ -11,7 +11,7 @@ from typing import Any, cast
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from billing_job.webhooks import StripeWebhooks
+from billing_job.collect.webhooks import StripeWebhooks
 from catalog.record import CatalogObject
 from catalog.store import CatalogStore, CatalogUnavailable
 from catalog.view import Refusal

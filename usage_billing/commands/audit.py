@@ -9,8 +9,8 @@ from confluent_kafka import KafkaException
 from cyclopts import Parameter
 from rich.table import Table
 
-from billing_job.counts import Counts
-from billing_job.cycle_audit import CyclesAudit, audit_cycles
+from billing_job.invoice.cycle_audit import CyclesAudit, audit_cycles
+from billing_job.invoice.usage_reader import Counts
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
 from ledger.store import LedgerLog, LedgerUnavailable

@@ -11,13 +11,13 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from billing_job import invoices
 from billing_job.close import CloseReport, UnknownOrganization
 from billing_job.close import close as close_due
-from billing_job.due import AsOfInFuture
-from billing_job.explain import NoSuchLine
-from billing_job.simulate import NotSimulable
-from billing_job.steps import system_clock
+from billing_job.collect.steps import system_clock
+from billing_job.invoice import verify as invoices
+from billing_job.invoice.due import AsOfInFuture
+from billing_job.invoice.explain import NoSuchLine
+from billing_job.invoice.simulate import NotSimulable
 from catalog.store import CatalogUnavailable
 from ledger.store import LedgerUnavailable
 from schemas.decimals import loads_exact

@@ -24,7 +24,7 @@ def run() -> int:
 @app.command
 def retry(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None) -> int:
     """Try again now what waits, is held or failed, without its usual rest; also what had failed for good."""
-    from billing_job import desk
+    from billing_job import service as desk
     from usage_billing.commands.billing import asked, print_report, progress_bar, shown_on
 
     settings = settings_for("billing")
@@ -41,7 +41,7 @@ def retry(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only th
 @app.command
 def approve(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None) -> int:
     """Let invoices be charged, where an organization wants each to be approved; the next close charges them."""
-    from billing_job import desk
+    from billing_job import service as desk
     from usage_billing.commands.billing import asked
 
     settings = settings_for("billing")

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from billing_job.steps import Billing, InvoiceStopped
-from billing_job.stripe_api import StripeFailure
-from billing_job.void_credit import NotPossible, credit_amount, opened, reissue, settle_paid_twice
-from billing_job.void_credit import credit as credit_invoice
-from billing_job.void_credit import void as void_invoice
+from billing_job.collect.steps import Billing, InvoiceStopped
+from billing_job.collect.void_credit import NotPossible, credit_amount, opened, reissue, settle_paid_twice
+from billing_job.collect.void_credit import credit as credit_invoice
+from billing_job.collect.void_credit import void as void_invoice
+from billing_job.stripe.api import StripeFailure
 from ledger.records import CreditFor
 from ledger.store import LedgerUnavailable
 from ledger.view import Invoice

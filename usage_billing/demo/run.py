@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from whenever import OffsetDateTime
 
-from billing_job.invoices import verify_all
+from billing_job.invoice.verify import verify_all
 from catalog.store import CatalogStore
 from deploy.local import stack
 from schemas.customer import Customer

@@ -1,0 +1,1 @@
+"""due cycles, quantities, prices → what an invoice says, and why. Calls neither Stripe nor the ledger."""

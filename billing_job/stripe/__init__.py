@@ -1,0 +1,1 @@
+"""Stripe's API: its calls, connections, parameters and objects."""
