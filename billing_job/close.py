@@ -42,9 +42,11 @@ from billing_job.stripe.api import (
 )
 from billing_job.worker_group import Share
 from catalog.store import CatalogStore
-from ledger.records import InvoiceFixed, InvoiceStep, Phase, WaitCode
+from ledger.invoice import Invoice, just_fixed
+from ledger.records import InvoiceStep, Phase, WaitCode
+from ledger.snapshot import InvoiceFixed
 from ledger.store import LedgerLog
-from ledger.view import Invoice, InvoiceLedger, just_fixed
+from ledger.view import InvoiceLedger
 from runtime.one_by_one import OneByOne
 from schemas.customer import Customer
 from schemas.settings import Settings

@@ -9,9 +9,10 @@ from billing_job.close import CloseReport, Progress, Stage, close_cycles, is_our
 from billing_job.collect.steps import system_clock
 from billing_job.invoice.verify import UnknownInvoice
 from catalog.view import CatalogView
+from ledger.invoice import Invoice, may_pay_again
 from ledger.records import InvoiceStep
 from ledger.store import LedgerLog
-from ledger.view import Invoice, InvoiceLedger, may_pay_again
+from ledger.view import InvoiceLedger
 from schemas.settings import Settings
 
 

@@ -263,7 +263,7 @@ class InvoiceFilter:
 
 
 InvoiceDocument = dict[str, Any]
-"""An invoice as the API shows it, see ledger.view.Invoice.document."""
+"""An invoice as the API shows it, see ledger.invoice.Invoice.document."""
 
 
 def invoice_documents(

@@ -1,6 +1,6 @@
-"""unpaid invoices → whether what a subscription grants is active, suspended or ended. Pure.
+"""unpaid invoices → benefits of a subscription: active, suspended or ended. Pure.
 
-Stripe collects and Stripe gives up; what it says of one subscription's invoices touches no other subscription.
+Stripe collects payments and decides when to give up. An unpaid invoice suspends its own subscription only.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ledger.invoice import Invoice
 from ledger.records import ACTION_REQUIRED, NO_PAYMENT_METHOD
-from ledger.view import Invoice
 
 BenefitsState = Literal["active", "suspended", "ended"]
 UnpaidReason = Literal["retries_exhausted", "uncollectible", "overdue", "no_payment_method", "action_required"]
 
-# The customer has to do something that no retry of Stripe's can: a set grace first.
+# Only the customer can resolve these, no retry of Stripe's: benefits stay active for a set grace.
 _WITH_GRACE = frozenset({"no_payment_method", "action_required"})
 
 
 @dataclass(frozen=True, slots=True)
 class Unpaid:
-    """Why Stripe will not retry the payment. since: µs; may lie ahead, as the day that an invoice is due."""
+    """Reason why Stripe will not retry the payment. since: µs; in the future for an invoice that is not due yet."""
 
     reason: UnpaidReason
     since: int
 
     def suspends_from(self, grace_us: int) -> int:
-        """When it suspends benefits, µs."""
+        """µs from which benefits are suspended."""
         return self.since + (grace_us if self.reason in _WITH_GRACE else 0)
 
 
 def unpaid(invoice: Invoice) -> Unpaid | None:
-    """What the newest facts mean; None while Stripe still collects, and when nothing is owed."""
+    """Why the invoice stays unpaid; None while Stripe still collects, and when nothing is owed."""
     fixed, seen = invoice.fixed, invoice.stripe
     if fixed is None or seen is None or seen.status not in ("open", "uncollectible"):
         return None
@@ -55,13 +55,13 @@ def unpaid(invoice: Invoice) -> Unpaid | None:
 
 
 def suspending(owed: Iterable[Unpaid], now_us: int, grace_us: int) -> Unpaid | None:
-    """The oldest that suspends benefits now."""
-    found = [each for each in owed if each.suspends_from(grace_us) <= now_us]
-    return min(found, key=lambda each: each.suspends_from(grace_us), default=None)
+    """The earliest that suspends benefits now; None: benefits are not suspended."""
+    in_force = [reason for reason in owed if reason.suspends_from(grace_us) <= now_us]
+    return min(in_force, key=lambda reason: reason.suspends_from(grace_us), default=None)
 
 
 def benefits_state(owed: Iterable[Unpaid], ends_at_us: int | None, now_us: int, grace_us: int) -> BenefitsState:
-    """State of one subscription's benefits. owed: of its invoices. ends_at_us: of the subscription."""
+    """State of one subscription's benefits. owed: of unpaid invoices. ends_at_us: the subscription's end, or None."""
     if ends_at_us is not None and ends_at_us <= now_us:
         return "ended"
     return "suspended" if suspending(owed, now_us, grace_us) else "active"

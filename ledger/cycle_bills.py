@@ -1,26 +1,24 @@
 """A subscription's invoices → the amounts that its valid documents have billed for each cycle. Pure.
 
-For every cycle, Σ of its own invoice, of corrections on later ones, and less credit notes for usage, is what the cycle
-costs; what is not yet so, the subscription's next invoice makes so. A void invoice bills nothing. A cycle whose own
-invoice is void and is not reissued is waived: it costs nothing.
+The cost of a cycle is the sum of its own invoice and of corrections on later invoices, less credit notes for usage. The
+subscription's next invoice adds what is missing. A void invoice bills nothing. A cycle is waived, and costs nothing,
+when its own invoice is void and not reissued.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from ledger.records import CarriedCredit, InvoiceAdjusted, InvoiceFixed, Reissue
+from ledger.invoice import Invoice
+from ledger.records import InvoiceAdjusted
+from ledger.snapshot import CarriedCredit, InvoiceFixed, Reissue
 from schemas.watermark import Watermark
-
-if TYPE_CHECKING:
-    from ledger.view import Invoice
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one invoice bills for one cycle, before credit notes. quantities: meter id → the cycle's total."""
+    """The amount of one invoice for one cycle, before credit notes. quantities: meter id → the cycle's total."""
 
     cycle_start: int
     amount_minor: int
@@ -31,10 +29,13 @@ class Share:
 class CycleBill:
     """The amounts billed for one cycle of a subscription so far.
 
-    fixed: the cycle's own invoice; of a waived cycle the void one. counted: ids of the invoices that bill it, in the
-    order of the log. billed_minor: their sum for this cycle, less credited_minor. credited_minor, credit_notes: of
-    notes for usage. quantities: meter id → the cycle's total as it was counted last, below quantities_at. counted_to:
-    events of the cycle at or after it are late and not billed yet.
+    fixed: the cycle's own invoice; the void one of a waived cycle.
+    counted: ids of the invoices that bill it, in log order.
+    billed_minor: their sum for this cycle, less credited_minor.
+    quantities: meter id → the cycle's total at its last count.
+    quantities_at: watermark of that count.
+    counted_to: events of the cycle at or after this watermark are late and not billed yet.
+    credited_minor, credit_notes: sum and ids of credit notes for usage.
     """
 
     fixed: InvoiceFixed
@@ -51,26 +52,26 @@ class CycleBill:
 def shares_of(fixed: InvoiceFixed) -> list[Share]:
     """The amounts that an invoice bills, by cycle: its own first, then those that it corrects."""
     own = [] if fixed.final else [Share(fixed.cycle_start, fixed.own_minor, fixed.quantities)]
-    return own + [Share(each.cycle_start, each.difference_minor, each.quantities) for each in fixed.corrections]
+    return own + [Share(part.cycle_start, part.difference_minor, part.quantities) for part in fixed.corrections]
 
 
 def cycle_bills(invoices: Iterable[Invoice]) -> dict[int, CycleBill]:
-    """Start of a cycle → what billed it. invoices: of one subscription, void ones too, in the order of the log.
+    """Start of a cycle → its bill. invoices: of one subscription, void ones too, in log order.
 
-    Not among them: a cycle that is to be reissued and is not yet, and a waived one that no other invoice bills.
+    Left out: a cycle whose reissue is pending, and a waived cycle that no other invoice bills.
     """
-    found = _bills(list(invoices))
-    return {start: bill for start, (bill, is_open) in found.items() if not is_open}
+    bills = _bills(list(invoices))
+    return {start: bill for start, (bill, is_pending) in bills.items() if not is_pending}
 
 
 def reissue_of(invoices: Iterable[Invoice], cycle_start: int, *, final: bool) -> Reissue:
-    """What the next revision of a cycle has to take off: what others billed for it, and credits that were given.
+    """Amounts that the next revision of a cycle subtracts: bills of other invoices for it, and credits that were given.
 
-    invoices: as of `cycle_bills`; the cycle's own is void. final: the revision is of a final invoice.
+    invoices: as for `cycle_bills`; the cycle's own is void. final: the revision replaces a final invoice.
     """
     known = list(invoices)
     bill, _ = _bills(known).get(cycle_start, (None, False))
-    carried = tuple(_carried(each for each in known if _is_own(each, cycle_start, final=final)))
+    carried = tuple(_carried(invoice for invoice in known if _is_own(invoice, cycle_start, final=final)))
     if bill is None or final:
         return Reissue(credits=carried)
     return Reissue(bill.counted, bill.billed_minor, bill.credited_minor, bill.credit_notes, carried)
@@ -82,7 +83,7 @@ def _is_own(invoice: Invoice, cycle_start: int, *, final: bool) -> bool:
 
 
 def _bills(invoices: Sequence[Invoice]) -> dict[int, tuple[CycleBill, bool]]:
-    """Start of a cycle → what billed it, and whether it is to be reissued and is not yet."""
+    """Start of a cycle → its bill, and whether its reissue is pending."""
     own: dict[int, Invoice] = {}
     for invoice in invoices:
         if invoice.fixed is not None and not invoice.fixed.final:
@@ -90,24 +91,25 @@ def _bills(invoices: Sequence[Invoice]) -> dict[int, tuple[CycleBill, bool]]:
             if known is None or known.revision < invoice.revision:
                 own[invoice.cycle_start] = invoice
     bills: dict[int, CycleBill] = {}
-    unlooked: set[int] = set()  # cycles whose last correction is void: those who looked after it had relied on it
+    # Cycles whose last correction is void: invoices that compared them later had relied on it.
+    unverified: set[int] = set()
     for invoice in invoices:
         fixed = invoice.fixed
         if fixed is None:
             continue
         if invoice.state == "void":
-            unlooked |= {each.cycle_start for each in fixed.corrections}
+            unverified |= {correction.cycle_start for correction in fixed.corrections}
             continue
         at = fixed.counted_to
-        if fixed.trued_up:  # it looked at every cycle before it
-            bills = {s: bill if s in unlooked else replace(bill, counted_to=at) for s, bill in bills.items()}
-        credits = credited(invoice)
+        if fixed.trued_up:  # it compared every earlier cycle
+            bills = {s: bill if s in unverified else replace(bill, counted_to=at) for s, bill in bills.items()}
+        credits = credits_by_cycle(invoice)
         for share in shares_of(fixed):
             start = share.cycle_start
             of_own = own.get(start)
             if of_own is None or of_own.fixed is None:
                 continue
-            unlooked.discard(start)
+            unverified.discard(start)
             known = bills.get(start)
             credited_minor, notes = credits.get(start, (0, ()))
             bills[start] = CycleBill(
@@ -128,47 +130,47 @@ def _bills(invoices: Sequence[Invoice]) -> dict[int, tuple[CycleBill, bool]]:
 
 
 def usage_notes(invoice: Invoice) -> list[InvoiceAdjusted]:
-    """Credit notes that say that usage should not have been billed."""
-    return [each for each in _issued_notes(invoice) if each.credit_for == "usage"]
+    """Credit notes for usage that should not have been billed."""
+    return [note for note in _issued_notes(invoice) if note.credit_for == "usage"]
 
 
 def _issued_notes(invoice: Invoice) -> Iterator[InvoiceAdjusted]:
-    for each in invoice.adjustments.values():
-        if each.adjustment == "credit_note" and each.status == "issued":
-            yield each
+    for adjustment in invoice.adjustments.values():
+        if adjustment.adjustment == "credit_note" and adjustment.status == "issued":
+            yield adjustment
 
 
 def _net_minor(note: InvoiceAdjusted) -> int:
     return note.amount_minor if note.net_minor is None else note.net_minor
 
 
-def credited(invoice: Invoice) -> dict[int, tuple[int, tuple[str, ...]]]:
-    """Start of a cycle → what notes for usage took off what the invoice bills for it, before tax, and their ids.
+def credits_by_cycle(invoice: Invoice) -> dict[int, tuple[int, tuple[str, ...]]]:
+    """Start of a cycle → sum, before tax, and ids of the credit notes for usage that lower the invoice's bill for it.
 
-    A note lowers the invoice's own cycle first, then the cycles that it corrects, each down to nothing.
+    A note lowers the invoice's own cycle first, then the cycles that it corrects, each down to 0.
     """
     notes = usage_notes(invoice)
     if not notes or invoice.fixed is None:
         return {}
-    left, ids = sum(map(_net_minor, notes)), tuple(each.object_id for each in notes)
+    left, ids = sum(map(_net_minor, notes)), tuple(note.object_id for note in notes)
     shares = shares_of(invoice.fixed)
     taken: dict[int, int] = {}
     for share in shares:
         part = min(left, max(0, share.amount_minor))
         taken[share.cycle_start] = part
         left -= part
-    if left and shares:  # more than it billed at all
+    if left and shares:  # more than the whole invoice
         taken[shares[0].cycle_start] += left
     return {start: (minor, ids) for start, minor in taken.items() if minor}
 
 
 def _carried(revisions: Iterable[Invoice]) -> Iterator[CarriedCredit]:
-    """Goodwill that was credited on an invoice before it was void: whoever got it keeps it.
+    """Goodwill that was credited on an invoice before it became void: the customer keeps it.
 
-    What a revision had carried itself is on the notes of those before it.
+    Credits that a revision carried over are credit notes of the revisions before it, so they are not counted twice.
     """
     for invoice in revisions:
         if invoice.state == "void":
-            for each in _issued_notes(invoice):
-                if each.credit_for != "usage":
-                    yield CarriedCredit(invoice.id, each.object_id, _net_minor(each))
+            for note in _issued_notes(invoice):
+                if note.credit_for != "usage":
+                    yield CarriedCredit(invoice.id, note.object_id, _net_minor(note))

@@ -1,34 +1,27 @@
-"""billing.ledger records ⇄ JSON, and the ids that they carry. What they come to: invoice_ledger.py. Pure.
+"""billing.ledger records ⇄ JSON. invoice.py and transitions.py: their effect on an invoice. Pure.
 
-Records are keyed by `customer_key`, so that all of a customer's lie in one partition, in one order.
+Records are keyed by `customer_key`, so that all records of a customer are in one partition, in one order.
 
 Instants are µs since 1970, UTC. Amounts in major units and quantities are decimal strings; `…_minor` are Stripe's
-integers.
+integers. Defaults are left out of the JSON, so that a field added later does not change old records.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
 
+from ledger.snapshot import InvoiceFixed, Seller
 from schemas.currency import from_minor
-from schemas.customer import CollectionMethod
 from schemas.decimals import plain
-from schemas.meter import Meter
 from schemas.partition import customer_key
-from schemas.period import Cycle, format_rfc3339
-from schemas.product import Product
-from schemas.watermark import Watermark
-from schemas.watermark import from_json as watermark_from_json
+from schemas.period import format_rfc3339
 
-FIRST_REVISION = 1
 IDEMPOTENCY_ERROR = "idempotency_error"
-"""Stripe's word for a key that was used with other parameters: our own fault, so the invoice stops there."""
+"""Stripe's error code for an idempotency key that was used with other parameters: our fault, so the invoice stops."""
 
 State = Literal["waiting", "computed", "draft", "open", "paid", "payment_failed", "uncollectible", "mismatch", "void"]
 StepName = Literal[
@@ -51,18 +44,20 @@ StepName = Literal[
     "customer",
 ]
 WaitCode = Literal["no_sink", "clickhouse_away", "not_stored", "not_committed", "incomplete_count", "not_computed"]
-"""Why an invoice is `waiting`; `not_computed`: of its own fault, the others went on."""
+"""Why an invoice is `waiting`. `not_computed`: this invoice alone failed, others were computed."""
 HoldCode = Literal["quantity", "subtotal", "charged_twice", "amount_above_maximum"]
-"""Why an invoice is a `mismatch`: a count, Stripe's subtotal, a second payment, or more than Stripe charges."""
+"""Why an invoice is a `mismatch`: usage counts differ, Stripe's subtotal differs, a second payment, an amount above
+Stripe's maximum."""
 Phase = Literal["intent", "done", "failed", "unknown"]
 StripeStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 CreditFor = Literal["usage", "goodwill"]
-"""What a credit note is for: usage that should not have been billed, or nothing that was used."""
+"""Reason of a credit note: usage that should not have been billed, or goodwill without any change of usage."""
 CreditTarget = Literal["balance", "refund"]
-"""Where a credit for what is paid already goes: to what the customer pays next, or back to the card."""
+"""Receiver of a credit on a paid invoice: the customer's balance (lowers the next invoice) or the card."""
 
 AdjustmentKind = Literal["credit_note", "refund", "dispute"]
-# What Stripe may still change: a refund that succeeded can fail later, a dispute that was lost can be won on appeal.
+# Statuses that Stripe rarely changes again. It still may: a refund that succeeded can fail later, a dispute that was
+# lost can be won on appeal.
 _SETTLED: Mapping[AdjustmentKind, frozenset[str]] = MappingProxyType(
     {
         "credit_note": frozenset({"issued", "void"}),
@@ -73,204 +68,30 @@ _SETTLED: Mapping[AdjustmentKind, frozenset[str]] = MappingProxyType(
 
 NO_PAYMENT_METHOD = "no_payment_method"
 ACTION_REQUIRED = "action_required"
-"""Codes of a `pay` whose failure is for the customer to put right."""
+"""Codes of a failed `pay` that only the customer can resolve."""
 PAYMENT_PROCESSING = "payment_processing"
-"""Reason of an open invoice whose debit is under way (SEPA, ACH, Bacs, BECS): the bank answers in days."""
+"""Reason of an open invoice with a bank debit under way (SEPA, ACH, Bacs, BECS): the bank answers within days."""
 
 
 class UnreadableLedgerRecord(ValueError):
     """Bytes in the ledger that are not a record. Every reader ignores them."""
 
 
-# Defaults are left out of the JSON, so that a field added later changes neither old records nor their hashes.
-
-# --- Records ----------------------------------------------------------------------------------------------------------
-
-
-class TierPart(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one tier adds to a line: the units in (from_exclusive, up_to_inclusive], each at unit_amount; unrounded."""
-
-    from_exclusive: str
-    up_to_inclusive: str | None
-    quantity: str
-    unit_amount: str
-    amount: str
-
-
-class Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One price on an invoice, or what a `Correction` comes to. amount: major units, rounded; before tax.
-
-    meter_id None: flat fee, minimum or correction. corrects: the invoice that a correction belongs to. price_index: -1
-    of a correction. period_start, period_end: µs, of a line about another time than the invoice's own. late_meter_id,
-    late_meter: id and name of the meter whose late or voided usage it is; None: of no single one. late_quantity: by how
-    much the cycle's total of that meter changed.
-    """
-
-    meter_id: str | None
-    price_index: int
-    model: str
-    description: str
-    quantity: str
-    included: str
-    priced_quantity: str
-    amount: str
-    amount_minor: int
-    tiers: tuple[TierPart, ...] = ()
-    corrects: str | None = None
-    period_start: int | None = None
-    period_end: int | None = None
-    late_meter_id: str | None = None
-    late_meter: str | None = None
-    late_quantity: str | None = None
-
-
-class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What late and voided events change about an earlier cycle of the subscription, below this invoice's watermark.
-
-    corrects: the invoice whose product, meters and cycle it is priced by. counted: invoices that billed the cycle so
-    far, in the order of the log; the record is valid only where the log says the same. quantities: meter id → the
-    whole cycle's total now; none of a waived cycle. before_minor: what `counted` billed for the cycle, less
-    credited_minor. credited_minor, credit_notes: of credit notes for usage, before tax. total_minor: what the cycle
-    costs now, minimum and flat fees included; 0 of a waived one. The difference is on the invoice as a line, unless it
-    is 0.
-    """
-
-    corrects: str
-    cycle_start: int
-    cycle_end: int
-    counted: tuple[str, ...]
-    quantities: dict[str, str]
-    before_minor: int
-    total_minor: int
-    credited_minor: int = 0
-    credit_notes: tuple[str, ...] = ()
-
-    @property
-    def difference_minor(self) -> int:
-        return self.total_minor - self.before_minor
-
-
-class CarriedCredit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A goodwill credit note of a void invoice, as a line of the revision that replaces it. Before tax."""
-
-    invoice_id: str
-    credit_note_id: str
-    amount_minor: int
-
-
-class Reissue(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a revision takes off what its cycle costs, each as a line, unless it is 0.
-
-    billed_by: other invoices that bill the cycle, by corrections, in the order of the log. billed_minor: their sum for
-    it, less credited_minor. credited_minor, credit_notes: of credit notes for usage, before tax. credits: goodwill that
-    was given on the revisions before.
-    """
-
-    billed_by: tuple[str, ...] = ()
-    billed_minor: int = 0
-    credited_minor: int = 0
-    credit_notes: tuple[str, ...] = ()
-    credits: tuple[CarriedCredit, ...] = ()
-
-
-class Seller(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the invoice is made at Stripe. stripe_account_id None: the operator is the seller."""
-
-    collection_method: CollectionMethod
-    days_until_due: int | None = None  # of send_invoice
-    stripe_account_id: str | None = None
-    tax_mode: Literal["none", "stripe_automatic", "rates"] = "none"
-    tax_rates: tuple[str, ...] = ()
-
-
-# Many invoices have the same snapshot.
-@lru_cache(maxsize=1024)
-def _product(document: bytes) -> Product:
-    return Product.model_validate(msgspec.json.decode(document))
-
-
-@lru_cache(maxsize=1024)
-def _meter(document: bytes) -> Meter:
-    return Meter.model_validate(msgspec.json.decode(document))
-
-
-class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_fixed"):
-    """The content of an invoice, which never changes: the first of an invoice id wins.
-
-    cycle_start, cycle_end: the billing cycle, half-open. active_until: end of what is billed: the cycle's, or that of a
-    subscription that ended within it. watermark: what was counted, {"epoch": 1, "offsets": {"0": 1871}}.
-    product, meters: the catalog's objects as they were priced with. hash: `canonical_hash` of this record.
-    corrections: of earlier cycles. trued_up: every earlier cycle was compared below this watermark, and those that are
-    not among the corrections had not changed; then follows is the hash of the subscription's invoice before this one in
-    the log, and the record is valid only where that is so. final: after the subscription's end, of corrections only.
-    writer: the run that wrote it, for people. reissue: of a revision that replaces a void invoice; follows is
-    then the hash of the invoice before it, too. None: it is the first, or older than the field.
-    """
-
-    invoice_id: str
-    organization_id: str
-    customer_id: str
-    subscription_id: str
-    revision: int
-    cycle_start: int
-    cycle_end: int
-    active_until: int
-    time_zone: str
-    currency: str
-    lines: tuple[Line, ...]
-    total: str
-    total_minor: int
-    watermark: dict[str, Any]
-    product: dict[str, Any]
-    meters: tuple[dict[str, Any], ...]
-    seller: Seller
-    hash: str
-    fixed_at: int
-    corrections: tuple[Correction, ...] = ()
-    trued_up: bool = False
-    follows: str | None = None
-    final: bool = False
-    writer: str = ""
-    reissue: Reissue | None = None
-
-    @property
-    def cycle(self) -> Cycle:
-        return Cycle(self.cycle_start, self.cycle_end)
-
-    @property
-    def quantities(self) -> dict[str, str]:
-        """Meter id → the total of its own cycle."""
-        return {line.meter_id: line.quantity for line in self.lines if line.meter_id is not None}
-
-    @property
-    def own_minor(self) -> int:
-        """What it bills for its own cycle, less what other invoices billed for it. Goodwill is not part of that."""
-        carried = sum(each.amount_minor for each in self.reissue.credits) if self.reissue else 0
-        return self.total_minor - sum(each.difference_minor for each in self.corrections) + carried
-
-    @property
-    def counted_to(self) -> Watermark:
-        """The watermark as a value."""
-        return watermark_from_json(self.watermark)
-
-    @property
-    def priced_product(self) -> Product:
-        return _product(msgspec.json.encode(self.product))
-
-    @property
-    def priced_meters(self) -> dict[str, Meter]:
-        """Meter id → the meter as it was."""
-        return {meter["id"]: _meter(msgspec.json.encode(meter)) for meter in self.meters}
-
-
 class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An invoice as Stripe showed it: facts, never compared with ours but for subtotal_minor (before tax, discount).
+    """An invoice as Stripe returned it. Only subtotal_minor (before tax and discount) is ever compared with ours.
 
-    applied_balance_minor: settled through the customer's balance instead of a payment (credit used, or a sum too small
-    to charge carried forward); negative: a debt collected with this invoice. credited_minor: by credit notes.
-    attempt_count: grows with every attempt at payment. next_payment_attempt: None when none is planned. seen_at: when
-    it was read. processing: a payment is under way and has neither succeeded nor failed. payment_error: why the last
-    payment failed, where the invoice was read together with its payments.
+    seen_at: µs, when it was read.
+    tax_minor: None: Stripe has not computed it.
+    applied_balance_minor: settled through the customer's balance instead of a payment (credit used, or an amount too
+        small to charge, carried forward); negative: a debt collected with this invoice.
+    amount_remaining_minor: None in records older than the field.
+    credited_minor: sum of credit notes.
+    attempted, attempt_count: whether, and how often, Stripe tried to collect payment.
+    next_payment_attempt: µs; None: no attempt is planned.
+    finalized_at, due_date, paid_at: µs; None: not yet, or no due date.
+    finalization_error: Stripe's message; None: no error.
+    processing: a payment is under way that has neither succeeded nor failed.
+    payment_error: message of the last failed payment; None also where the invoice was read without its payments.
     """
 
     id: str
@@ -299,21 +120,34 @@ class StripeInvoice(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_step"):
-    """An intent before a call to Stripe, or what came of it.
+    """An intent before a call to Stripe, or the result of the call; or a decision about the invoice.
 
-    step: `wait` (not computed yet, reason and code say why) · `gate` (do the totals agree?) · `approve` (someone let it
-    be charged) · `retry` (someone asked for it to be tried again now, whatever failed) · `draft` · `item` (index: of
-    the line) · `finalize` · `pay` (a refused payment is `done` too: it is Stripe's to retry) · `void` (nothing else
-    begins after its intent) · `reissue` (of a void one: its cycle is invoiced again, as the next revision) · `settle`
-    (object_id, a second Stripe invoice paid for the same cycle, is dealt with: memo and by say how and by whom)
-    · `credit` (index: of the credit note; its amount_minor goes to target) · `observe` (the object was read again) ·
-    `discard` (object_id, a draft, is gone: a second one, or the one that was in use) · `problem` (it could not be
-    handled, reason says why; nothing was done) · `seller` (the settings it is made with at Stripe were corrected before
-    there was anything at Stripe) · `customer` (its customer can't be had at Stripe).
-    phase: `failed` is certain, and lets the next attempt begin; `unknown` leaves the attempt as it is.
-    object_id: what was made at Stripe. code: Stripe's error code, or ours. memo: why a void or credit was asked for.
-    by: who asked, a key's id or a user's name. credit_for: of a credit. request: digest of the
-    Idempotency-Key that a credit was asked for with.
+    step:
+        `wait`: not computed yet; reason and code say why.
+        `gate`: comparison of the totals.
+        `approve`: somebody allowed the charge.
+        `retry`: somebody asked for another attempt now.
+        `draft`, `item` (index: of the line), `finalize`: the call of that name.
+        `pay`: a refused payment is `done` too, because Stripe retries it.
+        `void`: nothing else begins after its intent.
+        `reissue`: the cycle of a void invoice is invoiced again, by the next revision.
+        `settle`: object_id, a second Stripe invoice that was paid for the same cycle, is resolved; memo and by say how
+            and by whom.
+        `credit` (index: of the credit note): amount_minor goes to target.
+        `observe`: the Stripe invoice was read again.
+        `discard`: object_id, a draft, is deleted; a second draft, or the draft in use.
+        `problem`: the invoice could not be handled; reason says why, and nothing was done.
+        `seller`: its settings at Stripe were corrected before anything existed at Stripe.
+        `customer`: its customer could not be created or read at Stripe.
+    phase: `failed` is certain and lets the next attempt begin; `unknown` leaves the attempt as it is.
+    at: µs.
+    object_id: id of the object at Stripe.
+    code: Stripe's error code, or ours.
+    stripe: the invoice that the call returned.
+    memo: reason that a person gave for a void or credit.
+    by: id of the API key, or name of the user, that asked for it.
+    request: digest of the Idempotency-Key of a request for a credit.
+    subscription_id, cycle_start, cycle_end: set for `wait`, which precedes the snapshot of the invoice.
     """
 
     invoice_id: str
@@ -335,7 +169,6 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
     request: str | None = None
     seller: Seller | None = None
     credit_for: CreditFor = "goodwill"
-    # Of `wait`, which precedes the fixing: what the invoice would be of.
     subscription_id: str | None = None
     cycle_start: int | None = None
     cycle_end: int | None = None
@@ -343,7 +176,7 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
 
 
 class OrderRecorded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="order_recorded"):
-    """A paid invoice's order: the first of an invoice id wins. amount_paid: major units, as Stripe collected them."""
+    """A paid invoice's order; the first record of an invoice id is in force. amount_paid: major units, from Stripe."""
 
     order_id: str
     invoice_id: str
@@ -359,14 +192,18 @@ class OrderRecorded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
 
 
 class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="stripe_customer"):
-    """A customer at Stripe. phase `intent`: about to be made; `done`: the first of an account is the valid one.
+    """A customer at Stripe.
 
-    Later `done` records of the same stripe_customer_id say which payment_method (as the catalog names it) was attached,
-    under which id (default_payment_method), or why it was not (reason). details: digest of name, address and so on, as
-    they were passed on; None: the customer was given, and its details are kept at Stripe.
-    owner: the Stripe that knows the id, as account and mode of the key (`acct_1AbC:test`); None: not kept then.
-    replaces: the stripe_customer_id that was in force until then. A `failed` record with a stripe_customer_id says that
-    this one is gone at Stripe.
+    phase: `intent`: about to be created; `done`: created, and the first record of an account is in force; `failed` with
+        a stripe_customer_id: that customer no longer exists at Stripe.
+    at: µs.
+    stripe_account_id: connected account; None: the operator's own.
+    payment_method: as the catalog names it; set by later `done` records of the same stripe_customer_id.
+    default_payment_method: its id at Stripe after it was attached; None: not attached, reason says why.
+    details: digest of name, address and so on, as they were sent; None: the merchant named an existing Stripe customer,
+        whose details are kept at Stripe.
+    owner: account and mode of the Stripe key that created it (`acct_1AbC:test`); None: older than the field.
+    replaces: the stripe_customer_id that was in force before.
     """
 
     organization_id: str
@@ -387,11 +224,14 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
 
 
 class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_adjusted"):
-    """What moved after an invoice was issued, as Stripe showed it: of an object_id the one read last is valid.
+    """A credit note, refund or dispute of an issued invoice, as Stripe returned it. The last read of an id counts.
 
-    amount_minor: of the object's own currency, tax included; net_minor: without tax, of a credit note. status: Stripe's
-    (`issued`, `void`; `pending`, `succeeded`, `failed`, …; `needs_response`, `won`, `lost`, …). number: the document's.
-    credit_for: of a credit note; one that was made at Stripe is goodwill, unless its metadata say otherwise.
+    amount_minor: in the object's own currency, with tax.
+    status: Stripe's (`issued`, `void`; `pending`, `succeeded`, `failed`, …; `needs_response`, `won`, `lost`, …).
+    created_at, seen_at: µs; seen_at: when it was read.
+    net_minor: without tax, of a credit note; None for the others.
+    number: of the document; None: it has none.
+    credit_for: of a credit note. One created at Stripe is goodwill, unless its metadata say otherwise.
     """
 
     invoice_id: str
@@ -412,10 +252,11 @@ class InvoiceAdjusted(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
 
     @property
     def settled(self) -> bool:
-        """Whether Stripe changes it no more, as far as is known."""
+        """Whether its status is one that Stripe rarely changes again."""
         return self.status in _SETTLED[self.adjustment]
 
     def document(self) -> dict[str, Any]:
+        """The adjustment as the API returns it: amount in major units, instants in RFC 3339."""
         return {
             "type": self.adjustment,
             "id": self.object_id,
@@ -451,43 +292,3 @@ def decode(message: bytes) -> LedgerRecord:
 def record_key(record: LedgerRecord) -> bytes:
     """Key of the Kafka message; `partition_of` the same two ids is its partition."""
     return customer_key(record.organization_id, record.customer_id).encode()
-
-
-# --- Identity ---------------------------------------------------------------------------------------------------------
-
-
-def _digest(prefix: str, *parts: object) -> str:
-    return f"{prefix}_" + hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
-
-
-def invoice_id(organization_id: str, subscription_id: str, cycle_start: int, revision: int = FIRST_REVISION) -> str:
-    """The same for every run that closes the cycle."""
-    return _digest("inv", organization_id, subscription_id, cycle_start, revision)
-
-
-def order_id(invoice: str) -> str:
-    return _digest("ord", invoice)
-
-
-# What says when and by whom it was written, and the hash itself, are not part of what the invoice says; defaults are
-# left out, as in the record.
-_CANONICAL = tuple(
-    (each.name, each.default)
-    for each in msgspec.structs.fields(InvoiceFixed)
-    if each.name not in ("hash", "fixed_at", "writer")
-)
-
-
-def canonical_form(fixed: InvoiceFixed) -> bytes:
-    """JSON with sorted keys of everything that the invoice says."""
-    content = {name: value for name, default in _CANONICAL if (value := getattr(fixed, name)) != default}
-    return msgspec.json.encode(content, order="sorted")
-
-
-def canonical_hash(fixed: InvoiceFixed) -> str:
-    """SHA-256, in hex, of the canonical form."""
-    return hashlib.sha256(canonical_form(fixed)).hexdigest()
-
-
-def with_hash(fixed: InvoiceFixed) -> InvoiceFixed:
-    return msgspec.structs.replace(fixed, hash=canonical_hash(fixed))

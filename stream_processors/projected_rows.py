@@ -15,8 +15,8 @@ import msgspec
 
 from catalog.record import CatalogObject
 from ledger.benefits import unpaid
-from ledger.records import InvoiceFixed
-from ledger.view import Invoice
+from ledger.invoice import Invoice
+from ledger.snapshot import InvoiceFixed
 from pricing.allocation import allocated
 from schemas.alert import Alert
 from schemas.currency import from_minor

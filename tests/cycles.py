@@ -18,8 +18,10 @@ from billing_job.invoice.usage_reader import Need, Quantities, need_of, quantiti
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from ledger.cycle_bills import CycleBill, cycle_bills
-from ledger.records import CreditFor, InvoiceAdjusted, InvoiceFixed, InvoiceStep, OrderRecorded, StripeInvoice, order_id
-from ledger.view import Invoice, InvoiceLedger
+from ledger.invoice import Invoice
+from ledger.records import CreditFor, InvoiceAdjusted, InvoiceStep, OrderRecorded, StripeInvoice
+from ledger.snapshot import InvoiceFixed, order_id
+from ledger.view import InvoiceLedger
 from schemas.customer import Customer
 from schemas.decimals import decimal_text
 from schemas.meter import Aggregation, Meter

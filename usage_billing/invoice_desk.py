@@ -41,9 +41,10 @@ from dashboard.invoice_desk import (
     Verified,
     Voided,
 )
-from ledger.records import CreditFor, InvoiceFixed
+from ledger.invoice import Invoice
+from ledger.records import CreditFor
+from ledger.snapshot import InvoiceFixed
 from ledger.store import LedgerLog, LedgerUnavailable
-from ledger.view import Invoice
 from schemas.currency import from_minor
 from schemas.customer import Customer
 from schemas.organization import Organization

@@ -26,17 +26,16 @@ from billing_job.stripe.objects import (
     of_invoice,
     seen_invoice,
 )
+from ledger.invoice import PAYABLE, Invoice, StepKey
 from ledger.records import (
     ACTION_REQUIRED,
     NO_PAYMENT_METHOD,
     PAYMENT_PROCESSING,
     HoldCode,
-    InvoiceFixed,
     OrderRecorded,
     StripeInvoice,
-    order_id,
 )
-from ledger.view import PAYABLE, Invoice, StepKey
+from ledger.snapshot import InvoiceFixed, order_id
 from schemas.currency import from_minor
 from schemas.decimals import plain
 

@@ -17,7 +17,7 @@ from billing_job.collect.steps import Billing, InvoiceStopped
 from billing_job.service import asked
 from billing_job.stripe.api import StripeDeclined, StripeFailure, StripeRefused
 from catalog.view import CatalogView
-from ledger.view import Invoice, may_pay_again
+from ledger.invoice import Invoice, may_pay_again
 from schemas.customer import Customer
 from schemas.organization import Organization
 

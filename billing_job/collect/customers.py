@@ -18,8 +18,8 @@ from billing_job.stripe.objects import (
     details_digest,
     metadata_of,
 )
+from ledger.customers import StripeCustomerState
 from ledger.records import Phase, StripeCustomer
-from ledger.view import StripeCustomerState
 from schemas.customer import Customer
 from schemas.period import SECOND_US
 

@@ -23,8 +23,9 @@ from billing_job.collect.steps import (
 from billing_job.stripe.api import Json, StripeFailure, StripeReplayed
 from billing_job.stripe.line_groups import is_grouped, item_lines
 from billing_job.stripe.objects import LINE, LINES, invoice_key, item_metadata, item_params, metadata_of, of_invoice
-from ledger.records import InvoiceFixed, InvoiceStep
-from ledger.view import StepKey
+from ledger.invoice import StepKey
+from ledger.records import InvoiceStep
+from ledger.snapshot import InvoiceFixed
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,8 @@ import structlog
 from billing_job.collect.steps import Billing
 from billing_job.invoice.pricing import seller_of
 from catalog.view import CatalogView
-from ledger.records import InvoiceFixed
-from ledger.view import Invoice
+from ledger.invoice import Invoice
+from ledger.snapshot import InvoiceFixed
 from schemas.subscription import Subscription
 
 log = structlog.get_logger(__name__)

@@ -22,9 +22,10 @@ from billing_job.stripe.api import (
     StripeUnknown,
 )
 from billing_job.stripe.objects import invoice_key, seen_invoice
-from ledger.records import InvoiceFixed, InvoiceStep, Phase, StepName
+from ledger.invoice import Invoice, StepKey
+from ledger.records import InvoiceStep, Phase, StepName
+from ledger.snapshot import InvoiceFixed
 from ledger.store import LedgerLog
-from ledger.view import Invoice, StepKey
 from schemas.currency import AMOUNT_DIGITS_MAX
 from schemas.period import SECOND_US
 

@@ -17,8 +17,9 @@ from billing_job.collect.charge import is_news, observe
 from billing_job.collect.steps import Billing
 from billing_job.stripe.api import Json, StripeRefused
 from billing_job.stripe.objects import seen_adjustment, seen_invoice
+from ledger.invoice import Invoice
 from ledger.records import AdjustmentKind, InvoiceAdjusted, StripeInvoice
-from ledger.view import Invoice, is_newer
+from ledger.transitions import is_newer
 
 log = structlog.get_logger(__name__)
 

@@ -20,9 +20,10 @@ from billing_job.collect.steps import Billing, InvoiceStopped, Outcome, take
 from billing_job.collect.stripe_events import record_adjustment, settle_second_payment
 from billing_job.stripe.api import Json, StripeApi, StripeRefused
 from billing_job.stripe.objects import CREDIT, credit_note_params, metadata_of, of_invoice
-from ledger.records import CreditFor, CreditTarget, InvoiceAdjusted, InvoiceFixed
+from ledger.invoice import Attempt, Invoice, StepKey
+from ledger.records import CreditFor, CreditTarget, InvoiceAdjusted
+from ledger.snapshot import InvoiceFixed
 from ledger.store import LedgerLog
-from ledger.view import Attempt, Invoice, StepKey
 from schemas.currency import NotMinorUnits, from_minor, to_minor
 from schemas.decimals import plain
 from schemas.settings import Settings

@@ -14,8 +14,9 @@ from billing_job.invoice.late import CountSource
 from billing_job.invoice.pricing import cost_minor, priced_again
 from billing_job.invoice.usage_reader import Need, need_of
 from ledger.cycle_bills import CycleBill, cycle_bills, reissue_of
-from ledger.records import InvoiceFixed, invoice_id
-from ledger.view import Invoice, InvoiceLedger
+from ledger.invoice import Invoice
+from ledger.snapshot import InvoiceFixed, invoice_id
+from ledger.view import InvoiceLedger
 from schemas.watermark import Watermark
 
 SUPERSEDED_BY = "billing"

@@ -10,7 +10,7 @@ from billing_job.invoice.late import CountSource, SubscriptionKey, last_hash, re
 from billing_job.invoice.pricing import NO_TRUE_UP, PricedBy, TrueUp, fixed_invoice, seller_of
 from billing_job.invoice.usage_reader import Need
 from catalog.view import CatalogView
-from ledger.records import FIRST_REVISION, InvoiceFixed
+from ledger.snapshot import FIRST_REVISION, InvoiceFixed
 from ledger.view import InvoiceLedger
 from schemas.meter import Meter
 from schemas.organization import Organization

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from billing_job.invoice.late import Counted
-from ledger.records import InvoiceFixed
+from ledger.snapshot import InvoiceFixed
 from schemas.currency import amount_text, from_minor, maximum_minor
 from schemas.decimals import decimal_text
 

@@ -16,7 +16,8 @@ from billing_job.invoice.pricing import cost_minor
 from billing_job.invoice.usage_reader import Need, need_of, quantity
 from billing_job.loops import invoice_by_invoice
 from ledger.cycle_bills import CycleBill, cycle_bills, shares_of, usage_notes
-from ledger.view import Invoice, InvoiceLedger
+from ledger.invoice import Invoice
+from ledger.view import InvoiceLedger
 from schemas.currency import from_minor
 from schemas.decimals import decimal_text, plain
 from schemas.period import format_rfc3339

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ledger.records import FIRST_REVISION, invoice_id
+from ledger.snapshot import FIRST_REVISION, invoice_id
 from schemas.period import SECOND_US, Cycle, format_rfc3339
 from schemas.subscription import Subscription
 

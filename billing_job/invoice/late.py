@@ -19,8 +19,9 @@ from billing_job.invoice.due import DueCycle
 from billing_job.invoice.pricing import LateCorrection, TrueUp, correction_of, cost_minor
 from billing_job.invoice.usage_reader import Need, Quantities, need_of
 from ledger.cycle_bills import CycleBill, cycle_bills, reissue_of, shares_of, usage_notes
-from ledger.records import FIRST_REVISION, Correction, InvoiceFixed, Reissue
-from ledger.view import Invoice, InvoiceLedger
+from ledger.invoice import Invoice
+from ledger.snapshot import FIRST_REVISION, Correction, InvoiceFixed, Reissue
+from ledger.view import InvoiceLedger
 from schemas.period import format_rfc3339
 from schemas.watermark import Watermark, lowest
 from warehouse.client import WarehouseUnavailable

@@ -12,7 +12,15 @@ import msgspec
 
 from billing_job.invoice.due import DueCycle
 from ledger.cycle_bills import CycleBill
-from ledger.records import Correction, InvoiceFixed, Line, Reissue, Seller, TierPart, with_hash
+from ledger.snapshot import (
+    Correction,
+    InvoiceFixed,
+    Line,
+    Reissue,
+    Seller,
+    TierPart,
+    with_hash,
+)
 from pricing.invoice_lines import InvoiceComputation, InvoiceLine, price_lines
 from pricing.proration import prorated_share
 from pricing.tier_charge import TierCharge

@@ -28,9 +28,10 @@ from billing_job.invoice.pricing import recomputed
 from billing_job.invoice.simulate import NotSimulable, simulated
 from billing_job.invoice.usage_reader import Counts, Need, Quantities
 from catalog.view import CatalogView
-from ledger.records import InvoiceFixed, canonical_hash
+from ledger.invoice import Invoice, just_fixed
+from ledger.snapshot import InvoiceFixed, canonical_hash
 from ledger.store import LedgerLog
-from ledger.view import Invoice, InvoiceLedger, just_fixed
+from ledger.view import InvoiceLedger
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US, Cycle
 from schemas.product import Product, ProductSpec

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ledger.records import InvoiceFixed, Line
+from ledger.snapshot import InvoiceFixed, Line
 from schemas.period import format_local_date
 
 ITEMS_MAX = 250

@@ -12,8 +12,9 @@ from typing import Any, cast
 import msgspec
 
 from billing_job.stripe.line_groups import description_of, item_lines, period_of
-from ledger.records import AdjustmentKind, InvoiceAdjusted, InvoiceFixed, Line, StripeInvoice
-from ledger.view import Attempt
+from ledger.invoice import Attempt
+from ledger.records import AdjustmentKind, InvoiceAdjusted, StripeInvoice
+from ledger.snapshot import InvoiceFixed, Line
 from schemas.customer import Customer
 from schemas.period import SECOND_US, format_rfc3339
 

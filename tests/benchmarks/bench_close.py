@@ -22,7 +22,7 @@ from catalog.record import CatalogRecord
 from catalog.view import CatalogView
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.process import free_ports
-from ledger.records import InvoiceFixed
+from ledger.snapshot import InvoiceFixed
 from ledger.view import InvoiceLedger
 from schemas.customer import Customer
 from schemas.meter import Aggregation, Meter

@@ -24,7 +24,7 @@ from catalog.view import Refusal
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from runtime.topics import create_topics
 from schemas import totals
 from schemas.customer import Customer

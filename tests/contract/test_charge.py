@@ -14,9 +14,11 @@ from billing_job.collect.charge import settle
 from billing_job.collect.customers import ensure_stripe_customer, forget_stripe_customer, is_gone
 from billing_job.collect.steps import Billing
 from billing_job.stripe.api import StripeApi, StripeRefused
-from ledger.records import InvoiceFixed, LedgerRecord
+from ledger.invoice import Invoice
+from ledger.records import LedgerRecord
+from ledger.snapshot import InvoiceFixed
 from ledger.store import LedgerLog
-from ledger.view import Invoice, InvoiceLedger
+from ledger.view import InvoiceLedger
 from schemas.customer import Customer
 from schemas.settings import Settings
 from tests.contract.test_stripe_api import fixed

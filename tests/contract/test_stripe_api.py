@@ -19,8 +19,8 @@ from billing_job.stripe.objects import (
     seen_adjustment,
     seen_invoice,
 )
-from ledger.records import InvoiceFixed, Seller
-from ledger.view import Attempt
+from ledger.invoice import Attempt
+from ledger.snapshot import InvoiceFixed, Seller
 from schemas.customer import Customer
 from schemas.period import Cycle
 from schemas.product import Product

@@ -22,8 +22,8 @@ from billing_job.stripe.api import StripeApi
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
+from ledger.invoice import Invoice
 from ledger.store import LedgerLog
-from ledger.view import Invoice
 from runtime.topics import create_topics
 from schemas.customer import Customer
 from schemas.event import client_identity, unscaled_value

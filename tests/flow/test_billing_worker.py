@@ -9,7 +9,7 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from tests.flow.billing import APRIL, BillingWorld
 from tests.services import Service
 

@@ -12,7 +12,7 @@ from billing_job.collect.poller import Sweep
 from billing_job.invoice import verify as invoices
 from billing_job.invoice.due import AsOfInFuture
 from billing_job.invoice.usage_reader import NotCovered
-from ledger.records import canonical_hash
+from ledger.snapshot import canonical_hash
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import parse_rfc3339

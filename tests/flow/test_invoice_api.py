@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 
 from dashboard.app import Dashboard
-from ledger.view import StepKey
+from ledger.invoice import StepKey
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
 from usage_billing.invoice_desk import LedgerDesk

@@ -15,8 +15,9 @@ from billing_job.collect import void_credit
 from billing_job.collect.steps import system_clock
 from billing_job.invoice import verify as invoices
 from billing_job.invoice.explain import NoSuchLine
-from ledger.records import IDEMPOTENCY_ERROR, InvoiceFixed
-from ledger.view import Invoice
+from ledger.invoice import Invoice
+from ledger.records import IDEMPOTENCY_ERROR
+from ledger.snapshot import InvoiceFixed
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld

@@ -10,7 +10,7 @@ from billing_job.collect.customer_changes import changed
 from billing_job.collect.poller import Sweep
 from billing_job.service import may_retry, retried
 from ledger.benefits import benefits_state, unpaid
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION
 from tests.flow.billing import APRIL, MAY, BillingWorld

@@ -12,7 +12,7 @@ import pytest
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from ledger import records
-from ledger.records import InvoiceFixed, Line, Seller, with_hash
+from ledger.snapshot import InvoiceFixed, Line, Seller, with_hash
 from schemas.partition import partition_of
 from schemas.topics import BILLING_LEDGER, topic_name
 from schemas.watermark import Watermark

@@ -18,7 +18,7 @@ from billing_job.collect import void_credit
 from billing_job.collect.poller import Sweep
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.flow.billing import BillingWorld
 

@@ -15,7 +15,7 @@ from billing_job.close import Stage
 from billing_job.invoice.verify import verified
 from billing_job.stripe.api import StripeApi
 from dashboard.app import Dashboard
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.settings import Settings

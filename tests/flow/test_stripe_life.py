@@ -19,7 +19,7 @@ from billing_job.collect.void_credit import NotPossible
 from billing_job.invoice import verify as invoices
 from billing_job.stripe.api import StripeFailure
 from ledger.benefits import benefits_state, unpaid
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION, Organization
 from tests.flow.billing import APRIL, JUNE, MAY, BillingWorld

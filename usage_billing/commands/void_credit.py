@@ -14,9 +14,9 @@ from billing_job.collect.void_credit import NotPossible, credit_amount, opened, 
 from billing_job.collect.void_credit import credit as credit_invoice
 from billing_job.collect.void_credit import void as void_invoice
 from billing_job.stripe.api import StripeFailure
+from ledger.invoice import Invoice
 from ledger.records import CreditFor
 from ledger.store import LedgerUnavailable
-from ledger.view import Invoice
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
 
 InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID")]

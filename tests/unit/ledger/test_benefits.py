@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ledger.benefits import Unpaid, benefits_state, suspending, unpaid
-from ledger.records import ACTION_REQUIRED, NO_PAYMENT_METHOD, Seller, StripeInvoice
-from ledger.view import Attempt
+from ledger.invoice import Attempt
+from ledger.records import ACTION_REQUIRED, NO_PAYMENT_METHOD, StripeInvoice
+from ledger.snapshot import Seller
 from tests.unit.ledger.test_view import DAY_US, FAILED, ID, fixed, folded, seen
 
 NOW = 50 * DAY_US

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ledger.benefits import unpaid
-from ledger.records import LedgerRecord, Phase, Seller, StripeCustomer, canonical_hash, decode
-from ledger.view import Invoice, may_pay_again
+from ledger.invoice import Invoice, may_pay_again
+from ledger.records import LedgerRecord, Phase, StripeCustomer, decode
+from ledger.snapshot import Seller, canonical_hash
 from tests.unit.ledger.test_view import DRAFTED, FINALIZED, ID, fixed, folded, seen, step
 
 ATTEMPTED: dict[str, Any] = {"attempted": True, "attempt_count": 1}

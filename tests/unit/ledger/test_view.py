@@ -9,23 +9,25 @@ import pytest
 from ledger.records import (
     IDEMPOTENCY_ERROR,
     InvoiceAdjusted,
-    InvoiceFixed,
     InvoiceStep,
     LedgerRecord,
-    Line,
     OrderRecorded,
     Phase,
-    Seller,
     StepName,
     StripeCustomer,
     StripeInvoice,
     UnreadableLedgerRecord,
-    canonical_hash,
     decode,
     encode,
+    record_key,
+)
+from ledger.snapshot import (
+    InvoiceFixed,
+    Line,
+    Seller,
+    canonical_hash,
     invoice_id,
     order_id,
-    record_key,
     with_hash,
 )
 from ledger.view import InvoiceLedger

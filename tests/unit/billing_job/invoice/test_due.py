@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from billing_job.invoice.due import AsOfInFuture, cycle_at, due_cycles, owed_at
-from ledger.records import invoice_id
+from ledger.snapshot import invoice_id
 from schemas.period import parse_rfc3339
 from schemas.subscription import ProductChange, Subscription
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from billing_job.invoice.due import FINAL_AFTER_DAYS
 from billing_job.invoice.pricing import priced_again
 from billing_job.invoice.usage_reader import need_of
-from ledger.records import InvoiceFixed, InvoiceStep
+from ledger.records import InvoiceStep
+from ledger.snapshot import InvoiceFixed
 from tests.cycles import DAY_US, ENDS, MINIMUM, MONTHS, NOW, ORG, SUB, TIERS, World
 from warehouse.client import WarehouseUnavailable
 

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from billing_job.invoice.due import FINAL_AFTER_DAYS
 from billing_job.invoice.pricing import recomputed
 from ledger.cycle_bills import cycle_bills
-from ledger.records import with_hash
-from ledger.view import Invoice
+from ledger.invoice import Invoice
+from ledger.snapshot import with_hash
 from tests.cycles import DAY_US, ENDS, FEE, MINIMUM, MONTHS, NOW, ORG, PEAK, SUB, TIERS, World
 
 PLAIN: dict[str, Any] = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}

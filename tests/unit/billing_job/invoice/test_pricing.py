@@ -11,7 +11,7 @@ from billing_job.invoice.checks import explained, quantity_differences, subtotal
 from billing_job.invoice.due import DueCycle
 from billing_job.invoice.late import counted_for
 from billing_job.invoice.pricing import PricedBy, fixed_invoice, recomputed, seller_of
-from ledger.records import InvoiceFixed, canonical_hash
+from ledger.snapshot import InvoiceFixed, canonical_hash
 from ledger.view import InvoiceLedger
 from schemas.decimals import decimal_text
 from schemas.meter import Aggregation, Meter

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from billing_job.stripe import line_groups as groups
 from billing_job.stripe.line_groups import ITEMS_MAX, description_of, item_lines, line_groups
 from billing_job.stripe.objects import item_params
-from ledger.records import Line
+from ledger.snapshot import Line
 from schemas.currency import from_minor
 from schemas.period import SECOND_US, parse_rfc3339
 from tests.unit.billing_job.stripe.test_objects import fixed
