@@ -17,10 +17,10 @@ from billing_job.metrics import InvoicesByState
 from billing_job.worker_group import Share
 from ledger.store import LedgerUnavailable
 from runtime.health import Check, HealthServer
-from runtime.kafka_watch import TopicWatch
+from runtime.kafka.admin import check_partitions
+from runtime.kafka.client_watch import TopicWatch
 from runtime.one_by_one import reason_of
 from runtime.signals import stop_on_signals
-from runtime.topics import check_partitions
 from schemas.settings import Settings
 from warehouse.client import WarehouseUnavailable
 

@@ -15,8 +15,8 @@ from fractions import Fraction
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from runtime.kafka_watch import watched
-from runtime.topics import admin_client, group_members
+from runtime.kafka.admin import admin_client, group_members
+from runtime.kafka.client_watch import watched
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CLOSERS_GROUP, WORKERS_GROUP, topic_name

@@ -14,9 +14,9 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 from catalog.record import CatalogObject, CatalogRecord, UnreadableRecord, decode, encode
 from catalog.view import CatalogView, Refusal
 from runtime.actor import actor
-from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, poll_producer, watched
+from runtime.kafka.admin import log_bounds
+from runtime.kafka.client_watch import LOST_PLACE, end_process_of_lost_log, poll_producer, watched
 from runtime.one_by_one import OneByOne
-from runtime.topics import log_bounds
 from schemas.settings import Settings
 from schemas.topics import CATALOG, topic_name
 

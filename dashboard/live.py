@@ -13,9 +13,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from dashboard.live_view import Lag, LiveView
 from dashboard.metrics import LISTENERS, RECORDS, RECORDS_UNREADABLE, SERIES, VISIBLE_SECONDS
-from runtime.kafka_watch import watched
+from runtime.kafka.admin import log_bounds
+from runtime.kafka.client_watch import watched
 from runtime.one_by_one import OneByOne
-from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import totals
 from schemas import webhook_delivery as deliveries

@@ -13,7 +13,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ingest_gateway import metrics
-from runtime.kafka_watch import poll_producer, watched
+from runtime.kafka.client_watch import poll_producer, watched
 from schemas.settings import Settings
 from schemas.topics import RECORD_BATCH_BYTES_MAX, USAGE_EVENTS, topic_name
 

@@ -15,9 +15,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from ledger.records import LedgerRecord, UnreadableLedgerRecord, decode, encode, record_key
 from ledger.view import InvoiceLedger
-from runtime.kafka_watch import LOST_PLACE, end_process_of_lost_log, poll_producer, watched
+from runtime.kafka.admin import log_bounds
+from runtime.kafka.client_watch import LOST_PLACE, end_process_of_lost_log, poll_producer, watched
 from runtime.one_by_one import OneByOne
-from runtime.topics import log_bounds
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, topic_name

@@ -36,9 +36,9 @@ from catalog.cycles import affected_by
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
-from runtime.kafka_watch import TopicWatch
+from runtime.kafka.admin import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
+from runtime.kafka.client_watch import TopicWatch
 from runtime.one_by_one import OneByOne
-from runtime.topics import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
 from schemas.alert import Alert

@@ -25,7 +25,7 @@ from faust.auth import SASLCredentials, SSLCredentials
 from faust.types import TP, AppT
 from yarl import URL
 
-from runtime.topics import log_bounds
+from runtime.kafka.admin import log_bounds
 
 log = structlog.get_logger(__name__)
 _FAUST_LOGGER = logging.getLogger("faust")  # what Faust says of its parts goes where it says all else

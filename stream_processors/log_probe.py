@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from runtime.topics import log_bounds
+from runtime.kafka.admin import log_bounds
 from schemas.settings import Settings
 from schemas.topics import topic_name
 from schemas.usage_batch import HEADER_LENGTH

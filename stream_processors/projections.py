@@ -25,9 +25,9 @@ from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
 from ledger import records
 from ledger.view import InvoiceLedger
-from runtime.kafka_watch import LOST_PLACE, watched
+from runtime.kafka.admin import log_bounds
+from runtime.kafka.client_watch import LOST_PLACE, watched
 from runtime.one_by_one import OneByOne
-from runtime.topics import log_bounds
 from schemas import alert as alerts
 from schemas import dead_letter
 from schemas.settings import Settings

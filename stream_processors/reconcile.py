@@ -19,8 +19,8 @@ from confluent_kafka import Producer
 
 from catalog.cycles import Affected, tile_at
 from catalog.view import CatalogView
+from runtime.kafka.admin import admin_client
 from runtime.one_by_one import OneByOne
-from runtime.topics import admin_client
 from schemas import repair as repairs
 from schemas.decimals import exact
 from schemas.period import Cycle, format_rfc3339

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from runtime.topics import describe_topic, log_bounds
+from runtime.kafka.admin import describe_topic, log_bounds
 from schemas.settings import Settings
 from schemas.topics import MESSAGE_BYTES_MAX, USAGE_EVENTS, topic_name
 from stream_processors import avro_splice, inserts

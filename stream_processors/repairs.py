@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from runtime.kafka_watch import watched
-from runtime.topics import log_bounds
+from runtime.kafka.admin import log_bounds
+from runtime.kafka.client_watch import watched
 from schemas.settings import Settings
 from schemas.topics import USAGE_REPAIRS, topic_name
 

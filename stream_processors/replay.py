@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from runtime.topics import log_bounds
+from runtime.kafka.admin import log_bounds
 from schemas import usage_batch, usage_void
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name

@@ -24,11 +24,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from catalog.record import Topology
 from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
-from runtime.durability import warn_of_weak_topics
 from runtime.health import Check, HealthServer
-from runtime.kafka_watch import LOST_PLACE, TopicWatch, watched
-from runtime.signals import stop_on_signals
-from runtime.topics import (
+from runtime.kafka.admin import (
     TopicMismatch,
     TopicState,
     admin_client,
@@ -37,6 +34,9 @@ from runtime.topics import (
     describe_topic,
     log_bounds,
 )
+from runtime.kafka.client_watch import LOST_PLACE, TopicWatch, watched
+from runtime.kafka.durability import warn_of_weak_topics
+from runtime.signals import stop_on_signals
 from schemas.dead_letter import DeadLetter
 from schemas.log_break import LogBreak, break_id, starts_of
 from schemas.settings import Settings

@@ -11,7 +11,7 @@ import structlog
 
 from catalog.record import CatalogObject, Topology
 from catalog.store import CatalogConflict, CatalogStore
-from runtime.topics import TopicMismatch
+from runtime.kafka.admin import TopicMismatch
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, secret_digest
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS

@@ -10,7 +10,7 @@ import structlog
 from confluent_kafka import KafkaException
 from rich.table import Table
 
-from runtime.kafka_watch import end_process_of_lost_clients
+from runtime.kafka.client_watch import end_process_of_lost_clients
 from usage_billing.console import DONE, FAILED, WRONG_USAGE, fail, out, settings_for
 
 app = cyclopts.App(
@@ -163,7 +163,7 @@ app.command(topics)
 @topics.command(name="create")
 def topics_create() -> int:
     """Create the topics that are missing."""
-    from runtime.topics import create_topics
+    from runtime.kafka.admin import create_topics
 
     made = create_topics(settings_for("topics"))
     print("\n".join(made) if made else "nothing to do")

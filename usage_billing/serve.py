@@ -29,11 +29,11 @@ from dashboard.app import Dashboard
 from ingest_gateway.app import CLOUD_EVENTS_PATH, PATH, VOID_PATH, Gateway
 from runtime.access import STATUS
 from runtime.body import App, BodiesFirst, ClientGone
-from runtime.durability import warn_of_weak_topics
 from runtime.health import Check, HealthServer, readiness
-from runtime.kafka_watch import TopicWatch
+from runtime.kafka.admin import check_partitions
+from runtime.kafka.client_watch import TopicWatch
+from runtime.kafka.durability import warn_of_weak_topics
 from runtime.problem import MEDIA_TYPE, Problem
-from runtime.topics import check_partitions
 from schemas.networks import is_loopback
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.organization import Scope as KeyScope

@@ -9,7 +9,7 @@ import time
 
 from confluent_kafka import Consumer, TopicPartition
 
-from runtime.topics import log_bounds
+from runtime.kafka.admin import log_bounds
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CATALOG, USAGE_ALERTS, USAGE_DEAD_LETTERS, topic_name
 from warehouse.audit import Fault, Tally

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from ledger.records import WaitCode
 from ledger.snapshot import InvoiceFixed
-from runtime.topics import admin_client, committed_offsets, describe_topic, log_bounds
+from runtime.kafka.admin import admin_client, committed_offsets, describe_topic, log_bounds
 from schemas.meter import Aggregation, Meter
 from schemas.partition import partition_of
 from schemas.settings import Settings

@@ -26,7 +26,7 @@ from dashboard.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from dashboard.webhooks.attempts import attempted, given_up
 from dashboard.webhooks.send import Sender
 from dashboard.webhooks.shelf import Shelf
-from runtime.kafka_watch import watched
+from runtime.kafka.client_watch import watched
 from runtime.one_by_one import OneByOne
 from schemas import alert as alerts
 from schemas import webhook_delivery as deliveries

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from catalog.store import CatalogStore
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.event import client_identity
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of

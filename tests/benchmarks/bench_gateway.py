@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from tests.benchmarks import load
 from tests.benchmarks.figures import Figure

@@ -25,7 +25,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from ledger.invoice import Invoice
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas import totals
 from schemas.customer import Customer
 from schemas.meter import Aggregation, Meter

@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from runtime.topics import create_topics, describe_topic
+from runtime.kafka.admin import create_topics, describe_topic
 from schemas import totals
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from tests.benchmarks.bench_aggregator import fill
 from tests.benchmarks.figures import Figure

@@ -22,7 +22,7 @@ from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from tests.known import make_known
 from tests.receiver import Receiver

@@ -17,7 +17,7 @@ from pathlib import Path
 import clickhouse_connect
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-from runtime.topics import admin_client, answer_of, create_topics
+from runtime.kafka.admin import admin_client, answer_of, create_topics
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
 from schemas.usage_batch import HEADER_LENGTH, encode
 from tests.chaos.load import Load

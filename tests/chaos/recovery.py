@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
-from runtime.topics import describe_topic
+from runtime.kafka.admin import describe_topic
 from schemas import totals
 from schemas.log_break import breaks_in
 from schemas.settings import Settings

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import HOST, ManagedProcess, free_ports
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.receiver import Receiver

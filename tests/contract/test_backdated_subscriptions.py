@@ -11,7 +11,7 @@ import pytest
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.settings import Settings
 from schemas.subscription import Subscription

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.docker import kafka_environment
 from deploy.local.process import free_ports
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import decode

@@ -19,7 +19,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.docker import kafka_environment
 from deploy.local.process import free_ports
 from deploy.local.supervisor import probe
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from tests.contract.containers import kafka_image
 from tests.services import Service, environment

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.organization import new_secret
 from schemas.settings import Settings
 from tests.services import Service, environment

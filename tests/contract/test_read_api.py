@@ -19,7 +19,7 @@ from dashboard.app import Dashboard
 from dashboard.usage_queries import EventFilter, stored_events, usage_rows
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.customer import Customer
 from schemas.meter import Aggregation, Meter
 from schemas.organization import ApiKey, Organization, Scope, new_secret, secret_digest

@@ -24,7 +24,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from ledger.invoice import Invoice
 from ledger.store import LedgerLog
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.customer import Customer
 from schemas.event import client_identity, unscaled_value
 from schemas.meter import Aggregation, Meter

@@ -20,7 +20,7 @@ from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import free_ports
 from ledger.store import LedgerLog
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas import alert as alerts
 from schemas import totals
 from schemas.alert import Alert

@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, To
 
 from catalog.store import CatalogStore
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
 from schemas import totals as totals_codec

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import admin_client, create_topics
+from runtime.kafka.admin import admin_client, create_topics
 from schemas.alert_rule import AlertKind, NotSent
 from schemas.meter import Aggregation
 from schemas.topics import USAGE_EVENTS, topic_name

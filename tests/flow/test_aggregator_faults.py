@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import admin_client, create_topics
+from runtime.kafka.admin import admin_client, create_topics
 from schemas.topics import USAGE_EVENTS, USAGE_TOTALS, topic_name
 from tests.flow.metering import Event, MeteringWorld
 from tests.waiting import until

@@ -8,7 +8,7 @@ import pytest
 
 from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.meter import Aggregation, Meter
 from schemas.settings import Settings
 from tests.waiting import until

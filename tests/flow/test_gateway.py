@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from catalog.store import CatalogStore
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas import usage_void
 from schemas.meter import Aggregation, Meter
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Scope, secret_digest

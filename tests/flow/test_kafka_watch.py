@@ -16,8 +16,8 @@ from pathlib import Path
 from confluent_kafka import Producer
 
 from deploy.local.kafka import KafkaBroker
-from runtime.kafka_watch import EXIT_CODE, watched
-from runtime.topics import admin_client, create_topics
+from runtime.kafka.admin import admin_client, create_topics
+from runtime.kafka.client_watch import EXIT_CODE, watched
 from schemas.settings import Settings
 from schemas.topics import USAGE_TOTALS, topic_name
 from tests.services import Service, environment
@@ -26,7 +26,7 @@ from tests.waiting import until
 FORGOTTEN = json.dumps({"name": "rdkafka#producer-1", "brokers": {}, "topics": {}})
 LOST = f"""
 import sys, time
-from runtime.kafka_watch import end_process_of_lost_clients, watched
+from runtime.kafka.client_watch import end_process_of_lost_clients, watched
 end_process_of_lost_clients()
 tell = watched({{"bootstrap.servers": sys.argv[1]}})["stats_cb"]
 for _ in range(int(sys.argv[2])):

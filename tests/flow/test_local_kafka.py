@@ -7,7 +7,7 @@ from collections.abc import Callable
 from confluent_kafka import Producer
 
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.waiting import until

@@ -18,7 +18,7 @@ from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import tail
-from runtime.topics import admin_client
+from runtime.kafka.admin import admin_client
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of

@@ -15,7 +15,7 @@ import zstandard
 
 from deploy.local.kafka import KafkaBroker
 from deploy.local.process import HOST
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas.settings import Settings
 from tests.flow.test_gateway import ADMIN, EVENT, EVENTS
 from tests.services import Service

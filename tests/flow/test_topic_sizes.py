@@ -8,7 +8,7 @@ from confluent_kafka.admin import (
 )
 
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import TopicMismatch, admin_client, answer_of, create_topics
+from runtime.kafka.admin import TopicMismatch, admin_client, answer_of, create_topics
 from schemas.settings import Settings
 from schemas.topics import MESSAGE_BYTES_MAX, RECORD_BATCH_BYTES_MAX, USAGE_EVENTS, topic_name
 

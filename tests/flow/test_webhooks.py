@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from catalog.store import CatalogStore
 from dashboard.app import Dashboard
 from deploy.local.kafka import KafkaBroker
-from runtime.topics import create_topics
+from runtime.kafka.admin import create_topics
 from schemas import alert as alerts
 from schemas.alert import Alert
 from schemas.alert_rule import AlertKind, NotSent, alert_id

@@ -19,8 +19,8 @@ from dashboard.app import Dashboard
 from dashboard.pages.session import COOKIE, Sessions
 from ingest_gateway.app import Gateway
 from runtime.body import App
+from runtime.kafka.admin import create_topics
 from runtime.logging import configure_logging
-from runtime.topics import create_topics
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey
 from schemas.settings import Settings
 from usage_billing.bootstrap import ADMIN_KEY_ID, bootstrap

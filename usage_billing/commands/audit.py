@@ -14,7 +14,7 @@ from billing_job.invoice.usage_reader import Counts
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
 from ledger.store import LedgerLog, LedgerUnavailable
-from runtime.topics import check_partitions
+from runtime.kafka.admin import check_partitions
 from schemas.organization import Organization
 from schemas.period import format_rfc3339
 from schemas.repair import UsageRepair

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from confluent_kafka import KafkaException
 from cyclopts import Parameter
 
-from runtime.durability import IN_SYNC_MIN, REPLICAS_MIN, is_local_stack, topic_durability
+from runtime.kafka.durability import IN_SYNC_MIN, REPLICAS_MIN, is_local_stack, topic_durability
 from schemas.settings import Settings
 from usage_billing.console import DONE, FAILED, out, settings_for
 from warehouse.client import ClickHouseError, WarehouseUnavailable, connect

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.table import Table
 
-from runtime.topics import check_partitions
+from runtime.kafka.admin import check_partitions
 from schemas.decimals import decimal_text
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import format_rfc3339

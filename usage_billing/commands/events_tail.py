@@ -12,8 +12,8 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from cyclopts import Parameter
 
+from runtime.kafka.admin import describe_topic, log_bounds
 from runtime.signals import stop_on_signals
-from runtime.topics import describe_topic, log_bounds
 from schemas.decimals import plain
 from schemas.event import NO_IDENTITY
 from schemas.period import format_rfc3339

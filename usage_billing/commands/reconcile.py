@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
-from runtime.topics import check_partitions
+from runtime.kafka.admin import check_partitions
 from schemas.organization import Organization
 from schemas.totals import UnreadableTotal
 from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten, described

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from runtime import kafka_watch
+from runtime.kafka import client_watch
 
 
 class Failing:
@@ -29,9 +29,9 @@ def test_a_service_ends_and_others_are_told(monkeypatch: pytest.MonkeyPatch, is_
     ends = threading.Event()
     if is_service:
         ends.set()
-    monkeypatch.setattr(kafka_watch, "_ends_process", ends)
-    monkeypatch.setattr(kafka_watch, "_end_now", ended.append)
+    monkeypatch.setattr(client_watch, "_ends_process", ends)
+    monkeypatch.setattr(client_watch, "_end_now", ended.append)
     producer = cast(Producer, cast(Any, Failing()))
-    assert "lost" in (kafka_watch.poll_producer(producer, 0) or "")
+    assert "lost" in (client_watch.poll_producer(producer, 0) or "")
     assert len(ended) == is_service
-    assert kafka_watch.poll_producer(producer, 0) is None
+    assert client_watch.poll_producer(producer, 0) is None

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from runtime.topics import answer_of
+from runtime.kafka.admin import answer_of
 from schemas.settings import Settings
 from stream_processors import reconcile_service
 from stream_processors.reconcile import ReconcileReport

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.durability import TopicDurability, is_local_stack
+from runtime.kafka.durability import TopicDurability, is_local_stack
 from schemas.settings import Settings
 from usage_billing.commands.doctor import CHECKS, Finding, findings
 from warehouse.client import WarehouseUnavailable

@@ -29,7 +29,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient  # pyright: ignore[reportPrivateImportUsage]
 
-from runtime.topics import admin_client, topic_ids
+from runtime.kafka.admin import admin_client, topic_ids
 from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource  # pyright: ignore[reportPrivateImportUsage]
 
-from runtime.topics import admin_client, answer_of
+from runtime.kafka.admin import admin_client, answer_of
 from schemas.settings import Settings
 from schemas.topics import topic_specs
 
