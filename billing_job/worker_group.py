@@ -15,8 +15,10 @@ from fractions import Fraction
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from runtime.kafka.admin import admin_client, group_members
+from runtime.kafka.admin import admin_client
 from runtime.kafka.client_watch import watched
+from runtime.kafka.clients import create_member
+from runtime.kafka.groups import group_members
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CLOSERS_GROUP, WORKERS_GROUP, topic_name
@@ -103,14 +105,10 @@ class Share:
             self._own = frozenset() if self._is_worker else self._own
 
     def _follow(self) -> None:
-        consumer = Consumer(
-            {
-                **watched(self._settings.kafka_properties),
-                "group.id": self._groups[0 if self._is_worker else 1],
-                "enable.auto.commit": False,
-                "auto.offset.reset": "latest",
-                "session.timeout.ms": 10_000,
-            }
+        consumer = create_member(
+            watched(self._settings.kafka_properties),
+            self._groups[0 if self._is_worker else 1],
+            {"auto.offset.reset": "latest", "session.timeout.ms": 10_000},
         )
         admin = admin_client(self._settings)
         try:

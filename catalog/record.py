@@ -20,7 +20,7 @@ from schemas.webhook_endpoint import WebhookEndpoint
 
 
 class Topology(BaseModel):
-    """How the topics were first made: what can't change without moving customers between partitions."""
+    """The partition count with which the topics were created. Another one would move customers between partitions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,23 +79,27 @@ def kind_of(state: CatalogObject) -> Kind:
 
 
 RULES = 2
-"""What a record is held to. A view judges each record by the rules of its writer: one that was in force stays so.
+"""Version of the rules that decide whether a record is in force. Each record is judged by its writer's version, so
+that a record that was in force stays in force.
 
-1: a meter is priced by one subscription of a customer, over all products that it ever had.
-2: a meter, and a product, is charged by one at a time (overlaps.py).
+1: a meter is priced by one subscription of a customer, over all products that the subscription ever had.
+2: a meter, and a product, is charged by one subscription of a customer at a time (overlaps.py).
 """
 
 
 class UnreadableRecord(ValueError):
-    """Bytes in the log that are no record. Every view ignores them alike."""
+    """Bytes in the log that are not a record. Every view ignores them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogRecord:
-    """state becomes version expected_version + 1 if the object is at expected_version (0: does not exist) when read.
+    """A new state of one object, in force if the object is at expected_version when the record is read.
 
-    written_at: µs, the writer's clock. by: who asked for it (see runtime.actor); None: the system itself, or a record
-    from before it was kept. Both are for people, nothing is decided by them. rules: see RULES.
+    state: becomes version expected_version + 1.
+    expected_version: 0: the object does not exist yet.
+    written_at: µs, by the writer's clock; for people, no decision uses it.
+    rules: see RULES.
+    by: who asked for the change (runtime/actor.py), for people; None: the system itself, or older than the field.
     """
 
     state: CatalogObject
@@ -128,7 +132,7 @@ def encode(record: CatalogRecord) -> bytes:
 
 
 def decode(message: bytes) -> CatalogRecord:
-    """Raises UnreadableRecord for everything that is no record."""
+    """Raises UnreadableRecord for bytes that are not a record."""
     try:
         fields: dict[str, Any] = msgspec.json.decode(message)
         model = MODELS[Kind(fields["kind"])]

@@ -14,7 +14,6 @@ from dashboard import control, events_document, read, schema_registry
 from dashboard.examples import EXAMPLES
 from dashboard.invoice_desk import InvoiceDesk
 from dashboard.live import LiveTotals
-from dashboard.log_writer import LogWriter
 from dashboard.pages import install_pages
 from dashboard.problems import ProblemDocument, install_problem_handlers, problem_responses
 from dashboard.revenue_book import RevenueBook
@@ -23,14 +22,17 @@ from dashboard.voiding import EventVoids
 from dashboard.warehouse_access import WarehouseAccess
 from dashboard.webhooks.worker import DeliveryLog, WebhookWorker
 from runtime.health import Check
+from runtime.kafka.acked_producer import AckedProducer
 from schemas.settings import Settings
+
+_DELIVERY_SECONDS = 5.0  # of the few records that a page or a webhook writes
 
 
 class Dashboard:
     """The application and what it keeps running. start() and stop() belong to the process that serves it."""
 
     def __init__(self, settings: Settings, catalog: CatalogStore, desk: InvoiceDesk | None = None) -> None:
-        writer = LogWriter(settings)
+        writer = AckedProducer(settings.kafka_properties, delivery_seconds=_DELIVERY_SECONDS, more={"linger.ms": 0})
         deliveries = DeliveryLog(settings, writer)
         self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         live = LiveTotals(settings)

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, TopicPartition
 
 from dashboard.live_view import Lag, LiveView
 from dashboard.metrics import LISTENERS, RECORDS, RECORDS_UNREADABLE, SERIES, VISIBLE_SECONDS
-from runtime.kafka.admin import log_bounds
 from runtime.kafka.client_watch import watched
+from runtime.kafka.clients import create_reader, is_partition_end
+from runtime.kafka.log_ends import LogEnds
 from runtime.one_by_one import OneByOne
 from schemas import alert as alerts
 from schemas import totals
@@ -158,19 +159,14 @@ class LiveTotals:
                 raise
 
     def _follow(self) -> None:
-        consumer = Consumer(
-            {
-                **watched(self._properties),
-                "group.id": f"{self._totals_topic}-live",  # never joined and never committed: every process reads all
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "earliest",
-                "enable.partition.eof": True,  # a log that ends in what compaction removed has an end all the same
-                "fetch.wait.max.ms": 200,
-            }
+        consumer = create_reader(
+            watched(self._properties),
+            f"{self._totals_topic}-live",
+            out_of_range="earliest",
+            partition_eof=True,
+            more={"fetch.wait.max.ms": 200},
         )
-        # Another, since a broker answers a connection's requests in turn: each of these would wait for a fetch to end.
-        asking = Consumer({**self._properties, "group.id": f"{self._totals_topic}-ends", "enable.auto.commit": False})
+        ends = LogEnds(self._properties, f"{self._totals_topic}-ends", _REQUEST_SECONDS)
         try:
             sources = [
                 TopicPartition(topic, partition, OFFSET_BEGINNING)
@@ -185,30 +181,24 @@ class LiveTotals:
                 self._take_all(messages)
                 now = self._last_poll = time.monotonic()
                 if unread:
-                    unread -= {(m.topic(), m.partition()) for m in messages if _is_end(m)}
+                    unread -= {(m.topic(), m.partition()) for m in messages if is_partition_end(m.error())}
                     if not unread:
                         self._failure = None
                         self._caught_up.set()
                         log.info("live_totals_caught_up", series=self.view.series_count)
                 if now - asked > _ENDS_SECONDS:
-                    self._next_offsets = self._ends(asking)
+                    self._next_offsets = {p: ends.of(self._events_topic, p)[1] for p in self._partitions}
                     asked = now
         finally:
             consumer.close()
-            asking.close()
-
-    def _ends(self, consumer: Consumer) -> dict[int, int]:
-        return {
-            partition: log_bounds(consumer, TopicPartition(self._events_topic, partition), _REQUEST_SECONDS)[1]
-            for partition in self._partitions
-        }
+            ends.close()
 
     def _take_all(self, messages: list[Message]) -> None:
         new_totals: dict[str, list[UsageTotal]] = {}
         new_alerts: dict[str, list[Alert]] = {}
         for message in messages:
             if error := message.error():
-                if _is_end(message):
+                if is_partition_end(error):
                     continue
                 if error.fatal():
                     raise KafkaException(error)
@@ -274,11 +264,6 @@ class LiveTotals:
             RECORDS_UNREADABLE.labels(topic).inc()
             log.warning("live_record_unreadable", topic=topic, offset=message.offset(), error=str(error))
             return None
-
-
-def _is_end(message: Message) -> bool:
-    error = message.error()
-    return error is not None and error.code() == KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 
 
 def _age_seconds(changes: dict[str, list[UsageTotal]]) -> float:

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from ingest_gateway import metrics
 from runtime.kafka.client_watch import poll_producer, watched
+from runtime.kafka.clients import create_producer
 from schemas.settings import Settings
 from schemas.topics import RECORD_BATCH_BYTES_MAX, USAGE_EVENTS, topic_name
 
@@ -39,14 +40,14 @@ class EventProducer:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self._topic = topic_name(settings, USAGE_EVENTS)
         self._loop = loop
-        self._producer = Producer(
+        self._producer = create_producer(
             {
                 "compression.type": "lz4",
                 "delivery.timeout.ms": _DELIVERY_MS,
                 "socket.timeout.ms": _SOCKET_MS,
                 **watched(settings.kafka_properties),
-                "acks": "all",
-                "enable.idempotence": True,
+            },
+            more={
                 "linger.ms": 0,  # requests are coalesced before they come here
                 # Of a message and of the messages that go to a broker at once.
                 "message.max.bytes": RECORD_BATCH_BYTES_MAX - _BATCH_OVERHEAD_BYTES,
@@ -54,7 +55,7 @@ class EventProducer:
                 "queue.buffering.max.kbytes": 2 * settings.queue_bytes_max // 1024,
                 "queue.buffering.max.messages": 2 * settings.queue_events_max,
                 "error_cb": self._on_error,
-            }
+            },
         )
         self._reports: deque[tuple[Settled, int | None, str | None]] = deque()
         self.unreachable = False

@@ -30,14 +30,15 @@ from typing import Any
 import faust
 import structlog
 import uvloop
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
 from catalog.cycles import affected_by
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
 from runtime.health import HealthServer
-from runtime.kafka.admin import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic, log_bounds
+from runtime.kafka.admin import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic
 from runtime.kafka.client_watch import TopicWatch
+from runtime.kafka.log_ends import LogEnds
 from runtime.one_by_one import OneByOne
 from schemas import alert as alert_codec
 from schemas import repair as repair_codec
@@ -108,43 +109,6 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-class LogEnds:
-    """Where Kafka's logs begin and end, asked for in threads. One consumer, so calls wait for each other."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._lock = threading.Lock()
-        self._consumer = Consumer(
-            {
-                **settings.kafka_properties,
-                "group.id": topic_name(settings, f"{APP}-ends"),  # never joined
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-            }
-        )
-
-    def of(self, topic: str, partition: int) -> tuple[int, int]:
-        """First offset that is kept and next one to be written. Raises KafkaException."""
-        with self._lock:
-            return log_bounds(self._consumer, TopicPartition(topic, partition), _REQUEST_SECONDS)
-
-    def first_kept(self, topic: str, partition: int, offset: int) -> int | None:
-        """Where the log goes on at or after `offset`; None when that could not be told. Raises KafkaException."""
-        first, end = self.of(topic, partition)
-        if first > offset or end <= offset:
-            return max(first, offset)
-        with self._lock:
-            self._consumer.assign([TopicPartition(topic, partition, offset)])
-            try:
-                message = self._consumer.poll(_REQUEST_SECONDS)
-                return None if message is None or message.error() else message.offset()
-            finally:
-                self._consumer.unassign()
-
-    def close(self) -> None:
-        with self._lock:
-            self._consumer.close()
-
-
 @dataclass(slots=True)
 class _Gap:
     """An offset that is awaited; when it was missed first and sought last, monotonic seconds."""
@@ -167,7 +131,7 @@ class Aggregator:
         self._alerts_topic = topic_name(settings, USAGE_ALERTS)
         self._catalog_topic = topic_name(settings, CATALOG)
         self._topic_id = topic.topic_id
-        self._ends = LogEnds(settings)
+        self._ends = LogEnds(settings.kafka_properties, topic_name(settings, f"{APP}-ends"), _REQUEST_SECONDS)
         self._repairs = RepairReader(settings)
         self._producer = DurableProducer(settings.kafka_properties)
         self._alerts = AlertBook(self._view, self._grace_us)

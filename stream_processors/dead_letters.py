@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from confluent_kafka import Producer
-
+from runtime.kafka.acked_producer import AckedProducer, Record
 from schemas.dead_letter import DeadLetter, base64_text, encode
 from schemas.settings import Settings
 from schemas.topics import MESSAGE_BYTES_MAX, USAGE_DEAD_LETTERS, topic_name
@@ -16,11 +15,7 @@ PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX
 KEY_BYTES_MAX = 1024
 DETAIL_LENGTH_MAX = 1_000
 _LETTERS_AT_ONCE = 100
-_FLUSH_SECONDS = 15.0
-
-
-class DeadLettersUnwritten(Exception):
-    """Kafka did not acknowledge; nothing may be committed."""
+_DELIVERY_SECONDS = 15.0
 
 
 def dead_letter(
@@ -55,37 +50,17 @@ class DeadLetters:
 
     def __init__(self, settings: Settings) -> None:
         self._topic = topic_name(settings, USAGE_DEAD_LETTERS)
-        self._properties = settings.kafka_properties
-        self._producer = self._made()
-
-    def _made(self) -> Producer:
-        return Producer(
-            {
-                **self._properties,
-                "acks": "all",
-                "enable.idempotence": True,
-                "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
-                "compression.type": "zstd",
-                "message.max.bytes": 4 * PAYLOAD_BYTES_MAX,
-            }
+        self._producer = AckedProducer(
+            settings.kafka_properties,
+            delivery_seconds=_DELIVERY_SECONDS,
+            records_at_once=_LETTERS_AT_ONCE,
+            more={"compression.type": "zstd", "message.max.bytes": 4 * PAYLOAD_BYTES_MAX},
         )
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Returns when all are acknowledged. Raises DeadLettersUnwritten."""
-        for first in range(0, len(letters), _LETTERS_AT_ONCE):
-            self._write(letters[first : first + _LETTERS_AT_ONCE])
-
-    def _write(self, letters: Sequence[DeadLetter]) -> None:
-        failures: list[str] = []
-        for letter in letters:
-            self._producer.produce(
-                self._topic,
-                encode(letter),
-                f"{letter.epoch}/{letter.partition}/{letter.offset}",
-                partition=letter.partition,
-                on_delivery=lambda error, _: failures.append(str(error)) if error else None,
-            )
-        left = self._producer.flush(_FLUSH_SECONDS + 1)
-        if left or failures:
-            self._producer = self._made()  # a producer that was told of no brokers never works again
-            raise DeadLettersUnwritten(f"{left} dead letters unacknowledged; {'; '.join(failures[:3])}")
+        """Returns when all are acknowledged. Raises NotAcknowledged; no offset behind them may be committed then."""
+        records = [
+            Record(letter.partition, f"{letter.epoch}/{letter.partition}/{letter.offset}", encode(letter))
+            for letter in letters
+        ]
+        self._producer.write(self._topic, records)

@@ -20,12 +20,14 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import faust
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.types import TP, AppT
 from yarl import URL
 
-from runtime.kafka.admin import log_bounds
+from runtime.kafka.acked_producer import NotAcknowledged
+from runtime.kafka.clients import create_producer, create_reader, is_partition_end
+from runtime.kafka.log_ends import end_offsets
 
 log = structlog.get_logger(__name__)
 _FAUST_LOGGER = logging.getLogger("faust")  # what Faust says of its parts goes where it says all else
@@ -54,10 +56,6 @@ def die(reason: str, error: BaseException | None = None) -> NoReturn:
 # -- the changelog's writer --------------------------------------------------------------------------------------------
 
 
-class Undelivered(Exception):
-    """Records were not acknowledged in time, or refused."""
-
-
 class DurableProducer:
     """librdkafka's producer with one promise: after flush(), everything sent before it is acknowledged by all replicas.
 
@@ -66,18 +64,16 @@ class DurableProducer:
 
     def __init__(self, properties: Mapping[str, str]) -> None:
         self._errors: list[KafkaError] = []
-        self._producer = Producer(
-            {
-                **properties,
-                "acks": "all",
-                "enable.idempotence": True,
+        self._producer = create_producer(
+            properties,
+            delivery_seconds=DELIVERY_SECONDS_MAX,
+            more={
                 "compression.type": "lz4",
                 "linger.ms": 5,
                 "batch.num.messages": 50_000,
                 "queue.buffering.max.messages": _QUEUE_MESSAGES_MAX,
-                "delivery.timeout.ms": DELIVERY_SECONDS_MAX * 1000,
                 "delivery.report.only.error": True,
-            }
+            },
         )
 
     def send(self, topic: str, partition: int, records: Iterable[Record]) -> None:
@@ -92,10 +88,10 @@ class DurableProducer:
                     self._producer.poll(0.05)
 
     async def flush(self) -> None:
-        """Raises Undelivered."""
+        """Raises NotAcknowledged."""
         left = await asyncio.to_thread(self._producer.flush, DELIVERY_SECONDS_MAX + 1)
         if left or self._errors:
-            raise Undelivered(f"{left} records not acknowledged, errors: {self._errors[:3]}")
+            raise NotAcknowledged(f"{left} records not acknowledged, errors: {self._errors[:3]}")
 
     def _failed(self, error: KafkaError | None, _: object) -> None:
         if error is not None:
@@ -195,25 +191,16 @@ class ExactTable(faust.Table[Any, Any], Generic[S]):
 
     def _read_ends(self, partitions: Sequence[int]) -> dict[TP, int]:
         topic = self.changelog_topic_name
-        consumer = self._consumer()
-        try:
-            return {
-                TP(topic, p): log_bounds(consumer, TopicPartition(topic, p), _REQUEST_SECONDS)[1] for p in partitions
-            }
-        finally:
-            consumer.close()
+        ends = end_offsets(self._properties, f"{topic}-load", topic, partitions, _REQUEST_SECONDS)
+        return {TP(topic, partition): end for partition, end in ends.items()}
 
     def _consumer(self) -> Consumer:
-        return Consumer(
-            {
-                **self._properties,
-                "group.id": f"{self.changelog_topic_name}-load",  # never joined, never committed
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "earliest",
-                "enable.partition.eof": True,
-                "queued.max.messages.kbytes": 65_536,
-            }
+        return create_reader(
+            self._properties,
+            f"{self.changelog_topic_name}-load",
+            out_of_range="earliest",
+            partition_eof=True,
+            more={"queued.max.messages.kbytes": 65_536},
         )
 
     def _load_or_die(self, loads: Mapping[int, _Load[S]]) -> None:
@@ -243,7 +230,7 @@ class ExactTable(faust.Table[Any, Any], Generic[S]):
                     if error is None:
                         load.state.restore(message.key() or b"", message.value())
                         count += 1
-                    elif error.code() == KafkaError._PARTITION_EOF:  # pyright: ignore[reportPrivateUsage]
+                    elif is_partition_end(error):
                         # The end, as it was asked for after the assignment: an owner before us has written all of its
                         # own by then, and what a frozen one writes later is only old.
                         load.state.restored()

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
+from runtime.kafka.clients import create_reader, is_partition_end, raw
 from schemas import totals
 from schemas.settings import Settings
 from schemas.topics import USAGE_TOTALS, topic_name
@@ -15,7 +16,6 @@ from schemas.totals import Closed, Partial, Progress, UsageTotal
 
 _REQUEST_SECONDS = 10.0
 _READ_SECONDS_MAX = 120.0
-_END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +80,13 @@ class LiveTotalsReader:
 
     def __init__(self, settings: Settings) -> None:
         self._topic = topic_name(settings, USAGE_TOTALS)
-        self._consumer = Consumer(
-            {
-                **settings.kafka_properties,
-                "group.id": f"{self._topic}-snapshot",  # never joined, never committed
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                # An end is told with the next answer of the broker, which otherwise waits half a second for more.
-                "fetch.wait.max.ms": 200,
-                "auto.offset.reset": "earliest",
-            }
+        self._consumer = create_reader(
+            settings.kafka_properties,
+            f"{self._topic}-snapshot",
+            out_of_range="earliest",
+            partition_eof=True,
+            # The broker reports an end with its next answer, for which it otherwise waits half a second for records.
+            more={"fetch.wait.max.ms": 200},
         )
 
     def snapshot(self, partition: int) -> LiveSnapshot:
@@ -104,8 +101,8 @@ class LiveTotalsReader:
                 for message in self._consumer.consume(10_000, 0.05):
                     error = message.error()
                     if error is None:
-                        yield _raw(message.key()) or b"", _raw(message.value())
-                    elif error.code() == _END:
+                        yield raw(message.key()) or b"", raw(message.value())
+                    elif is_partition_end(error):
                         return
                     else:
                         raise KafkaException(error)
@@ -118,7 +115,3 @@ class LiveTotalsReader:
 
     def close(self) -> None:
         self._consumer.close()
-
-
-def _raw(data: str | bytes | None) -> bytes | None:
-    return data.encode() if isinstance(data, str) else data

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from runtime.kafka.admin import log_bounds
+from runtime.kafka.clients import create_reader, raw
+from runtime.kafka.log_ends import log_bounds
 from schemas.settings import Settings
 from schemas.topics import topic_name
 from schemas.usage_batch import HEADER_LENGTH
@@ -61,14 +62,10 @@ class LogProbe:
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._topic = topic
-        self._consumer = Consumer(
-            {
-                **settings.kafka_properties,
-                "group.id": topic_name(settings, "usage-sink-probe"),  # never joined
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",
-                "fetch.wait.max.ms": 100,
-            }
+        self._consumer = create_reader(
+            settings.kafka_properties,
+            topic_name(settings, "usage-sink-probe"),
+            more={"fetch.wait.max.ms": 100},
         )
 
     def close(self) -> None:
@@ -105,9 +102,8 @@ class LogProbe:
                 if (error := message.error()) is not None:
                     raise KafkaException(error)
                 if message.offset() == offset:
-                    value = message.value() or b""
-                    raw = value.encode() if isinstance(value, str) else value
-                    return raw[HEADER_LENGTH : HEADER_LENGTH + BATCH_ID_LENGTH]
+                    value = raw(message.value()) or b""
+                    return value[HEADER_LENGTH : HEADER_LENGTH + BATCH_ID_LENGTH]
                 break
         finally:
             self._consumer.unassign()

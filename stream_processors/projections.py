@@ -25,8 +25,9 @@ from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
 from ledger import records
 from ledger.view import InvoiceLedger
-from runtime.kafka.admin import log_bounds
-from runtime.kafka.client_watch import LOST_PLACE, watched
+from runtime.kafka.client_watch import watched
+from runtime.kafka.clients import create_reader, is_lost_offset
+from runtime.kafka.log_ends import log_bounds
 from runtime.one_by_one import OneByOne
 from schemas import alert as alerts
 from schemas import dead_letter
@@ -166,15 +167,9 @@ class Projections:
             self._drop_client()
 
     def _follow(self) -> None:
-        consumer = Consumer(
-            {
-                **watched(self._settings.kafka_properties),
-                "group.id": topic_name(self._settings, SINK_PROJECTIONS_GROUP),  # never joined, nothing committed
-                "enable.auto.commit": False,
-                # What was read and is gone is in the fold: a new process reads the log as it is.
-                "auto.offset.reset": "error",
-            }
-        )
+        # A record that was read and is gone is in the fold, so a lost offset ends the process: a new one reads the log.
+        properties = watched(self._settings.kafka_properties)
+        consumer = create_reader(properties, topic_name(self._settings, SINK_PROJECTIONS_GROUP))
         try:
             partitions = self._partitions(consumer)
             self._begun_at = datetime.now(UTC)
@@ -216,7 +211,7 @@ class Projections:
         rows: list[Projected] = []
         for message in messages:
             if error := message.error():
-                if error.fatal() or error.code() in LOST_PLACE:
+                if error.fatal() or is_lost_offset(error):
                     raise KafkaException(error)
                 log.warning("projection_read_error", error=str(error))
                 continue

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 import structlog
-from confluent_kafka import Producer
 
 from catalog.cycles import Affected, tile_at
 from catalog.view import CatalogView
+from runtime.kafka.acked_producer import AckedProducer, Record
 from runtime.kafka.admin import admin_client
 from runtime.one_by_one import OneByOne
 from schemas import repair as repairs
@@ -42,18 +42,14 @@ from warehouse.used import Scope, UsedMonth, used_months
 log = structlog.get_logger(__name__)
 
 WINDOWS_AT_ONCE = 20_000
-REPAIRS_AT_ONCE = 10_000  # librdkafka's queue takes ten times as many
+_REPAIRS_AT_ONCE = 10_000  # librdkafka's queue takes ten times as many
 _WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.2
-_FLUSH_SECONDS = 15.0
+_DELIVERY_SECONDS = 15.0
 _UNIT = Decimal(10) ** 9
 
 SeriesKey = tuple[str, str, str]
 """organization_id, customer_id, event_name."""
-
-
-class RepairsUnwritten(Exception):
-    """Kafka did not acknowledge: what was written is applied once, what was not is found again next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,14 +318,11 @@ class Reconciler:
         self._reader = LiveTotalsReader(settings)
         self._admin = admin_client(settings)
         self._topic = topic_name(settings, USAGE_REPAIRS)
-        self._producer = Producer(
-            {
-                **settings.kafka_properties,
-                "acks": "all",
-                "enable.idempotence": True,
-                "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
-                "compression.type": "zstd",
-            }
+        self._producer = AckedProducer(
+            settings.kafka_properties,
+            delivery_seconds=_DELIVERY_SECONDS,
+            records_at_once=_REPAIRS_AT_ONCE,
+            more={"compression.type": "zstd"},
         )
 
     def close(self) -> None:
@@ -349,7 +342,7 @@ class Reconciler:
 
         wait_seconds: until ClickHouse has what the totals contain; a partition that it has not by then is skipped, and
         the report says so. Raises KafkaException, WarehouseUnavailable, StoreReplaced,
-        UnreadableTotal, RepairsUnwritten.
+        UnreadableTotal, NotAcknowledged.
         """
         started = time.monotonic()
         reports: list[PartitionReport] = []
@@ -444,28 +437,13 @@ class Reconciler:
         return found
 
 
-def write_repairs(producer: Producer, topic: str, found: Sequence[UsageRepair]) -> None:
-    """All of them, acknowledged. Raises RepairsUnwritten."""
-    for first in range(0, len(found), REPAIRS_AT_ONCE):
-        _write(producer, topic, found[first : first + REPAIRS_AT_ONCE])
-
-
-def _write(producer: Producer, topic: str, found: Sequence[UsageRepair]) -> None:
-    failures: list[str] = []
+def write_repairs(producer: AckedProducer, topic: str, found: Sequence[UsageRepair]) -> None:
+    """Returns when all are acknowledged. Raises NotAcknowledged."""
+    producer.write(topic, [Record(repair.partition, repair.key, repairs.encode(repair)) for repair in found])
     for repair in found:
-        producer.produce(
-            topic,
-            repairs.encode(repair),
-            repair.key,
-            partition=repair.partition,
-            on_delivery=lambda error, _: failures.append(str(error)) if error else None,
-        )
         metrics.REPAIRS_WRITTEN.labels(repair.reason).inc()
         log.info(
             "repair_written", repair_id=repair.repair_id, organization=repair.organization_id,
             customer=repair.customer_id, event_name=repair.event_name, cycle_start=repair.cycle_start,
             count=repair.count, sum=repair.sum, partition=repair.partition, offset=repair.offset,
         )  # fmt: skip
-    left = producer.flush(_FLUSH_SECONDS + 1)
-    if left or failures:
-        raise RepairsUnwritten(f"{left} repairs unacknowledged; {'; '.join(failures[:3])}")

@@ -18,12 +18,13 @@ from confluent_kafka import KafkaException
 from catalog.cycles import Affected, affected_by
 from catalog.record import CatalogRecord
 from catalog.store import CatalogStore
+from runtime.kafka.acked_producer import NotAcknowledged
 from schemas.log_break import LogBreak
 from schemas.partition import partition_of
 from schemas.repair import RepairReason
 from schemas.settings import Settings
 from schemas.totals import UnreadableTotal
-from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten
+from stream_processors.reconcile import Reconciler, ReconcileReport
 from warehouse.client import ASIDE, Client, WarehouseUnavailable, connect
 from warehouse.epochs import UnknownTopic
 
@@ -127,7 +128,7 @@ class ReconcileService:
                     if time.monotonic() >= everything_at:
                         everything_at = time.monotonic() + self._settings.reconcile_seconds
                         self._tell(self._reconcile(reconciler, self._partitions(), None, RepairReason.RECONCILE))
-                except (KafkaException, WarehouseUnavailable, UnknownTopic, UnreadableTotal, RepairsUnwritten) as error:
+                except (KafkaException, WarehouseUnavailable, UnknownTopic, UnreadableTotal, NotAcknowledged) as error:
                     # Nothing is forgotten: what was noted stays noted, and the next round finds what this one left.
                     self._drop_client()
                     log.warning("reconcile_failed", error=str(error))

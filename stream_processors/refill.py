@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from runtime.kafka.admin import describe_topic, log_bounds
+from runtime.kafka.admin import describe_topic
+from runtime.kafka.clients import create_reader, is_partition_end, raw
+from runtime.kafka.log_ends import log_bounds
 from schemas.settings import Settings
 from schemas.topics import MESSAGE_BYTES_MAX, USAGE_EVENTS, topic_name
 from stream_processors import avro_splice, inserts
@@ -22,7 +24,6 @@ _REQUEST_SECONDS = 10.0
 _IDLE_SECONDS_MAX = 30.0
 _ATTEMPTS_MAX = 5
 _RETRY_SECONDS = 0.5
-_END = KafkaError._PARTITION_EOF  # pyright: ignore[reportPrivateUsage]
 _RANGE = re.compile(
     r"(\d{1,4})/(\d{1,5})/(\d{1,14})(?:/\d{1,4})?(?:\.\.(?:(\d{1,4})/(\d{1,5})/)?(\d{1,14})(?:/\d{1,4})?)?"
 )
@@ -121,15 +122,11 @@ def _check_batches(settings: Settings, client: Client, topic: str, wanted: Range
 def _batches(settings: Settings, wanted: Range, done: Refilled) -> Iterator[list[Message]]:
     """Messages for an insert each. Counts in done what is gone."""
     topic = topic_name(settings, USAGE_EVENTS)
-    consumer = Consumer(
-        {
-            **settings.kafka_properties,
-            "group.id": topic_name(settings, "usage-refill"),  # never joined
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "fetch.message.max.bytes": 32 * MESSAGE_BYTES_MAX,
-        }
+    consumer = create_reader(
+        settings.kafka_properties,
+        topic_name(settings, "usage-refill"),
+        partition_eof=True,
+        more={"fetch.message.max.bytes": 32 * MESSAGE_BYTES_MAX},
     )
     try:
         low, high = log_bounds(consumer, TopicPartition(topic, wanted.partition), _REQUEST_SECONDS)
@@ -147,7 +144,7 @@ def _batches(settings: Settings, wanted: Range, done: Refilled) -> Iterator[list
                 continue
             heard_at, offset = time.monotonic(), message.offset() or 0
             error = message.error()
-            if error is not None and error.code() != _END:
+            if error is not None and not is_partition_end(error):
                 raise KafkaException(error)
             done.expired += max(0, min(offset, after) - at)
             at = offset + 1 if error is None else offset
@@ -164,7 +161,7 @@ def _batches(settings: Settings, wanted: Range, done: Refilled) -> Iterator[list
 def _store(client: Client, wanted: Range, messages: Sequence[Message], done: Refilled) -> None:
     heads: list[avro_splice.Message] = []
     for message in messages:
-        offset, key, value = message.offset() or 0, _raw(message.key()), _raw(message.value())
+        offset, key, value = message.offset() or 0, raw(message.key()), raw(message.value())
         try:
             heads.append(avro_splice.read_head(wanted.epoch, wanted.partition, offset, value, key))
         except Unreadable as error:
@@ -174,10 +171,6 @@ def _store(client: Client, wanted: Range, messages: Sequence[Message], done: Ref
     stored = [head for head in heads if head.offset not in refused]
     done.messages += len(stored)
     done.events += sum(head.events for head in stored)
-
-
-def _raw(data: str | bytes | None) -> bytes | None:
-    return data.encode() if isinstance(data, str) else data
 
 
 class _Patient:

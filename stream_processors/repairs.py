@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
-from runtime.kafka.admin import log_bounds
 from runtime.kafka.client_watch import watched
+from runtime.kafka.clients import create_reader
+from runtime.kafka.log_ends import log_bounds
 from schemas.settings import Settings
 from schemas.topics import USAGE_REPAIRS, topic_name
 
@@ -34,16 +35,8 @@ class RepairReader:
 
     def __init__(self, settings: Settings) -> None:
         self._topic = topic_name(settings, USAGE_REPAIRS)
-        self._consumer = Consumer(
-            {
-                **watched(settings.kafka_properties),
-                "group.id": f"{self._topic}-reader",  # never joined, never committed
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                # What expires while we are away is a fault to be told, not something to jump over.
-                "auto.offset.reset": "error",
-            }
-        )
+        # Repairs that expire unread are a fault, so the reader reports the gap instead of skipping it.
+        self._consumer = create_reader(watched(settings.kafka_properties), f"{self._topic}-reader")
 
     def follow(self, places: Mapping[int, int | None]) -> dict[int, int]:
         """Read these partitions from now on; where each begins. places: next offsets; None: at the end.

@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
-
-from runtime.kafka.admin import log_bounds
+from runtime.kafka.acked_producer import AckedProducer, Record
+from runtime.kafka.log_ends import end_offsets
 from schemas import usage_batch, usage_void
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
@@ -20,16 +19,12 @@ from warehouse.settled import settled
 
 _SETTLE_SECONDS = 60.0
 _REQUEST_SECONDS = 10.0
-_FLUSH_SECONDS = 15.0
+_DELIVERY_SECONDS = 15.0
 _POLL_SECONDS = 0.2
 
 
 class NotSettled(Exception):
     """ClickHouse does not have all of the log: whether a letter was replayed before can't be told."""
-
-
-class ReplayUnwritten(Exception):
-    """Kafka did not acknowledge. Replaying again is safe: what was written is found and passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,8 @@ def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) 
     """Write what can be read into the log again, wait until it is stored, and tell what became of each.
 
     A message keeps its batch_id, by which one that was replayed before is known: events without ids would count twice.
-    Raises NotSettled, ReplayUnwritten, KafkaException, WarehouseUnavailable.
+    Raises NotSettled, NotAcknowledged, KafkaException, WarehouseUnavailable. Replaying again is safe: it finds
+    and skips messages that were written.
     """
     if not letters:
         return []
@@ -85,44 +81,17 @@ def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) 
 
 
 def _write(settings: Settings, letters: Sequence[StoredLetter]) -> dict[StoredLetter, int]:
-    producer = Producer(
-        {
-            **settings.kafka_properties,
-            "acks": "all",
-            "enable.idempotence": True,
-            "delivery.timeout.ms": int(_FLUSH_SECONDS * 1000),
-        }
-    )
-    offsets: dict[StoredLetter, int] = {}
-    failures: list[str] = []
-    for letter in letters:
-
-        def delivered(error: object, message: Message, letter: StoredLetter = letter) -> None:
-            offset = message.offset()
-            if error is not None or offset is None:
-                failures.append(str(error))
-            else:
-                offsets[letter] = offset
-
-        topic = topic_name(settings, USAGE_EVENTS)
-        producer.produce(topic, letter.payload, letter.key or None, partition=letter.partition, on_delivery=delivered)
-    left = producer.flush(_FLUSH_SECONDS + 1)
-    if left or failures:
-        raise ReplayUnwritten(f"{left} messages unacknowledged; {'; '.join(failures[:3])}")
-    return offsets
+    producer = AckedProducer(settings.kafka_properties, delivery_seconds=_DELIVERY_SECONDS)
+    records = [Record(letter.partition, letter.key or None, letter.payload) for letter in letters]
+    return dict(zip(letters, producer.write(topic_name(settings, USAGE_EVENTS), records), strict=True))
 
 
 def wait_until_settled(settings: Settings, client: Client) -> Watermark:
     """Until ClickHouse has everything that is in the log now. Raises NotSettled after a minute."""
     topic = topic_name(settings, USAGE_EVENTS)
-    consumer = Consumer({**settings.kafka_properties, "group.id": f"{topic}-ends"})
-    try:
-        ends = {
-            p: log_bounds(consumer, TopicPartition(topic, p), _REQUEST_SECONDS)[1]
-            for p in range(settings.event_partitions)
-        }
-    finally:
-        consumer.close()
+    ends = end_offsets(
+        settings.kafka_properties, f"{topic}-ends", topic, range(settings.event_partitions), _REQUEST_SECONDS
+    )
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
         stored = settled(client, settings)[1]

@@ -25,17 +25,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from catalog.record import Topology
 from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
 from runtime.health import Check, HealthServer
-from runtime.kafka.admin import (
-    TopicMismatch,
-    TopicState,
-    admin_client,
-    check_partitions,
-    create_topics,
-    describe_topic,
-    log_bounds,
-)
-from runtime.kafka.client_watch import LOST_PLACE, TopicWatch, watched
+from runtime.kafka.acked_producer import NotAcknowledged
+from runtime.kafka.admin import TopicMismatch, TopicState, admin_client, check_partitions, create_topics, describe_topic
+from runtime.kafka.client_watch import TopicWatch, watched
+from runtime.kafka.clients import create_member, is_lost_offset
 from runtime.kafka.durability import warn_of_weak_topics
+from runtime.kafka.log_ends import log_bounds
 from runtime.signals import stop_on_signals
 from schemas.dead_letter import DeadLetter
 from schemas.log_break import LogBreak, break_id, starts_of
@@ -45,7 +40,7 @@ from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
 from stream_processors import avro_splice, inserts, metrics
 from stream_processors.avro_splice import Unreadable
-from stream_processors.dead_letters import DeadLetters, DeadLettersUnwritten, dead_letter
+from stream_processors.dead_letters import DeadLetters, dead_letter
 from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.log_probe import LogProbe
 from stream_processors.projections import Projections
@@ -133,11 +128,10 @@ class Sink:
         self._checkpoint_at = 0.0  # when ClickHouse is to be looked at for holes next, monotonic seconds
         self._problem: str | None = "starting"
         self._kafka_problem: str | None = None
-        self._consumer = Consumer(
+        self._consumer = create_member(
+            watched(settings.kafka_properties),
+            topic_name(settings, SINK_GROUP),
             {
-                **watched(settings.kafka_properties),
-                "group.id": topic_name(settings, SINK_GROUP),
-                "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 # What is gone from the log is a fault to be told, not something to jump over.
                 "auto.offset.reset": "error",
@@ -150,7 +144,7 @@ class Sink:
                 "queued.max.messages.kbytes": 128 * 1024,
                 "fetch.wait.max.ms": 200,
                 "error_cb": self._note_error,
-            }
+            },
         )
 
     # -- health --------------------------------------------------------------------------------------------------------
@@ -175,7 +169,7 @@ class Sink:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Raises TopicReplaced, EngineRestored, EpochsExhausted, DeadLettersUnwritten, KafkaException."""
+        """Raises TopicReplaced, EngineRestored, EpochsExhausted, NotAcknowledged, KafkaException."""
         try:
             self._register_epoch()
             self._consumer.subscribe(
@@ -532,7 +526,7 @@ class Sink:
         for message in messages:
             error = message.error()
             if error is not None and error.code() != _END:
-                if error.code() in LOST_PLACE:
+                if is_lost_offset(error):
                     log.error("place_lost", error=str(error))
                     self._begin_again()
                     break
@@ -698,7 +692,7 @@ class Sink:
             if (said := message.error()) is None:
                 place = TopicPartition(self._topic.name, message.partition() or 0, message.offset() or 0)
                 self._consumer.seek(place)
-            elif said.code() in LOST_PLACE:  # told once: nothing more is fetched of that partition
+            elif is_lost_offset(said):  # told once: nothing more is fetched of that partition
                 self._lost_place = said
                 self._kafka_problem = str(said)
         self._consumer.resume(self._consumer.assignment())
@@ -757,7 +751,7 @@ def run(settings: Settings) -> int:
         reconciling.start()
         try:
             sink.run()
-        except (TopicReplaced, EngineRestored, EpochsExhausted, DeadLettersUnwritten, KafkaException) as error:
+        except (TopicReplaced, EngineRestored, EpochsExhausted, NotAcknowledged, KafkaException) as error:
             log.error("sink_failed", error=str(error))
             return 1
         finally:

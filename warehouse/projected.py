@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
-from runtime.kafka.admin import log_bounds
+from runtime.kafka.clients import create_reader
+from runtime.kafka.log_ends import log_bounds
 from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CATALOG, USAGE_ALERTS, USAGE_DEAD_LETTERS, topic_name
 from warehouse.audit import Fault, Tally
@@ -81,7 +82,7 @@ def _behind(client: Client, settings: Settings, wait_seconds: float) -> list[Fau
 
 def _ends(settings: Settings) -> Places:
     """Where the logs end that have any record left."""
-    consumer = Consumer({**settings.kafka_properties, "group.id": topic_name(settings, "projected-ends")})
+    consumer = create_reader(settings.kafka_properties, topic_name(settings, "projected-ends"))
     found: Places = {}
     try:
         for topic in (topic_name(settings, each) for each in PROJECTED):

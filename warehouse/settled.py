@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from confluent_kafka.admin import AdminClient
 
-from runtime.kafka.admin import committed_offsets, describe_topic
+from runtime.kafka.admin import describe_topic
+from runtime.kafka.groups import committed_offsets
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark

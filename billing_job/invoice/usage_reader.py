@@ -11,11 +11,13 @@ from decimal import Decimal
 
 import msgspec
 import structlog
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
 from ledger.records import WaitCode
 from ledger.snapshot import InvoiceFixed
-from runtime.kafka.admin import admin_client, committed_offsets, describe_topic, log_bounds
+from runtime.kafka.admin import admin_client, describe_topic
+from runtime.kafka.groups import committed_offsets
+from runtime.kafka.log_ends import end_offsets
 from schemas.meter import Aggregation, Meter
 from schemas.partition import partition_of
 from schemas.settings import Settings
@@ -134,12 +136,9 @@ class Counts:
         Raises NotCovered where no sink has read this topic yet, and KafkaException, WarehouseUnavailable.
         """
         epochs = self._epochs()
-        places = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
-        consumer = Consumer({**self._settings.kafka_properties, "group.id": f"{self._topic}-ends"})
-        try:
-            ends = {place.partition: log_bounds(consumer, place, _KAFKA_SECONDS)[1] for place in places}
-        finally:
-            consumer.close()
+        ends = end_offsets(
+            self._settings.kafka_properties, f"{self._topic}-ends", self._topic, range(self._partitions), _KAFKA_SECONDS
+        )
         return Watermark(epochs.base, ends, epochs.own)
 
     def covered(self) -> Watermark:

@@ -8,11 +8,11 @@ from fastapi import Request
 
 from dashboard.auth import Caller
 from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit, page_of
-from dashboard.log_writer import NotWritten
 from dashboard.objects import Page, WebhookDeliveryOut
 from dashboard.problems import problem_responses, unavailable_problem
 from dashboard.routing import AdminRoute, api_router
 from dashboard.services import Services, now_us, services_of
+from runtime.kafka.acked_producer import NotAcknowledged
 from runtime.problem import Problem
 from schemas.webhook_delivery import DeliveryState, WebhookDelivery
 
@@ -38,7 +38,7 @@ async def send_again(services: Services, organization_id: str, id_: str) -> Webh
         raise Problem(409, "already_delivered", "the endpoint has taken this alert; it is not sent twice")
     try:
         await asyncio.to_thread(services.deliveries.ask_again, delivery, now_us())
-    except NotWritten as error:
+    except NotAcknowledged as error:
         raise unavailable_problem(f"the request could not be written: {error}") from None
     return delivery
 

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from dashboard.control.common import validated
-from dashboard.log_writer import NotWritten
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.problems import unavailable_problem
 from dashboard.services import now_us, services_of
+from runtime.kafka.acked_producer import NotAcknowledged
 from schemas.usage_void import VoidRequest
 
 router = APIRouter(include_in_schema=False)
@@ -40,7 +40,7 @@ async def void_event(request: Request, visitor: Visitor, form: Form) -> Response
         wanted = validated(VoidRequest, filled(form))
         try:
             await asyncio.to_thread(services.voids.write, visitor.organization_id, wanted, now_us())
-        except NotWritten as error:
+        except NotAcknowledged as error:
             raise unavailable_problem(f"whether it was voided is unknown: {error}. It is safe to try again") from None
         return wanted
 

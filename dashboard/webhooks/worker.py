@@ -18,15 +18,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from catalog.view import CatalogView
-from dashboard.log_writer import LogWriter, NotWritten
 from dashboard.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from dashboard.webhooks.attempts import attempted, given_up
 from dashboard.webhooks.send import Sender
 from dashboard.webhooks.shelf import Shelf
+from runtime.kafka.acked_producer import AckedProducer, NotAcknowledged, Record
 from runtime.kafka.client_watch import watched
+from runtime.kafka.clients import create_member, is_partition_end
 from runtime.one_by_one import OneByOne
 from schemas import alert as alerts
 from schemas import webhook_delivery as deliveries
@@ -55,21 +56,21 @@ def now_us() -> int:
 class DeliveryLog:
     """Writes to usage.webhook_deliveries; each write returns when it is acknowledged. Thread-safe."""
 
-    def __init__(self, settings: Settings, writer: LogWriter) -> None:
+    def __init__(self, settings: Settings, writer: AckedProducer) -> None:
         self._topic = topic_name(settings, USAGE_WEBHOOK_DELIVERIES)
         self._partitions = settings.event_partitions
         self._writer = writer
 
     def write(self, records: Iterable[WebhookDelivery]) -> None:
-        """Blocks. Raises NotWritten."""
+        """Blocks. Raises NotAcknowledged."""
         self._writer.write(
-            self._topic, [(self._partition_of(each), each.key, deliveries.encode(each)) for each in records]
+            self._topic, [Record(self._partition_of(each), each.key, deliveries.encode(each)) for each in records]
         )
 
     def ask_again(self, delivery: WebhookDelivery, now: int) -> None:
-        """Have a delivery sent once more by whoever has its partition. Blocks. Raises NotWritten."""
+        """Have a delivery sent once more by whoever has its partition. Blocks. Raises NotAcknowledged."""
         request = RetryRequest(delivery.id, now)
-        self._writer.write(self._topic, [(self._partition_of(delivery), request.key, deliveries.encode(request))])
+        self._writer.write(self._topic, [Record(self._partition_of(delivery), request.key, deliveries.encode(request))])
 
     def _partition_of(self, delivery: WebhookDelivery) -> int:
         return partition_of(delivery.organization_id, delivery.customer_id, self._partitions)
@@ -121,7 +122,7 @@ class WebhookWorker:
         while not self._stopping.is_set():
             try:
                 asyncio.run(self._work())
-            except (KafkaException, NotWritten) as error:
+            except (KafkaException, NotAcknowledged) as error:
                 self._failure = f"webhooks are interrupted: {error}"
                 log.warning("webhooks_interrupted", error=str(error))
                 self._stopping.wait(_RETRY_SECONDS)
@@ -131,17 +132,16 @@ class WebhookWorker:
                 self._stopping.wait(_RETRY_SECONDS)
 
     async def _work(self) -> None:
-        consumer = Consumer(
+        consumer = create_member(
+            watched(self._settings.kafka_properties),
+            topic_name(self._settings, WEBHOOKS_GROUP),
             {
-                **watched(self._settings.kafka_properties),
-                "group.id": topic_name(self._settings, WEBHOOKS_GROUP),
-                "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
                 "partition.assignment.strategy": "range",  # both topics' partitions of a number meet in one worker
                 "fetch.wait.max.ms": 200,
-            }
+            },
         )
         sender = Sender(self._settings)
         self._shelves.clear()
@@ -195,7 +195,7 @@ class WebhookWorker:
             now = now_us()
             self._unwritten += self._news(now)
             await self._write()
-        except NotWritten as error:
+        except NotAcknowledged as error:
             self._failure = f"webhooks are interrupted: {error}"
             log.warning("webhooks_interrupted", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
@@ -224,7 +224,7 @@ class WebhookWorker:
         return changed
 
     async def _write(self) -> None:
-        """Into the log, then onto the shelves. Raises NotWritten; what is not written is kept for the next time."""
+        """Into the log, then onto the shelves. Raises NotAcknowledged; the next call writes what is left."""
         async with self._writing:
             if not (changed := list(self._unwritten)):
                 return
@@ -239,7 +239,7 @@ class WebhookWorker:
         while True:
             await self._done.wait()
             self._done.clear()
-            with contextlib.suppress(NotWritten):  # the next turn tries again, and tells
+            with contextlib.suppress(NotAcknowledged):  # the next turn tries again, and tells
                 await self._write()
 
     def _take(self, message: Message) -> None:
@@ -248,7 +248,7 @@ class WebhookWorker:
             return
         error, of_alerts = message.error(), message.topic() == self._alerts_topic
         if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF:  # pyright: ignore[reportPrivateUsage]
+            if is_partition_end(error):
                 shelf.restored = shelf.restored or not of_alerts
             elif error.fatal():
                 raise KafkaException(error)

@@ -10,10 +10,8 @@ import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-
 from deploy.local.process import HOST, ManagedProcess, StartFailed, answers
+from runtime.kafka.admin import metadata_problem
 
 _FILES = Path(__file__).parent / "kafka"
 _POM = _FILES / "pom.xml"
@@ -190,11 +188,7 @@ class KafkaBroker(ManagedProcess):
         """Whether the broker answers a metadata request."""
         if not answers(self.port):
             return False
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "socket.timeout.ms": 2000})
-        try:
-            return bool(client.list_topics(timeout=2).brokers)
-        except KafkaException:
-            return False
+        return metadata_problem({"bootstrap.servers": self.bootstrap_servers, "log_level": 0}, 2.0) is None
 
     def start(self, timeout_seconds: float = _START_SECONDS_MAX) -> None:
         """Start and return when it answers; raises StartFailed with the tail of the log."""

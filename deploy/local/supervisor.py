@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from deploy.local.process import ManagedProcess, StartFailed, answers, identity, tail
+from runtime.kafka.admin import metadata_problem
 
 _POLL_SECONDS = 0.05
 _RESTART_DELAY_SECONDS = 0.1  # doubled at each quick end, up to the greatest: back within 2 s in any case
@@ -148,11 +147,7 @@ def probe(address: str) -> str | None:
     """
     if address.startswith("kafka://"):
         servers = address.removeprefix("kafka://")
-        client = AdminClient({"bootstrap.servers": servers, "log_level": 0, "socket.timeout.ms": 1500})
-        try:
-            return None if client.list_topics(timeout=1.5).brokers else "no broker is known"
-        except KafkaException as error:
-            return str(error.args[0])
+        return metadata_problem({"bootstrap.servers": servers, "log_level": 0}, 1.5)
     if address.startswith("tcp://"):
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         return None if answers(int(port), host) else "does not accept connections"

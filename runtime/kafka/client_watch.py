@@ -1,18 +1,17 @@
-"""What a running Kafka client never gets over → the process ends, and whoever supervises it starts a new one.
+"""Kafka clients that will never work again → the process ends, and its supervisor starts a new one.
 
-Brokers forgotten: librdkafka forgets each broker that an answer about the cluster leaves out. A cluster that ends as a
-whole may answer at last that it has none; a client whose connection is closed in the same moment has nobody left to ask
-(librdkafka's issue 5301, open; docs/decisions/chaos.md). What it is given fails, but one that only reads falls silent.
-Its statistics tell: they name the cluster's brokers, reachable or not, unless all are forgotten.
+Forgotten brokers: librdkafka forgets each broker that a metadata response leaves out. A cluster that stops as a whole
+may answer at last that it has no brokers; a client whose connection closes at the same moment has no broker left to ask
+(librdkafka issue 5301, open; docs/decisions/chaos.md). Its writes fail, but a client that only reads falls silent. Its
+statistics show it: they name the cluster's brokers, reachable or not, unless all are forgotten.
 
-A producer that has failed for good: a broker that lost messages of an idempotent producer refuses its next ones. The
-client raises that from poll, once, instead of calling error_cb: a thread that only polls would end unheard.
+A fatal producer error: a broker that lost messages of an idempotent producer refuses its next ones. The client raises
+this from poll, once, instead of calling error_cb: a thread that only polls would end unnoticed.
 
-A log that lost its end: a view that has read records which no longer exist can't take them back. A new process reads
-the log as it is.
+A log that lost its end: a view can't take back records that no longer exist. A new process reads the log as it is.
 
-A topic made again: its partitions' epochs begin anew, and librdkafka takes them for old news when it has seen greater
-ones (its issue 4898, open): it waits for ever, silently. Nor would we want to go on as if the log were the same.
+A recreated topic: its partitions' leader epochs start again, and librdkafka ignores them as outdated when it has seen
+greater ones (its issue 4898, open): it waits for ever, silently. The log is another one then in any case.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from typing import Any
 import msgspec
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient  # pyright: ignore[reportPrivateImportUsage]
 
-from runtime.kafka.admin import admin_client, topic_ids
+from runtime.kafka.admin import admin_client, metadata_problem, topic_ids
 from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -48,15 +46,15 @@ class _Statistics(msgspec.Struct):
 
 
 def end_process_of_lost_clients() -> None:
-    """From now on the process ends, with EXIT_CODE, once a watched client is lost and a new one would be answered.
+    """From now on the process ends, with EXIT_CODE, once a watched client is lost and the cluster answers a new one.
 
-    Not before: a gateway says 503 as long as the cluster is away, which a process that can't start does not.
+    Not before: a gateway answers 503 as long as the cluster is away; a process that can't start answers nothing.
     """
     _ends_process.set()
 
 
 def watched(properties: Mapping[str, str]) -> dict[str, Any]:
-    """The properties for a client that is polled all the time; one that is not would pile up its statistics."""
+    """The properties for a client that is polled all the time. A client that is not would pile up its statistics."""
     times_without = 0
 
     def on_statistics(text: str) -> None:
@@ -71,22 +69,14 @@ def watched(properties: Mapping[str, str]) -> dict[str, Any]:
     return {**properties, "statistics.interval.ms": _INTERVAL_MS, "stats_cb": on_statistics}
 
 
-LOST_PLACE = (
-    KafkaError._AUTO_OFFSET_RESET,  # pyright: ignore[reportPrivateUsage]
-    KafkaError._LOG_TRUNCATION,  # pyright: ignore[reportPrivateUsage]
-    KafkaError.OFFSET_OUT_OF_RANGE,
-)
-"""Codes of an error that says, with auto.offset.reset=error: what was read up to here is not in the log any more."""
-
-
 def end_process_of_lost_log(topic: str, error: KafkaError) -> None:
     """Ends the process of a service, with EXIT_CODE; elsewhere nothing happens."""
     if _ends_process.is_set():
-        _end_now(f"the log of {topic} is not what was read of it: {error}")
+        _end_now(f"the log of {topic} no longer has what was read of it: {error}")
 
 
 def poll_producer(producer: Producer, seconds: float) -> str | None:
-    """Poll; why the producer never works again, None: it does. Then the process of a service ends, with EXIT_CODE."""
+    """Poll, and return None, or why the producer never works again; a service's process then ends with EXIT_CODE."""
     try:
         producer.poll(seconds)
     except KafkaException as error:
@@ -98,7 +88,7 @@ def poll_producer(producer: Producer, seconds: float) -> str | None:
 
 
 class TopicWatch:
-    """Ends the process, with EXIT_CODE, when one of our topics is no longer the one that it was. A context manager."""
+    """Ends the process, with EXIT_CODE, when one of our topics was recreated. A context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -112,7 +102,7 @@ class TopicWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()  # not waited for: it may be asking a broker that is away
+        self._stopping.set()  # without a join: the thread may be waiting for a broker that is away
 
     def _run(self) -> None:
         known: dict[str, str] = {}
@@ -124,15 +114,15 @@ class TopicWatch:
                     log.info("topics_watched", topics=len(found))
                 for name, topic_id in found.items():
                     if known.setdefault(name, topic_id) != topic_id:
-                        _end_now(f"the topic {name} was made again")
+                        _end_now(f"the topic {name} was recreated")
             except KafkaException:
                 admin = admin_client(self._settings)
             self._stopping.wait(_TOPICS_SECONDS)
 
 
 def _end(properties: dict[str, str]) -> None:
-    with _ending:  # one of them asks
-        while not _is_answered(properties):
+    with _ending:  # one thread asks
+        while metadata_problem(properties, _ANSWER_SECONDS) is not None:
             pass
         _end_now("a Kafka client is lost while the cluster answers")
 
@@ -141,12 +131,5 @@ def _end_now(reason: str) -> None:
     log.critical("process_ends", reason=reason)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_CODE)  # as after kill -9: everything of ours is made for that, and a lost client can't flush
-
-
-def _is_answered(properties: dict[str, str]) -> bool:
-    """Takes up to _ANSWER_SECONDS when it is not."""
-    try:
-        return bool(AdminClient({**properties}).list_topics(timeout=_ANSWER_SECONDS).brokers)
-    except KafkaException:
-        return False
+    # As after kill -9, which every service recovers from; a lost client can't flush.
+    os._exit(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""topics as the cluster has them → what an acknowledgement is worth, and what would make it worth more."""
+"""topics as the cluster has them → how many machines may fail before an acknowledged message is lost."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ _SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class TopicDurability:
-    """replicas: of the partition that has fewest. in_sync: min.insync.replicas. unclean: whether a replica that lacks
-    acknowledged messages may become the leader."""
+    """Settings of a topic that decide about lost messages.
+
+    replicas: of the partition with the fewest.
+    in_sync: min.insync.replicas.
+    unclean: whether a replica that lacks acknowledged messages may become the leader.
+    """
 
     name: str
     replicas: int
@@ -30,7 +34,7 @@ class TopicDurability:
 
     @property
     def weaknesses(self) -> tuple[str, ...]:
-        """Why a message that is acknowledged may be lost with one machine. Pure."""
+        """Why the failure of one machine may lose an acknowledged message. Pure."""
         found: list[str] = []
         if self.replicas < REPLICAS_MIN:
             found.append(f"{self.replicas} of {REPLICAS_MIN} replicas")
@@ -64,15 +68,15 @@ def topic_durability(settings: Settings, admin: AdminClient | None = None) -> li
                 unclean=config.get("unclean.leader.election.enable") == "true",
             )
         )
-    return sorted(found, key=lambda each: each.name)
+    return sorted(found, key=lambda topic: topic.name)
 
 
 def warn_of_weak_topics(settings: Settings) -> None:
-    """At a service's start, outside of the local stack: what a 202 does not promise here."""
+    """Log topics that may lose acknowledged messages; not on the local stack, which has one broker by design."""
     if is_local_stack(settings):
         return
     try:
-        weak = {each.name: each.weaknesses for each in topic_durability(settings) if each.weaknesses}
+        weak = {topic.name: topic.weaknesses for topic in topic_durability(settings) if topic.weaknesses}
     except KafkaException as error:
         log.warning("durability_not_known", error=str(error))
         return

@@ -249,7 +249,7 @@ def test_a_view_of_a_catalog_that_lost_its_end_ends_its_process(world: SinkWorld
     assert cut_log(broker.data_dir, topic_name(world.settings, CATALOG), 0, 1) == 1
     broker.start()
     until(lambda: not sink.running, 120)
-    assert "is not what was read of it" in sink.log_path.read_text()
+    assert "no longer has what was read of it" in sink.log_path.read_text()
     sink.start()
     with CatalogStore(world.settings) as catalog:
         assert [each.id for each in catalog.view.all(Organization)] == ["kept"]

@@ -10,9 +10,10 @@ from confluent_kafka import KafkaException
 from cyclopts import App, Parameter
 from rich.table import Table
 
+from runtime.kafka.acked_producer import NotAcknowledged
 from schemas.dead_letter import base64_text
 from schemas.period import format_rfc3339
-from stream_processors.replay import NotSettled, ReplayUnwritten
+from stream_processors.replay import NotSettled
 from stream_processors.replay import replay as replay_letters
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable, connect
@@ -82,7 +83,7 @@ def replay(
         with connect(settings) as client:
             letters = _chosen(stored_letters(client, reason), places)
             results = replay_letters(settings, client, letters)
-    except (WarehouseUnavailable, UnknownTopic, KafkaException, NotSettled, ReplayUnwritten) as error:
+    except (WarehouseUnavailable, UnknownTopic, KafkaException, NotSettled, NotAcknowledged) as error:
         fail(str(error))
     left = 0
     for each in results:

@@ -9,10 +9,12 @@ from threading import Event
 from typing import Annotated, Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from cyclopts import Parameter
 
-from runtime.kafka.admin import describe_topic, log_bounds
+from runtime.kafka.admin import describe_topic
+from runtime.kafka.clients import create_reader, is_partition_end
+from runtime.kafka.log_ends import log_bounds
 from runtime.signals import stop_on_signals
 from schemas.decimals import plain
 from schemas.event import NO_IDENTITY
@@ -42,14 +44,7 @@ def tail(
     settings = settings_for("events-tail")
     stopping = stop_on_signals()
     filters = {"organization_id": organization, "customer_id": customer, "event_name": event_name}
-    consumer = Consumer(
-        {
-            **settings.kafka_properties,
-            "group.id": "usage-events-tail",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-        }
-    )
+    consumer = create_reader(settings.kafka_properties, "usage-events-tail", out_of_range="latest", partition_eof=True)
 
     def matches(row: dict[str, Any]) -> bool:
         return all(wanted in (None, row[name]) for name, wanted in filters.items())
@@ -99,7 +94,7 @@ def _rows(
                 newest += found
             else:
                 yield from found
-        elif error.code() != KafkaError._PARTITION_EOF:
+        elif not is_partition_end(error):
             errors.print(f"[yellow]{error}")
         elif behind:
             behind.discard(message.partition() or 0)

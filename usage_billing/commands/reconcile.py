@@ -10,10 +10,11 @@ from cyclopts import Parameter
 
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
+from runtime.kafka.acked_producer import NotAcknowledged
 from runtime.kafka.admin import check_partitions
 from schemas.organization import Organization
 from schemas.totals import UnreadableTotal
-from stream_processors.reconcile import Reconciler, ReconcileReport, RepairsUnwritten, described
+from stream_processors.reconcile import Reconciler, ReconcileReport, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable, connect
 from warehouse.epochs import UnknownTopic
@@ -46,7 +47,7 @@ def reconcile(
             finally:
                 reconciler.close()
     except (
-        CatalogUnavailable, WarehouseUnavailable, UnknownTopic, UnreadableTotal, RepairsUnwritten, KafkaException,
+        CatalogUnavailable, WarehouseUnavailable, UnknownTopic, UnreadableTotal, NotAcknowledged, KafkaException,
     ) as error:  # fmt: skip
         fail(str(error))
 

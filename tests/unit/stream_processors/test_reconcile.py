@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, cast
-
-import pytest
-from confluent_kafka import Producer
 
 from catalog.cycles import Affected
 from catalog.view import CatalogView
 from runtime.one_by_one import OneByOne
 from schemas.repair import RepairReason, UsageRepair
 from schemas.totals import Progress, UsageTotal, total_key
-from stream_processors import reconcile
 from stream_processors.live_totals import LiveSnapshot
 from stream_processors.reconcile import (
-    RepairsUnwritten,
     added,
     difference,
     matches,
     wanted_totals,
     whole_again,
     within_room,
-    write_repairs,
 )
 from stream_processors.reconcile_service import SCOPES_MAX, SETTLE_SECONDS, Noted, joined, settled_notes
 from stream_processors.tiles import Tiles
@@ -191,41 +184,8 @@ def test_months_end_where_the_next_begins() -> None:
     assert TotalsRequest(*SERIES, *_month(202604)).end_us == MAY
 
 
-class Queue:
-    """A producer whose queue takes so many messages before they are flushed."""
-
-    def __init__(self, size: int, failing: str | None = None) -> None:
-        self._size, self._failing = size, failing
-        self._waiting: list[Callable[[str | None, None], None]] = []
-        self.written = 0
-
-    def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Any, **_: Any) -> None:
-        if len(self._waiting) == self._size:
-            raise BufferError("queue full")
-        self._waiting.append(on_delivery)
-
-    def flush(self, timeout: float) -> int:
-        for delivered in self._waiting:
-            delivered(self._failing, None)
-        self.written += len(self._waiting)
-        self._waiting.clear()
-        return 0
-
-
 def repairs_of(count: int) -> list[UsageRepair]:
     (wanted,) = wanted_totals(view_of(customer("c"), meter("calls")), snapshot(live()), [], None, LOOP)
     repair = difference(wanted, Exact(Decimal(7), 4, Decimal(4)), "topic", 1, 10, RepairReason.RECONCILE, 0)
     assert repair is not None
     return [repair] * count
-
-
-def test_more_repairs_than_the_client_queues_are_all_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "REPAIRS_AT_ONCE", 3)
-    queue = Queue(3)
-    write_repairs(cast(Producer, queue), "usage.repairs", repairs_of(10))
-    assert queue.written == 10
-
-
-def test_a_repair_that_is_not_acknowledged_is_told() -> None:
-    with pytest.raises(RepairsUnwritten, match="broker gone"):
-        write_repairs(cast(Producer, Queue(9, "broker gone")), "usage.repairs", repairs_of(2))

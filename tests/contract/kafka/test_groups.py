@@ -8,8 +8,9 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from deploy.local.kafka import KafkaBroker
-from runtime.kafka import admin as admin_module
-from runtime.kafka.admin import admin_client, committed_offsets, create_topics, group_members
+from runtime.kafka import groups
+from runtime.kafka.admin import admin_client, create_topics
+from runtime.kafka.groups import committed_offsets, group_members
 from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.waiting import until
@@ -45,8 +46,8 @@ def test_they_are_told_before_and_after_an_outage_and_refused_during_it(
     assert told() == {0: 0, 1: 7}
     until(joined)
     broker.kill()
-    monkeypatch.setattr(admin_module, "_COMMITTED_SECONDS", 0.5)
-    monkeypatch.setattr(admin_module, "_MEMBERS_SECONDS", 0.5)
+    monkeypatch.setattr(groups, "_COMMITTED_SECONDS", 0.5)
+    monkeypatch.setattr(groups, "_MEMBERS_SECONDS", 0.5)
     with pytest.raises(KafkaException):
         told()
     with pytest.raises(KafkaException):

@@ -100,4 +100,4 @@ def test_a_service_ends_when_a_topic_was_made_again(kafka: KafkaBroker, topic_pr
         until(lambda: not service.running, 30)
     finally:
         service.kill()
-    assert "was made again" in service.log_path.read_text()
+    assert "was recreated" in service.log_path.read_text()
