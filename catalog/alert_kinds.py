@@ -82,13 +82,7 @@ def terms_of(view: CatalogView, rule: AlertRule, customer_id: str, cycle: Cycle,
 
 def quantity_of(total: Usage, aggregation: Aggregation) -> int:
     """What a meter reads of the total, × 10⁹; max without any value is 0."""
-    match aggregation:
-        case Aggregation.SUM:
-            return total.sum
-        case Aggregation.COUNT:
-            return total.count * _UNIT
-        case Aggregation.MAX:
-            return total.max or 0
+    return aggregation.quantity(total.sum, total.count * _UNIT, total.max, 0)
 
 
 def _quantity_reached(rule: AlertRule, meter: Meter) -> Reached:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from dashboard.counting import Countings
 from dashboard.read.audit import AuditOut, audit_of
-from dashboard.services import Services, now_us
+from dashboard.services import Services
+from runtime.clock import now_us
 
 AGE_SECONDS = 5.0
 SHARE = 20  # a result is kept at least this many times as long as it took

@@ -22,7 +22,7 @@ from runtime.one_by_one import OneByOne
 from schemas.currency import amount_text
 from schemas.decimals import plain
 from schemas.meter import Meter
-from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
+from schemas.period import DAY_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.subscription import Subscription
 from warehouse.client import ClickHouseError, Client, concerns_all, unavailable
 
@@ -173,7 +173,7 @@ LATE_USAGE = "late_usage"
 """In the place of a meter's name: what a cycle costs beyond what was invoiced for it. As the invoice's line has it."""
 _LATE_LINE = 65_535  # behind every line of a cycle
 
-ACCRUAL_AHEAD_US_MAX = 366 * 86_400 * SECOND_US
+ACCRUAL_AHEAD_US_MAX = 366 * DAY_US
 
 
 class TooFarAhead(ValueError):

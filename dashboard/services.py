@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -74,8 +73,3 @@ class Services:
 
 def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
-
-
-def now_us() -> int:
-    """The clock, µs since 1970: read at the edges only."""
-    return time.time_ns() // 1000

@@ -6,14 +6,14 @@ from typing import Literal
 
 from dashboard.problems import field_problem
 from runtime.one_by_one import OneByOne
-from schemas.period import Cycle, format_rfc3339, parse_rfc3339
+from schemas.period import DAY_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.subscription import ProductChange, Subscription, SubscriptionSpec
 
 Status = Literal["scheduled", "active", "ended"]
 
 
 _LOOP = OneByOne("subscriptions", lambda _: False)
-START_AHEAD_US_MAX = 5 * 366 * 86_400 * 1_000_000
+START_AHEAD_US_MAX = 5 * 366 * DAY_US
 
 
 class AlreadyEnded(ValueError):

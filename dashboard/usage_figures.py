@@ -17,13 +17,12 @@ from dashboard.chart import Chart, charts
 from dashboard.usage_queries import UsageRow, quantity, usage_rows
 from dashboard.warehouse_access import WarehouseAccess
 from schemas.meter import Aggregation, Meter
-from schemas.period import Cycle, UsageWindow, windows_between
+from schemas.period import DAY_US, Cycle, UsageWindow, windows_between
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
 from warehouse.totals import TotalsRequest, exact_totals
 
 Window = Literal["hour", "day", "month", "cycle"]
-DAY_US = 86_400_000_000
 BARS_MAX = 400
 CYCLES_SHOWN = 12
 

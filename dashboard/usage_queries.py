@@ -147,13 +147,7 @@ def _window(period: Cycle, window: UsageWindow | None, zone: str, name: int) -> 
 
 def quantity(aggregation: Aggregation, total: Decimal | None, count: int, greatest: Decimal | None) -> Decimal:
     """What a meter with that aggregation reads, without trailing zeros; None: no event had a value."""
-    match aggregation:
-        case Aggregation.SUM:
-            return trimmed(total or Decimal(0))
-        case Aggregation.COUNT:
-            return Decimal(count)
-        case Aggregation.MAX:
-            return trimmed(greatest or Decimal(0))
+    return trimmed(aggregation.quantity(total or Decimal(0), Decimal(count), greatest, Decimal(0)))
 
 
 def trimmed(number: Decimal) -> Decimal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,15 +39,16 @@ from runtime.body import (
     headers_of,
     read_body,
 )
+from runtime.clock import now_us
 from runtime.health import Check
 from runtime.limits import KeyLimits
 from runtime.problem import MEDIA_TYPE, Problem
-from schemas.event import TEXT_LENGTH_MAX, client_identity
+from schemas.event import TEXT_LENGTH_MAX
 from schemas.organization import Scope
 from schemas.partition import partition_of
 from schemas.period import format_rfc3339
 from schemas.settings import Settings
-from schemas.usage_void import UsageVoids, encode
+from schemas.usage_void import encode, tombstone
 
 PATH = "/api/v1/usage/events"
 VOID_PATH = f"{PATH}/void"
@@ -183,7 +183,7 @@ class Gateway:
             raise _invalid(error.errors) from error
         errors = check_batch(
             events,
-            now_us=time.time_ns() // 1000,
+            now_us=now_us(),
             needs_value=lambda event_name: view.needs_value(organization_id, event_name),
         )
         if errors:
@@ -214,7 +214,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         if not declared and not cloud_events.may_be_cloud_events(body):
             return await loop.run_in_executor(self._naming, decode_naming_errors, body), _as_they_are
-        now = format_rfc3339(time.time_ns() // 1000)
+        now = format_rfc3339(now_us())
         return await loop.run_in_executor(self._translating, cloud_events.read, headers, body, now)
 
     async def _void(self, scope: dict[str, Any], organization_id: str, body: bytes) -> bytes:
@@ -225,18 +225,9 @@ class Gateway:
         except InvalidBatch as error:
             raise Problem(422, "invalid_void", "nothing was voided", _named(error.errors)) from error
         partition = self._partition_of(organization_id)(wanted.customer_id)
-        tombstone = UsageVoids(
-            batch_id=secrets.token_bytes(16),
-            received_at=time.time_ns() // 1000,
-            organization_id=[organization_id],
-            customer_id=[wanted.customer_id],
-            event_name=[wanted.event_name],
-            identity=[client_identity(wanted.event_id)],
-            reason=[wanted.reason],
-        )
+        message = encode(tombstone(organization_id, wanted, secrets.token_bytes(16), now_us()))
         try:
             batch_ids = scope[BATCH_IDS] = list[bytes]()
-            message = encode(tombstone)
             receipt = scope[RECEIPT] = await self._running_pipeline.accept_message(partition, message, batch_ids)
         except NotAccepted as error:
             raise _unavailable(str(error)) from error

@@ -22,6 +22,7 @@ from ingest_gateway import metrics
 from ingest_gateway.coalesce import Claim, Coalescer, Columns
 from ingest_gateway.cut import messages
 from ingest_gateway.producer import EventProducer
+from runtime.clock import now_us
 from schemas.event import EVENTS_PER_BATCH_MAX
 from schemas.settings import Settings
 from schemas.usage_batch import batch_id_of
@@ -173,7 +174,7 @@ class Pipeline:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        collected = self._coalescer.drain(_new_batch_id, time.time_ns() // 1000)
+        collected = self._coalescer.drain(_new_batch_id, now_us())
         encoded = [
             (partition, message, on_it)
             for partition, batch, claims in collected

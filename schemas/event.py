@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
-from schemas.period import InvalidTimestamp, parse_rfc3339
+from schemas.period import SECOND_US, InvalidTimestamp, parse_rfc3339
 
 EVENTS_PER_BATCH_MAX = 1000
 TEXT_LENGTH_MAX = 256
@@ -23,7 +23,7 @@ PROPERTY_VALUE_LENGTH_MAX = 256
 VALUE_SCALE = 9  # decimals of a value, at most
 VALUE_DIGITS_MAX = 18  # |value| < 10^18
 VALUE_TEXT_LENGTH_MAX = 64
-TIMESTAMP_AHEAD_US_MAX = 10 * 60 * 1_000_000
+TIMESTAMP_AHEAD_US_MAX = 10 * 60 * SECOND_US
 
 UNSCALED_LIMIT = 10 ** (VALUE_DIGITS_MAX + VALUE_SCALE)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?", re.ASCII)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from schemas.organization import Identifier, Name
+
+N = TypeVar("N")
 
 
 class Aggregation(StrEnum):
@@ -19,6 +22,16 @@ class Aggregation(StrEnum):
     @property
     def needs_value(self) -> bool:
         return self is not Aggregation.COUNT
+
+    def quantity(self, total: N, count: N, greatest: N | None, zero: N) -> N:
+        """The part of a total that a meter reads. greatest None: no event had a value, and a max is `zero`."""
+        match self:
+            case Aggregation.SUM:
+                return total
+            case Aggregation.COUNT:
+                return count
+            case Aggregation.MAX:
+                return zero if greatest is None else greatest
 
 
 class MeterSpec(BaseModel):

@@ -21,6 +21,7 @@ BillingInterval = Literal["day", "week", "month", "year"]
 UsageWindow = Literal["hour", "day", "month"]
 
 SECOND_US = 1_000_000
+DAY_US = 86_400 * SECOND_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

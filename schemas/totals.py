@@ -53,13 +53,8 @@ class UsageTotal(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def quantity(self, aggregation: Aggregation) -> Decimal:
         """The part of a total that a meter with that aggregation reads; max without any value is 0. May be negative."""
-        match aggregation:
-            case Aggregation.SUM:
-                return Decimal(self.sum)
-            case Aggregation.COUNT:
-                return Decimal(self.count)
-            case Aggregation.MAX:
-                return Decimal(self.max or 0)
+        greatest = None if self.max is None else Decimal(self.max)
+        return aggregation.quantity(Decimal(self.sum), Decimal(self.count), greatest, Decimal(0))
 
     @property
     def cycle_key(self) -> tuple[str, str, str, int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import fastavro
 from pydantic import BaseModel, ConfigDict
 
-from schemas.event import Label
+from schemas.event import Label, client_identity
 from schemas.usage_batch import EVENTS_PER_MESSAGE_MAX, HEADER_LENGTH, UnreadableBatch, plain_schema, read_datum
 
 SCHEMA_ID = 2  # in our own read-only registry
@@ -51,6 +51,19 @@ class UsageVoids:
 
     def __len__(self) -> int:
         return len(self.customer_id)
+
+
+def tombstone(organization_id: str, wanted: VoidRequest, batch_id: bytes, now: int) -> UsageVoids:
+    """The tombstone of one event that its producer gave an event_id. now: µs."""
+    return UsageVoids(
+        batch_id=batch_id,
+        received_at=now,
+        organization_id=[organization_id],
+        customer_id=[wanted.customer_id],
+        event_name=[wanted.event_name],
+        identity=[client_identity(wanted.event_id)],
+        reason=[wanted.reason],
+    )
 
 
 def is_void(message: bytes) -> bool:

@@ -35,6 +35,7 @@ from confluent_kafka import KafkaException
 from catalog.cycles import affected_by
 from catalog.record import CatalogRecord, Topology
 from catalog.store import CatalogStore, CatalogUnavailable
+from runtime.clock import now_us
 from runtime.health import HealthServer
 from runtime.kafka.admin import TopicMismatch, TopicState, check_partitions, create_topics, describe_topic
 from runtime.kafka.client_watch import TopicWatch
@@ -47,7 +48,7 @@ from schemas.alert_rule import AlertRule
 from schemas.log_break import LogBreak, starts_of
 from schemas.meter import Meter
 from schemas.partition import partition_of
-from schemas.period import SECOND_US
+from schemas.period import DAY_US, SECOND_US
 from schemas.repair import UnreadableRepair
 from schemas.settings import Settings
 from schemas.subscription import Subscription
@@ -101,12 +102,7 @@ _STALLED_SECONDS_MAX = 120.0
 _NAMED_SECONDS_MAX = 20.0
 _STOP_SECONDS_MAX = 40.0
 _HOUR_US = 3600 * SECOND_US
-_DAY_US = 24 * _HOUR_US
 _RULE_AGE_US = 10 * SECOND_US
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 @dataclass(slots=True)
@@ -431,7 +427,7 @@ class Aggregator:
             oldest = 0
             for partition, state in states.items():
                 await self._publish_alerts(state)
-                state.close_cycles(self._settings.live_cycle_days * _DAY_US)
+                state.close_cycles(self._settings.live_cycle_days * DAY_US)
                 if state.has_changes:
                     self._tell_of_partial(state)
                     oldest = oldest or (state.log_time if state.has_new_messages else 0)

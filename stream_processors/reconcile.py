@@ -18,6 +18,7 @@ import structlog
 
 from catalog.cycles import Affected, tile_at
 from catalog.view import CatalogView
+from runtime.clock import now_us
 from runtime.kafka.acked_producer import AckedProducer, Record
 from runtime.kafka.admin import admin_client
 from runtime.one_by_one import OneByOne
@@ -386,7 +387,7 @@ class Reconciler:
             self._settings.live_series_per_partition_max,
         )
         counted = self._exact(client, wanted, place, loop)
-        now_us = time.time_ns() // 1000
+        now = now_us()
         found: list[UsageRepair] = []
         compared = 0
         for each in wanted:
@@ -395,12 +396,12 @@ class Reconciler:
             with loop.one(series_text(each.series)):
                 repair = difference(
                     each, added(counted[w] for w in each.windows), progress.topic_id, partition,
-                    progress.next_offset, reason, now_us,
+                    progress.next_offset, reason, now,
                 )  # fmt: skip
                 compared += 1
                 found += [] if repair is None else [repair]
         metrics.RECONCILED_TOTALS.inc(compared)
-        whole = () if problems else tuple(whole_again(snapshot, left_out, found, scope, now_us))
+        whole = () if problems else tuple(whole_again(snapshot, left_out, found, scope, now))
         return PartitionReport(partition, progress.next_offset, compared, tuple(found), whole=whole, problems=problems)
 
     def _covered(

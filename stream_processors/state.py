@@ -26,6 +26,7 @@ import numpy as np
 from schemas.alert import Alert
 from schemas.event import NO_IDENTITY
 from schemas.log_break import breaks_in, log_id
+from schemas.period import DAY_US
 from schemas.repair import RepairReason, UsageRepair
 from schemas.totals import (
     BEGUN_KEY,
@@ -55,7 +56,7 @@ FiredKey = tuple[str, str, int]
 
 IDS_PER_PACK_MAX = 65_536  # 512 KiB a record, half of what a broker takes by default
 SMALL_PACKS_MAX = 128
-CLOSE_STEP_US = 86_400 * 1_000_000  # cycles are closed once a day: all totals are looked at
+CLOSE_STEP_US = DAY_US  # cycles are closed once a day: all totals are looked at
 _IDS = INTERNAL + b"ids\0"
 _FIRED = INTERNAL + b"fired\0"
 UNNAMED = "~"  # in a topic_id: its offsets are of the log since an end was lost that only the aggregator had read

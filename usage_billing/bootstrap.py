@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import time
 
 import structlog
 
 from catalog.record import CatalogObject, Topology
 from catalog.store import CatalogConflict, CatalogStore
+from runtime.clock import now_us
 from runtime.kafka.admin import TopicMismatch
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, secret_digest
 from schemas.settings import Settings
@@ -26,7 +26,7 @@ def bootstrap(settings: Settings, catalog: CatalogStore) -> None:
 
     Raises TopicMismatch when the partition count differs from the one recorded at the first start.
     """
-    now = time.time_ns() // 1000
+    now = now_us()
     _ensure(catalog, Topology(id=USAGE_EVENTS, event_partitions=settings.event_partitions, created_at=now))
     check_topology(settings, catalog)
     _ensure(catalog, Organization(id=DEFAULT_ORGANIZATION, organization_id=DEFAULT_ORGANIZATION, created_at=now))

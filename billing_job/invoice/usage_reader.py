@@ -18,7 +18,7 @@ from ledger.snapshot import InvoiceFixed
 from runtime.kafka.admin import admin_client, describe_topic
 from runtime.kafka.groups import committed_offsets
 from runtime.kafka.log_ends import end_offsets
-from schemas.meter import Aggregation, Meter
+from schemas.meter import Meter
 from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
@@ -91,13 +91,7 @@ Quantities = dict[str, dict[str, Decimal]]
 
 def quantity(meter: Meter, total: UsageTotal) -> Decimal:
     """The one number that a meter makes of events. Without any, and for a max without values, it is 0."""
-    match meter.aggregation:
-        case Aggregation.SUM:
-            return total.sum
-        case Aggregation.COUNT:
-            return Decimal(total.count)
-        case Aggregation.MAX:
-            return Decimal(0) if total.max is None else total.max
+    return meter.aggregation.quantity(total.sum, Decimal(total.count), total.max, Decimal(0))
 
 
 def quantities(needs: Sequence[Need], totals: Mapping[TotalsRequest, UsageTotal]) -> Quantities:

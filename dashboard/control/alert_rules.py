@@ -24,8 +24,9 @@ from dashboard.control.common import (
 from dashboard.objects import AlertRuleOut, NewAlertRuleOut, Page, fields_of
 from dashboard.problems import problem_responses, refusal_problem
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.writes import archive_unused, create, found, object_id
+from runtime.clock import now_us
 from schemas.alert_rule import AlertRule, AlertRuleSpec
 
 router = api_router(AdminRoute, "Alerts")

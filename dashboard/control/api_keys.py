@@ -21,9 +21,9 @@ from dashboard.control.common import (
 from dashboard.objects import ApiKeyOut, NewApiKeyOut, Page, fields_of
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us
 from dashboard.writes import archived as revoked
 from dashboard.writes import change, found, object_id, write
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.organization import ApiKey, ApiKeySpec, new_secret, secret_digest
 

@@ -24,8 +24,9 @@ from dashboard.control.common import (
 from dashboard.objects import CustomerChanges, CustomerOut, Page
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import archive_unused, found, object_id
+from runtime.clock import now_us
 from schemas.customer import Customer, CustomerSpec
 
 router = api_router(AdminRoute, "Customers")

@@ -23,8 +23,8 @@ from dashboard.control.common import (
 from dashboard.objects import MeterChanges, MeterOut, Page
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us
 from dashboard.writes import archive_unused, change, create, found, object_id
+from runtime.clock import now_us
 from schemas.meter import Meter, MeterSpec
 
 router = api_router(AdminRoute, "Meters")

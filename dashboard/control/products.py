@@ -22,8 +22,8 @@ from dashboard.control.common import (
 from dashboard.objects import Page, ProductChanges, ProductOut
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us
 from dashboard.writes import archive_unused, change, create, found, object_id
+from runtime.clock import now_us
 from schemas.product import Product, ProductSpec
 
 router = api_router(AdminRoute, "Products")

@@ -29,8 +29,8 @@ from dashboard.objects import (
 )
 from dashboard.problems import problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import now_us
 from dashboard.writes import change, create, found, object_id, require_customer, require_sellable
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.customer import Customer
 from schemas.subscription import CancelRequest, Subscription, SubscriptionSpec

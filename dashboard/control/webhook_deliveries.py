@@ -11,7 +11,8 @@ from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit, page_o
 from dashboard.objects import Page, WebhookDeliveryOut
 from dashboard.problems import problem_responses, unavailable_problem
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
+from runtime.clock import now_us
 from runtime.kafka.acked_producer import NotAcknowledged
 from runtime.problem import Problem
 from schemas.webhook_delivery import DeliveryState, WebhookDelivery

@@ -22,9 +22,10 @@ from dashboard.control.common import (
 from dashboard.objects import NewWebhookEndpointOut, Page, WebhookEndpointChanges, WebhookEndpointOut
 from dashboard.problems import field_problem, problem_responses
 from dashboard.routing import AdminRoute, api_router
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.webhooks.targets import RefusedTarget, check_address
 from dashboard.writes import archive_unused, change, create, found, object_id
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.webhook_endpoint import WebhookEndpoint, WebhookEndpointSpec, new_signing_secret
 

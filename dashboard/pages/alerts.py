@@ -16,8 +16,9 @@ from dashboard.pages.alert_list import SHOWN, alert_list, threshold_text
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.writes import archive_unused, create, object_id
+from runtime.clock import now_us
 from schemas.alert_rule import AlertRule, AlertRuleSpec
 from schemas.customer import Customer
 from schemas.decimals import plain

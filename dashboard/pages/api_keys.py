@@ -12,8 +12,9 @@ from dashboard.control.common import validated
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted, new_request_key, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor, sessions_of
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import archived, change, create, object_id
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.organization import ApiKey, ApiKeySpec, Scope
 

@@ -20,8 +20,9 @@ from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
 from dashboard.read.benefits import benefits_of
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import archive_unused, create, found, is_same_request, object_id
+from runtime.clock import now_us
 from schemas.customer import Customer, CustomerSpec
 from schemas.meter import Meter
 from schemas.period import Cycle

@@ -13,8 +13,9 @@ from dashboard.pages.session import Visitor, organization_of
 from dashboard.pages.usage import local_period, newest_period
 from dashboard.read.invoices import invoice_place
 from dashboard.read.usage import BYTE_ORDER_MARK, csv_response, exported
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents
+from runtime.clock import now_us
 from runtime.csv_text import csv_rows, safe_cell
 from runtime.problem import Problem
 

@@ -9,7 +9,7 @@ from whenever import Instant, ZonedDateTime
 
 from schemas.currency import currency_units
 from schemas.decimals import decimal_text
-from schemas.period import Cycle
+from schemas.period import SECOND_US, Cycle
 
 _SYMBOLS = {"eur": "€", "usd": "$", "gbp": "£", "jpy": "¥"}
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -72,7 +72,7 @@ def span(cycle: Cycle, zone: str) -> str:
 
 def ago(us: int, now: int) -> str:
     """12 s ago, 5 min ago, 3 h ago, 2 d ago"""
-    seconds = max(0, (now - us) // 1_000_000)
+    seconds = max(0, (now - us) // SECOND_US)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size} {unit} ago"

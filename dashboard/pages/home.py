@@ -17,8 +17,9 @@ from dashboard.pages.alert_list import SHOWN, alert_list
 from dashboard.pages.rendering import render
 from dashboard.pages.session import COOKIE, Session, Visitor, organization_of, sessions_of
 from dashboard.read.stream import changes
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.usage_queries import accepted_since, invoice_summary
+from runtime.clock import now_us
 from schemas.customer import Customer
 from schemas.meter import Meter
 from schemas.period import window_containing

@@ -14,8 +14,9 @@ from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.read.invoices import decoded_after, invoice_place, own_invoice, previewed
 from dashboard.read.parameters import encoded_place
-from dashboard.services import Services, Upcoming, now_us, services_of
+from dashboard.services import Services, Upcoming, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, invoice_summary
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.customer import Customer
 from schemas.organization import ApiKey

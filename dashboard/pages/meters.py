@@ -12,8 +12,9 @@ from dashboard.objects import MeterChanges
 from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import archive_unused, change, create, found, object_id
+from runtime.clock import now_us
 from schemas.meter import Meter, MeterSpec
 from schemas.product import Product
 

@@ -17,9 +17,10 @@ from dashboard.pages.forms import NO_ERRORS, Errors, attempted, nested, request_
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import archive_unused, change, create, found, object_id
 from pricing.invoice_lines import price_lines
+from runtime.clock import now_us
 from schemas.currency import CURRENCIES
 from schemas.meter import Meter
 from schemas.product import PRICES_MAX, TIERS_MAX, Price, Product, ProductSpec, UsagePrice

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dashboard.pages import formats
 from dashboard.pages.forms import REQUEST_FIELD, new_request_key
 from dashboard.pages.session import CSRF_FIELD, Session, organization_of
-from dashboard.services import now_us
+from runtime.clock import now_us
 from schemas.period import parse_rfc3339
 
 _HERE = Path(__file__).parent.parent

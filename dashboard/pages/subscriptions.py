@@ -16,8 +16,9 @@ from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor, organization_of
 from dashboard.pages.subscription_list import subscription_line, subscription_list
 from dashboard.problems import field_problem
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import change, create, found, object_id, require_customer, require_sellable
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.customer import Customer
 from schemas.period import format_rfc3339

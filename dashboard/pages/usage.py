@@ -18,7 +18,7 @@ from dashboard.pages.session import Session, Visitor, organization_of
 from dashboard.problems import field_problem
 from dashboard.read.invoices import own_invoice
 from dashboard.read.usage import decoded_event_place, event_place
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.usage_figures import (
     DAY_US,
     Figures,
@@ -30,6 +30,7 @@ from dashboard.usage_figures import (
     pricing_subscription,
 )
 from dashboard.usage_queries import EventFilter, TooManyRows, stored_events
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.customer import Customer
 from schemas.meter import Meter

@@ -14,7 +14,8 @@ from dashboard.pages.forms import NO_ERRORS, Errors, attempted, filled
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.problems import unavailable_problem
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
+from runtime.clock import now_us
 from runtime.kafka.acked_producer import NotAcknowledged
 from schemas.usage_void import VoidRequest
 

@@ -11,11 +11,12 @@ from dashboard.auth import Caller
 from dashboard.objects import Instant, Page
 from dashboard.problems import problem_responses
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.subscriptions import status_at
 from dashboard.usage_queries import unpaid_invoices
 from dashboard.writes import found
 from ledger.benefits import BenefitsState, Unpaid, UnpaidReason, benefits_state, suspending
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.customer import Customer
 from schemas.period import SECOND_US

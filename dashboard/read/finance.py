@@ -14,7 +14,8 @@ from dashboard.problems import field_problem
 from dashboard.read.parameters import From, To, instant, period
 from dashboard.read.usage import csv_response
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
+from runtime.clock import now_us
 from runtime.problem import Problem
 
 router = api_router(ReadRoute, "Finance")

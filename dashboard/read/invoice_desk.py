@@ -16,11 +16,12 @@ from dashboard.read.invoices import CycleText, own_invoice
 from dashboard.read.parameters import period
 from dashboard.read.usage import csv_response
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
 from dashboard.writes import found
+from runtime.clock import now_us
 from schemas.customer import Customer
 from schemas.organization import Identifier
-from schemas.period import SECOND_US, Cycle
+from schemas.period import DAY_US, Cycle
 from schemas.product import ProductSpec
 
 router = api_router(ReadRoute, "Invoices")
@@ -70,7 +71,7 @@ async def simulate_invoices(request: Request, caller: Caller, body: SimulationRe
     """What a price would have charged: any product over a customer's real past usage, beside what was billed."""
     services, now = services_of(request), now_us()
     found(services.catalog, Customer, caller.organization_id, body.customer_id)
-    wanted = period(body.from_, body.to, Cycle(now - 366 * 86_400 * SECOND_US, now))
+    wanted = period(body.from_, body.to, Cycle(now - 366 * DAY_US, now))
     product = body.product if body.product is not None else body.product_id
     assert product is not None
     desk = desk_of(services)

@@ -15,9 +15,10 @@ from dashboard.preview import open_cycles, preview_document, previews
 from dashboard.problems import problem_responses
 from dashboard.read.parameters import decoded_place, encoded_place, instant
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, orders
 from dashboard.writes import found
+from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.currency import amount_text
 from schemas.customer import Customer

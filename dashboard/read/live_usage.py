@@ -10,7 +10,8 @@ from dashboard.live_rows import LiveRow, live_rows
 from dashboard.live_view import in_cycles
 from dashboard.read.parameters import From, To, period
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import now_us, services_of
+from dashboard.services import services_of
+from runtime.clock import now_us
 from schemas.period import Cycle
 
 router = api_router(ReadRoute, "Usage")

@@ -16,7 +16,7 @@ from dashboard.objects import Instant, Page
 from dashboard.problems import field_problem
 from dashboard.read.parameters import From, To, decoded_place, encoded_place, period
 from dashboard.routing import ReadRoute, api_router
-from dashboard.services import Services, now_us, services_of
+from dashboard.services import Services, services_of
 from dashboard.usage_queries import (
     ROWS_MAX,
     EventFilter,
@@ -27,19 +27,19 @@ from dashboard.usage_queries import (
     stored_events,
     usage_rows,
 )
+from runtime.clock import now_us
 from runtime.csv_text import csv_rows, safe_cell
 from schemas.decimals import plain
 from schemas.meter import Meter
-from schemas.period import Cycle, UsageWindow, calendar_month_containing, format_rfc3339
+from schemas.period import DAY_US, SECOND_US, Cycle, UsageWindow, calendar_month_containing, format_rfc3339
 from schemas.watermark import Watermark
 
 router = api_router(ReadRoute, "Usage")
 GroupBy = Annotated[str | None, Query(min_length=1, max_length=256, description="name of a property of events")]
 
-SECOND_US = 1_000_000
 WINDOWS_MAX = 10_000
 _WINDOW_US_MIN: dict[UsageWindow, int] = {
-    "hour": 3600 * SECOND_US, "day": 23 * 3600 * SECOND_US, "month": 28 * 86_400 * SECOND_US,
+    "hour": 3600 * SECOND_US, "day": 23 * 3600 * SECOND_US, "month": 28 * DAY_US,
 }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def event_filter(
     """Raises Problem 422. A search for an event_id is not narrowed to a month."""
     if meter_id is not None:
         event_name = _meters(services, caller, meter_id)[0].event_name
-    everything = Cycle(0, now_us() + 366 * 86_400 * SECOND_US)
+    everything = Cycle(0, now_us() + 366 * DAY_US)
     default = everything if event_id is not None else this_month(services, caller)
     return EventFilter(period(from_, to, default), customer_id, event_name, event_id)
 

@@ -11,6 +11,7 @@ import structlog
 from standardwebhooks import Webhook
 
 from dashboard.webhooks.targets import RefusedTarget, resolve
+from runtime.clock import now_us
 from runtime.one_by_one import reason_of
 from schemas.settings import Settings
 from schemas.webhook_delivery import Attempt, WebhookDelivery
@@ -38,7 +39,7 @@ class Sender:
 
     async def send(self, endpoint: WebhookEndpoint, delivery: WebhookDelivery) -> Attempt:
         """Never raises for what the other side does: that is the attempt's outcome."""
-        started, at = time.monotonic(), time.time_ns() // 1000
+        started, at = time.monotonic(), now_us()
         status, error = None, None
         try:
             async with asyncio.timeout(self._seconds):

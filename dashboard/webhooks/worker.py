@@ -25,6 +25,7 @@ from dashboard.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from dashboard.webhooks.attempts import attempted, given_up
 from dashboard.webhooks.send import Sender
 from dashboard.webhooks.shelf import Shelf
+from runtime.clock import now_us
 from runtime.kafka.acked_producer import AckedProducer, NotAcknowledged, Record
 from runtime.kafka.client_watch import watched
 from runtime.kafka.clients import create_member, is_partition_end
@@ -47,10 +48,6 @@ _BATCH_MAX = 500
 _RETRY_SECONDS = 1.0
 _STOP_SECONDS = 5.0
 _POLL_AGE_SECONDS_MAX = 30.0
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 class DeliveryLog:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import msgspec
 from cyclopts import App, Parameter
 
 from deploy.local.stack import read_admin_key
+from runtime.clock import now_us
 from schemas.period import format_rfc3339
 from schemas.settings import Settings
 from usage_billing.client import EventsRefused, NoAnswer, UsageClient
@@ -52,7 +52,7 @@ def send(
     event = {
         "customer_id": customer,
         "event_name": event_name,
-        "timestamp": timestamp or format_rfc3339(time.time_ns() // 1000),
+        "timestamp": timestamp or format_rfc3339(now_us()),
         **({} if value is None else {"value": value}),
         **({} if event_id is None else {"event_id": event_id}),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from contextlib import closing
 from typing import Annotated, Literal
 
@@ -24,6 +23,7 @@ from dashboard.finance import (
 from dashboard.finance import accrual as accrued_at
 from dashboard.invoice_desk import DeskUnavailable
 from ledger.store import LedgerLog, LedgerUnavailable
+from runtime.clock import now_us
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
@@ -83,7 +83,7 @@ def accrual(
     """
     settings, at_us = settings_for("finance"), _instant("--at", at)
     try:
-        require_near(at_us, _now())
+        require_near(at_us, now_us())
     except TooFarAhead as error:
         wrong_usage(f"--at: {error}")
     try:
@@ -92,7 +92,7 @@ def accrual(
             with closing(LedgerDesk(settings, catalog, ledger)) as desk:
                 accrued = accrued_at(client, desk, catalog.view, organization, at_us)
             if keep and not accrued.missing:
-                keep_accrual(client, organization, at_us, _now(), accrued.lines)
+                keep_accrual(client, organization, at_us, now_us(), accrued.lines)
         _print(accrual_table(accrued), format_)
         if accrued.missing:
             named = "; ".join(f"{each.subscription_id}: {each.reason}" for each in accrued.missing[:_NAMED_MAX])
@@ -103,7 +103,7 @@ def accrual(
 
 
 def _report(name: str, organization: str, from_: str | None, to: str | None, format_: str) -> int:
-    settings, whole = settings_for("finance"), all_time(_now())
+    settings, whole = settings_for("finance"), all_time(now_us())
     start = whole.start_us if from_ is None else _instant("--from", from_)
     end = whole.end_us if to is None else _instant("--to", to)
     if end <= start:
@@ -138,7 +138,3 @@ def _instant(name: str, text: str) -> int:
         return parse_rfc3339(text)
     except InvalidTimestamp as error:
         wrong_usage(f"{name}: {error}")
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

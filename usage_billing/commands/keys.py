@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.table import Table
 
 from catalog.store import CatalogConflict, CatalogStore, CatalogUnavailable
+from runtime.clock import now_us
 from schemas.ids import new_id
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from schemas.period import format_rfc3339
@@ -41,7 +41,7 @@ def create(
                     scopes=tuple(dict.fromkeys(scope)),
                     sha256=secret_digest(secret),
                     hint=secret[-4:],
-                    created_at=time.time_ns() // 1000,
+                    created_at=now_us(),
                 ),
                 0,
             )

@@ -20,6 +20,7 @@ from whenever import OffsetDateTime
 from billing_job.invoice.verify import verify_all
 from catalog.store import CatalogStore
 from deploy.local import stack
+from runtime.clock import now_us
 from schemas.customer import Customer
 from schemas.ids import new_id
 from schemas.meter import Meter
@@ -99,7 +100,7 @@ def run(settings: Settings, *, keep: bool) -> int:
 
 def _organization(settings: Settings) -> tuple[str, str]:
     """The default organization while it is empty, else a new one; and an admin key of it."""
-    now = time.time_ns() // 1000
+    now = now_us()
     with CatalogStore(settings) as catalog:
         view = catalog.view
         used = view.all(Meter, DEFAULT_ORGANIZATION) or view.all(Customer, DEFAULT_ORGANIZATION)
