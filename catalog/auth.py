@@ -8,10 +8,10 @@ from schemas.organization import ApiKey, Scope, secret_digest
 
 
 def authorize(view: CatalogView, authorization: str | None, scope: Scope) -> ApiKey:
-    """The key that may do `scope`. Raises Problem 401 (none, malformed, unknown, revoked) or 403 (other scopes only).
+    """The key, if it has the scope. Raises Problem 401 (missing, malformed, unknown, revoked) or 403 (other scopes).
 
-    Found by its SHA-256, so that the time taken tells nothing about any secret. Revocation is in force as soon as the
-    view has read it.
+    Looked up by its SHA-256, so that the time taken reveals nothing about a secret. A revocation is in force as soon as
+    the view has read it.
     """
     kind, _, secret = (authorization or "").partition(" ")
     if kind.lower() != "bearer" or not secret:

@@ -48,7 +48,11 @@ def charged_twice(
     others = list(others)
     known = [] if before is None else list(_overlaps(view, before, others))
     return next(
-        (found for found in _overlaps(view, subscription, others) if not any(found.within(each) for each in known)),
+        (
+            found
+            for found in _overlaps(view, subscription, others)
+            if not any(found.within(overlap) for overlap in known)
+        ),
         None,
     )
 

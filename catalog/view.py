@@ -1,7 +1,7 @@
-"""catalog records, in log order → what is in force. A pure fold: every reader comes to the same verdict.
+"""catalog records in log order → the objects in force. A pure fold: every reader comes to the same verdict.
 
-A record that names another version than the one in force, or breaks a rule that spans objects (a meter priced twice for
-one customer), changes nothing in any view; its writer learns the reason.
+A record that expects another version than the one in force, or breaks a rule that spans objects (a meter priced twice
+for one customer), changes nothing in any view; its writer learns the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=CatalogObject)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a record was ignored. code: machine-readable; field: what is at fault, where one field is."""
+    """Why a record was ignored. code: for programs. field: the field at fault; None: not a single field."""
 
     code: str
     message: str
@@ -33,7 +33,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Versioned:
-    """An object in force, its version, from 1, and its latest change: when (µs, its writer's clock) and by whom."""
+    """An object in force.
+
+    version: from 1.
+    changed_at: µs, of its latest change, by the writer's clock.
+    changed_by: who asked for that change; None: the system itself, or an older record.
+    """
 
     state: CatalogObject
     version: int
@@ -41,7 +46,7 @@ class Versioned:
     changed_by: str | None = None
 
 
-# Fields that stay as they were made: past usage would mean something else otherwise.
+# Fields that never change: another value would change the meaning of past usage.
 _IMMUTABLE: dict[type[CatalogObject], tuple[str, ...]] = {
     Meter: ("event_name", "aggregation"),
     Product: ("currency", "prices"),
@@ -57,9 +62,9 @@ _REFERENCES: dict[type[CatalogObject], tuple[tuple[str, type[CatalogObject]], ..
 
 
 class CatalogView:
-    """What is in force after the records applied so far, and the indexes that hot paths ask.
+    """The objects in force after the records applied so far, with the indexes of hot paths.
 
-    Not locked: one thread applies; readers see whole values, since every index entry is replaced, never changed.
+    Not locked: one thread applies. Readers see whole values, because index entries are replaced, never changed.
     """
 
     def __init__(self) -> None:
@@ -70,7 +75,7 @@ class CatalogView:
         self._metered: set[tuple[str, str]] = set()
         self._subscriptions: dict[tuple[str, str], tuple[Subscription, ...]] = {}
         self._rules: dict[tuple[str, str], tuple[AlertRule, ...]] = {}
-        self.revision = 0  # grows with every record applied: what was derived before is stale
+        self.revision = 0  # grows with every record: values derived at an earlier revision are outdated
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -80,7 +85,7 @@ class CatalogView:
         return cast(T, found.state) if found else None
 
     def version(self, model: type[CatalogObject], organization_id: str, object_id: str) -> int:
-        """Its version; 0: it does not exist."""
+        """The object's version; 0: it does not exist."""
         found = self._objects[model].get((organization_id, object_id))
         return found.version if found else 0
 
@@ -95,12 +100,12 @@ class CatalogView:
     def changes(self, organization_id: str) -> list[Versioned]:
         """The latest change of every object of an organization, oldest first."""
         found = [
-            each
+            versioned
             for objects in self._objects.values()
-            for (organization, _), each in list(objects.items())
+            for (organization, _), versioned in list(objects.items())
             if organization == organization_id
         ]
-        return sorted(found, key=lambda each: (each.changed_at, each.state.id))
+        return sorted(found, key=lambda versioned: (versioned.changed_at, versioned.state.id))
 
     def key_by_digest(self, sha256: str) -> ApiKey | None:
         """The key in force with that digest; None when unknown or revoked."""
@@ -120,11 +125,11 @@ class CatalogView:
         return found is not None and not found.state.archived
 
     def counts_live(self, organization_id: str, customer_id: str, event_name: str) -> bool:
-        """Whether there are live totals of it: of a customer and a metered name, archived ones too."""
+        """Whether the series has live totals: customer and meter exist, archived ones too."""
         return (organization_id, customer_id) in self._customers and (organization_id, event_name) in self._metered
 
     def knows_customer(self, organization_id: str, customer_id: str) -> bool:
-        """Whether there is such a customer, archived ones too."""
+        """Whether the customer exists, archived ones too."""
         return (organization_id, customer_id) in self._customers
 
     def was_metered(self, organization_id: str, event_name: str) -> bool:
@@ -148,14 +153,14 @@ class CatalogView:
         return frozenset(meter_id for product in products if product for meter_id in product.meter_ids)
 
     def meters_priced(self, subscription: Subscription, from_us: int) -> frozenset[str]:
-        """Meter ids that the subscription's products price from then on (µs)."""
+        """Meter ids that the subscription's products price from from_us (µs) on."""
         charged = (span.product_id for span in subscription.spans if from_us < span.until_us)
         return self.meters_of(subscription.organization_id, charged)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def refusal(self, record: CatalogRecord) -> Refusal | None:
-        """Why the record would be ignored if it came next in the log; None: it would be applied."""
+        """Why the record would be ignored if it were the next in the log; None: it would be in force."""
         state, model = record.state, type(record.state)
         found = self._objects[model].get((state.organization_id, state.id))
         version = found.version if found else 0
@@ -179,7 +184,7 @@ class CatalogView:
         return None
 
     def apply(self, record: CatalogRecord) -> Refusal | None:
-        """Fold the log's next record in; the refusal when it is ignored."""
+        """Fold the log's next record in, and return its verdict: None when it is in force, else the refusal."""
         self.revision += 1
         if refusal := self.refusal(record):
             return refusal
@@ -198,7 +203,7 @@ class CatalogView:
         self._index(state)
 
     def _change_zone(self, organization: Organization, at_us: int) -> None:
-        """Subscriptions made before the change have their cycles in the new zone from the next one on."""
+        """Existing subscriptions have their cycles in the new zone from their next cycle on."""
         for subscription in self.all(Subscription, organization.id):
             last = subscription.zone_changes[-1][0] if subscription.zone_changes else at_us
             changes = (*subscription.zone_changes, (max(at_us, last), organization.time_zone))
@@ -223,7 +228,9 @@ class CatalogView:
         for product_id in subscription.product_ids:
             if self.get(Product, subscription.organization_id, product_id) is None:
                 return Refusal("unknown_reference", f"there is no product {product_id}", "product_id")
-        products = (self.get(Product, subscription.organization_id, each) for each in subscription.product_ids)
+        products = (
+            self.get(Product, subscription.organization_id, product_id) for product_id in subscription.product_ids
+        )
         if len({product.currency for product in products if product is not None}) > 1:
             return Refusal(
                 "currency_differs", "a subscription is billed in one currency: begin another one instead", "product_id"
@@ -260,7 +267,7 @@ class CatalogView:
 
 
 def _replaced(entries: Iterable[T], state: T, *, keep: bool) -> tuple[T, ...]:
-    """The entries with the one of the same id replaced in place, added, or left out."""
+    """The entries with `state` in place of the entry of its id, or at the end; without it unless `keep`."""
     others = list(entries)
     at = next((i for i, entry in enumerate(others) if entry.id == state.id), len(others))
     others[at : at + 1] = [state] if keep else []
