@@ -1,1 +1,1 @@
-"""What the merchant configured: a log in Kafka, and each service's view of it in memory."""
+"""Configuration of merchants: a log in Kafka, and each service's view of it in memory."""

@@ -1,8 +1,8 @@
-"""rule, total, what the catalog says of its cycle → the value that has reached the threshold, by kind. Pure.
+"""alert rule, total, price of its cycle → the value that has reached the threshold, by kind of rule. Pure.
 
-Each kind compares exactly, in integers or decimals, and says what was reached in its own unit: units for `quantity`,
+Each kind compares exactly, in integers or decimals, and returns the value in its own unit: units for `quantity`,
 percent for `included_percent` and `typical_percent` (cut after nine decimals), major units of the currency for
-`amount`. Where there is nothing to compare with (no included units, no closed cycle, no price), nothing is reached.
+`amount`. Without anything to compare with (included units, closed cycles, a price), no threshold is reached.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class Usage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a meter's cycle of a customer is held against.
+    """Values that a customer's cycle is compared with.
 
-    price, currency: None without a subscription that prices the meter then. before: whole closed cycles, latest first.
+    price, currency: None without a subscription that prices the meter in this cycle.
+    before: whole closed cycles, latest first.
     """
 
     price: UsagePrice | None
@@ -55,7 +56,7 @@ class Terms:
 
 
 Reached = Callable[[Usage, Sequence[Usage], Terms], str | None]
-"""A total, all of its series, its terms → what was reached, a plain decimal string; None: the threshold is not."""
+"""(total, all totals of its series, terms) → the value, a plain decimal string; None: below the threshold."""
 
 NO_TERMS = Terms(None, None, ())
 
@@ -81,7 +82,7 @@ def terms_of(view: CatalogView, rule: AlertRule, customer_id: str, cycle: Cycle,
 
 
 def quantity_of(total: Usage, aggregation: Aggregation) -> int:
-    """What a meter reads of the total, × 10⁹; max without any value is 0."""
+    """The part of the total that a meter reads, × 10⁹; max without any value is 0."""
     return aggregation.quantity(total.sum, total.count * _UNIT, total.max, 0)
 
 

@@ -1,4 +1,4 @@
-"""Authorization header → the API key in force, or 401, or 403."""
+"""Authorization header → a valid API key, or 401, or 403."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from schemas.organization import ApiKey, Scope, secret_digest
 def authorize(view: CatalogView, authorization: str | None, scope: Scope) -> ApiKey:
     """The key, if it has the scope. Raises Problem 401 (missing, malformed, unknown, revoked) or 403 (other scopes).
 
-    Looked up by its SHA-256, so that the time taken reveals nothing about a secret. A revocation is in force as soon as
-    the view has read it.
+    Looked up by its SHA-256, so that the time taken reveals nothing about a secret. A revocation takes effect as
+    soon as the view has read it.
     """
     kind, _, secret = (authorization or "").partition(" ")
     if kind.lower() != "bearer" or not secret:

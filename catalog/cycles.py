@@ -5,7 +5,8 @@ month in the organization's zone. Meters that read one event_name may be priced 
 can count in more than one cycle. The time line of a series is cut into tiles, within which the answer does not change;
 totals.py keeps them, sorted, and computes none twice.
 
-What no meter reads, or nobody known uses, counts in no cycle: otherwise every misspelled id would keep a live total.
+Events without a meter or without a known customer count in no cycle: otherwise every misspelled id would keep a live
+total.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A customer's subscriptions → what two of them would charge in the same time. Pure.
+"""A customer's subscriptions → products and meters that two of them would charge in the same time. Pure.
 
-Whatever the price: a meter is charged by one subscription of a customer at a time, and so is a product.
+One subscription of a customer at a time charges a meter, and a product, whatever the price.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ OverlapCode = Literal["meter_priced_twice", "product_subscribed_twice"]
 
 
 class Meters(Protocol):
-    """What the rule asks the catalog's view."""
+    """The part of the catalog's view that the rule needs."""
 
     def meters_of(self, organization_id: str, product_ids: Iterable[str]) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """since_us ≤ t < until_us (µs): this subscription and the other one both charge what is named."""
+    """since_us ≤ t < until_us (µs): this subscription and the other one both charge the product or meter `named`."""
 
     other_id: str
     code: OverlapCode
@@ -36,7 +36,7 @@ class Overlap:
         return f"subscription {self.other_id} of this customer already {does} {self.named} in that time"
 
     def within(self, other: Overlap) -> bool:
-        """Whether the other one says all of this."""
+        """Whether the other overlap includes this one."""
         same = (self.other_id, self.code, self.named) == (other.other_id, other.code, other.named)
         return same and other.since_us <= self.since_us and self.until_us <= other.until_us
 
@@ -44,7 +44,7 @@ class Overlap:
 def charged_twice(
     view: Meters, subscription: Subscription, others: Iterable[Subscription], before: Subscription | None
 ) -> Overlap | None:
-    """The first overlap that the subscription adds. An overlap that was in force `before` is accepted."""
+    """The first overlap that the subscription adds. An overlap of the subscription as it was `before` is accepted."""
     others = list(others)
     known = [] if before is None else list(_overlaps(view, before, others))
     return next(

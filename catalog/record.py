@@ -79,8 +79,8 @@ def kind_of(state: CatalogObject) -> Kind:
 
 
 RULES = 2
-"""Version of the rules that decide whether a record is in force. Each record is judged by its writer's version, so
-that a record that was in force stays in force.
+"""Version of the rules that decide whether a record is valid. Each record is judged by its writer's version, so that
+a valid record stays valid.
 
 1: a meter is priced by one subscription of a customer, over all products that the subscription ever had.
 2: a meter, and a product, is charged by one subscription of a customer at a time (overlaps.py).
@@ -93,7 +93,7 @@ class UnreadableRecord(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CatalogRecord:
-    """A new state of one object, in force if the object is at expected_version when the record is read.
+    """A new state of one object, valid if the object is at expected_version when the record is read.
 
     state: becomes version expected_version + 1.
     expected_version: 0: the object does not exist yet.

@@ -48,7 +48,7 @@ class CatalogStore:
         self.view = CatalogView()
         self._timeout = timeout_seconds
         self._listeners: list[Listener] = []
-        # A record that can't be applied is in force in no process, because all run the same code.
+        # A record that can't be applied is invalid in every process, because all run the same code.
         self._loop = OneByOne("catalog", lambda _: False)
         self._log = FollowedLog(
             settings.kafka_properties,
@@ -95,7 +95,7 @@ class CatalogStore:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def submit(self, state: CatalogObject, expected_version: int) -> Future[Refusal | None]:
-        """Write without waiting. The future is the record's verdict: None when it is in force.
+        """Write without waiting. The future is the record's verdict: None when it is valid.
 
         Raises CatalogConflict when the view already knows that it would lose; the future raises CatalogUnavailable
         when the log does not acknowledge (whether it was written is unknown then).

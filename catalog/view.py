@@ -1,6 +1,6 @@
-"""catalog records in log order → the objects in force. A pure fold: every reader comes to the same verdict.
+"""catalog records in log order → the current objects. A pure fold: every reader comes to the same verdict.
 
-A record that expects another version than the one in force, or breaks a rule that spans objects (a meter priced twice
+A record that expects another version than the current one, or breaks a rule that spans objects (a meter priced twice
 for one customer), changes nothing in any view; its writer learns the reason.
 """
 
@@ -33,7 +33,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Versioned:
-    """An object in force.
+    """A current object.
 
     version: from 1.
     changed_at: µs, of its latest change, by the writer's clock.
@@ -62,7 +62,7 @@ _REFERENCES: dict[type[CatalogObject], tuple[tuple[str, type[CatalogObject]], ..
 
 
 class CatalogView:
-    """The objects in force after the records applied so far, with the indexes of hot paths.
+    """The current objects after the records applied so far, with the indexes of hot paths.
 
     Not locked: one thread applies. Readers see whole values, because index entries are replaced, never changed.
     """
@@ -80,7 +80,7 @@ class CatalogView:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def get(self, model: type[T], organization_id: str, object_id: str) -> T | None:
-        """The object in force, archived ones too."""
+        """The current object, archived ones too; None: it does not exist."""
         found = self._objects[model].get((organization_id, object_id))
         return cast(T, found.state) if found else None
 
@@ -108,12 +108,12 @@ class CatalogView:
         return sorted(found, key=lambda versioned: (versioned.changed_at, versioned.state.id))
 
     def key_by_digest(self, sha256: str) -> ApiKey | None:
-        """The key in force with that digest; None when unknown or revoked."""
+        """The key with that digest; None when unknown or revoked."""
         key = self._keys.get(sha256)
         return None if key is None or key.archived else key
 
     def meters_reading(self, organization_id: str, event_name: str) -> tuple[Meter, ...]:
-        """Meters in force that read the event_name."""
+        """Meters that read the event_name, without archived ones."""
         return self._meters.get((organization_id, event_name), ())
 
     def needs_value(self, organization_id: str, event_name: str) -> bool:
@@ -141,7 +141,7 @@ class CatalogView:
         return self._subscriptions.get((organization_id, customer_id), ())
 
     def rules_on(self, organization_id: str, meter_id: str) -> tuple[AlertRule, ...]:
-        """Alert rules in force on a meter, those for one customer included."""
+        """Alert rules on a meter, also those for one customer; without archived ones."""
         return self._rules.get((organization_id, meter_id), ())
 
     def organization(self, organization_id: str) -> Organization | None:
@@ -160,7 +160,7 @@ class CatalogView:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def refusal(self, record: CatalogRecord) -> Refusal | None:
-        """Why the record would be ignored if it were the next in the log; None: it would be in force."""
+        """Why the record would be ignored if it were the next in the log; None: it would be valid."""
         state, model = record.state, type(record.state)
         found = self._objects[model].get((state.organization_id, state.id))
         version = found.version if found else 0
@@ -184,7 +184,7 @@ class CatalogView:
         return None
 
     def apply(self, record: CatalogRecord) -> Refusal | None:
-        """Fold the log's next record in, and return its verdict: None when it is in force, else the refusal."""
+        """Fold the log's next record in, and return its verdict: None when it is valid, else the refusal."""
         self.revision += 1
         if refusal := self.refusal(record):
             return refusal

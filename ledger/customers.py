@@ -1,4 +1,4 @@
-"""stripe_customer records in log order → the Stripe customer in force of each customer. Pure."""
+"""stripe_customer records in log order → the current Stripe customer of each customer. Pure."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _apply(record: StripeCustomer, known: StripeCustomerState | None) -> StripeC
     if record.stripe_customer_id is None:
         return None
     if known is not None and known.stripe_customer_id not in (None, record.stripe_customer_id, record.replaces):
-        return None  # another writer's customer is in force
+        return None  # another writer's customer is the current one
     return StripeCustomerState(
         attempt=Attempt(record.attempt, "done", record.at, record.stripe_customer_id),
         stripe_customer_id=record.stripe_customer_id,

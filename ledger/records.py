@@ -176,7 +176,7 @@ class InvoiceStep(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ki
 
 
 class OrderRecorded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="order_recorded"):
-    """A paid invoice's order; the first record of an invoice id is in force. amount_paid: major units, from Stripe."""
+    """A paid invoice's order; the first record of an invoice id is valid. amount_paid: major units, from Stripe."""
 
     order_id: str
     invoice_id: str
@@ -194,7 +194,7 @@ class OrderRecorded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
 class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="stripe_customer"):
     """A customer at Stripe.
 
-    phase: `intent`: about to be created; `done`: created, and the first record of an account is in force; `failed` with
+    phase: `intent`: about to be created; `done`: created, and the first record of an account is valid; `failed` with
         a stripe_customer_id: that customer no longer exists at Stripe.
     at: µs.
     stripe_account_id: connected account; None: the operator's own.
@@ -203,7 +203,7 @@ class StripeCustomer(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
     details: digest of name, address and so on, as they were sent; None: the merchant named an existing Stripe customer,
         whose details are kept at Stripe.
     owner: account and mode of the Stripe key that created it (`acct_1AbC:test`); None: older than the field.
-    replaces: the stripe_customer_id that was in force before.
+    replaces: the previous stripe_customer_id.
     """
 
     organization_id: str

@@ -77,7 +77,7 @@ class Correction(msgspec.Struct, frozen=True, omit_defaults=True):
     The difference is a line of the invoice, unless it is 0.
 
     corrects: id of the invoice whose product, meters and cycle price the usage.
-    counted: ids of the invoices that billed the cycle so far, in log order; the record is in force only if the log
+    counted: ids of the invoices that billed the cycle so far, in log order; the record is valid only if the log
         has the same.
     quantities: meter id → the whole cycle's total now; empty for a waived cycle.
     before_minor: amount that `counted` billed for the cycle, less credited_minor.
@@ -151,7 +151,7 @@ def _meter(document: bytes) -> Meter:
 
 
 class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="invoice_fixed"):
-    """The content of an invoice. The first record of an invoice id is in force, later ones change nothing.
+    """The content of an invoice. The first record of an invoice id is valid, later ones change nothing.
 
     cycle_start, cycle_end: µs, the billing cycle, half-open.
     active_until: µs, end of the billed time: the cycle's end, or the end of a subscription that ended within it.
@@ -162,7 +162,7 @@ class InvoiceFixed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="k
     fixed_at: µs.
     corrections: changes of earlier cycles.
     trued_up: every earlier cycle was compared below this watermark, and cycles without a correction had not changed.
-        The record is in force only if `follows` names the subscription's invoice before it in the log.
+        The record is valid only if `follows` names the subscription's invoice before it in the log.
     follows: hash of that invoice, set with trued_up and with reissue; None: it is the subscription's first invoice,
         or the record is older than the field.
     final: an invoice of corrections only, after the subscription's end.

@@ -41,7 +41,7 @@ class LedgerLog:
         self.writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._partitions = settings.event_partitions
         self._timeout = timeout_seconds
-        # A record that can't be folded is in force in no process, because all run the same code.
+        # A record that can't be folded is invalid in every process, because all run the same code.
         self._loop = OneByOne("ledger", lambda _: False)
         self._log = FollowedLog(
             settings.kafka_properties,
@@ -79,7 +79,7 @@ class LedgerLog:
         return self._log.check()
 
     def append(self, record: LedgerRecord) -> bool:
-        """Write, wait until the fold has it, and return whether it is in force.
+        """Write, wait until the fold has it, and return whether it is valid.
 
         Raises LedgerUnavailable and RecordTooLarge.
         """
@@ -105,7 +105,7 @@ class LedgerLog:
         return [self._log.verdict_of(verdict, deadline) for verdict in appended]
 
     def _fold(self, message: LogRecord) -> bool:
-        """Whether the record is in force."""
+        """Whether the record is valid."""
         try:
             record = decode(message.value)
         except UnreadableLedgerRecord as error:

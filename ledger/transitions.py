@@ -172,7 +172,7 @@ def _retry(record: InvoiceStep, known: Invoice) -> Invoice:
 
 
 def _replace_seller(record: InvoiceStep, known: Invoice) -> Invoice | None:
-    """Corrected settings are in force only while nothing of the invoice is at Stripe, and no draft has begun."""
+    """Corrected settings are valid only while nothing of the invoice is at Stripe, and no draft has begun."""
     draft = known.attempt("draft")
     begun = known.stripe_invoice_id is not None or (draft is not None and draft.phase != "failed")
     if known.fixed is None or record.seller is None or begun or known.voiding or known.finished:

@@ -1,4 +1,4 @@
-"""records → Kafka; the writer goes on once every record is acknowledged. For writers of few records."""
+"""records → Kafka; the call returns once every record is acknowledged. For writers of few records."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ class AckedProducer:
             return self._producer
 
     def _drop(self, producer: Producer) -> None:
-        # A client that was told that the cluster has no brokers never works again (client_watch.py), and neither does
-        # one with a fatal error; an outage costs one more producer at most.
+        # A client that learned of a cluster without brokers never works again (client_watch.py), and neither does one
+        # with a fatal error; an outage costs one more producer at most.
         with self._lock:
             if self._producer is producer:
                 self._producer = None

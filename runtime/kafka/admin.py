@@ -43,7 +43,7 @@ class TopicState:
 
 
 def admin_client(settings: Settings) -> AdminClient:
-    """A client that was told that the cluster has no brokers never works again: create a new one after a failure."""
+    """A client that learned of a cluster without brokers never works again: create a new one after a failure."""
     return create_admin_client(settings.kafka_properties)
 
 

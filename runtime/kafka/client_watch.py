@@ -11,7 +11,8 @@ this from poll, once, instead of calling error_cb: a thread that only polls woul
 A log that lost its end: a view can't take back records that no longer exist. A new process reads the log as it is.
 
 A recreated topic: its partitions' leader epochs start again, and librdkafka ignores them as outdated when it has seen
-greater ones (its issue 4898, open): it waits for ever, silently. The log is another one then in any case.
+greater ones (its issue 4898, open): it waits without end or error. A recreated topic is
+another log in any case.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def is_partition_end(error: KafkaError | None) -> bool:
 def create_admin_client(properties: Properties, *, seconds: float = 10.0) -> AdminClient:
     """seconds: until a request without an answer fails; librdkafka's default is a minute.
 
-    A client that was told that the cluster has no brokers never works again: create a new one after a failure.
+    A client that learned of a cluster without brokers never works again: create a new one after a failure.
     """
     return AdminClient({**properties, "socket.timeout.ms": int(seconds * 1000)})
 
@@ -52,7 +52,7 @@ def create_reader(
     """A consumer for `assign`, and for questions about offsets. It joins no group and commits nothing.
 
     name: its group.id, which librdkafka requires and a broker's access rules may name.
-    out_of_range: where it goes on when the log lacks the wanted offset; "error": it reports the gap (is_lost_offset).
+    out_of_range: the next offset when the log lacks the wanted one; "error": report the gap (is_lost_offset).
     partition_eof: report each partition's end as a message (is_partition_end). The end of a log can't be known from
         offsets alone: compaction and aborted transactions leave offsets without a record before it.
     """

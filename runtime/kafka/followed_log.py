@@ -1,7 +1,7 @@
 """A log in Kafka ⇄ memory: a thread loads it and follows it; an append is answered by its record's verdict.
 
 Two writers may disagree, and the log's order decides: a writer appends, waits until the follower has applied its own
-record, and learns whether the record is in force. Every process that applies the same log comes to the same verdict.
+record, and learns whether the record is valid. Every process that applies the same log comes to the same verdict.
 """
 
 from __future__ import annotations
