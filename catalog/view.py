@@ -174,7 +174,9 @@ class CatalogView:
         for name, referred in _REFERENCES.get(model, ()):
             wanted: str | None = getattr(state, name)
             if wanted is not None and found is None and not self._in_force(referred, state.organization_id, wanted):
-                return Refusal("unknown_reference", f"there is no {wanted} in force", name)
+                return Refusal(
+                    "unknown_reference", f'there is no {name.removesuffix("_id")} with the ID "{wanted}"', name
+                )
         if isinstance(state, Product) and found is None:
             return self._product_refusal(state)
         if isinstance(state, Subscription):
@@ -220,7 +222,7 @@ class CatalogView:
             meter_id: str | None = getattr(price, "meter_id", None)
             if meter_id is not None and not self._in_force(Meter, product.organization_id, meter_id):
                 return Refusal(
-                    "unknown_reference", f"there is no meter {meter_id} in force", f"prices.{index}.meter_id"
+                    "unknown_reference", f'there is no meter with the ID "{meter_id}"', f"prices.{index}.meter_id"
                 )
         return None
 

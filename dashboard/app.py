@@ -92,6 +92,11 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
+def _summary(operation_id: str) -> str:
+    """list_api_keys → List API keys"""
+    return operation_id.replace("_", " ").capitalize().replace(" api ", " API ").replace("csv", "CSV")
+
+
 def _describe_problems(app: FastAPI) -> None:
     """Put the one shape of every error, and the examples, into the OpenAPI document."""
     describe = app.openapi
@@ -107,6 +112,7 @@ def _describe_problems(app: FastAPI) -> None:
                 parts[name]["examples"] = [example]
             for operations in document["paths"].values():
                 for operation in operations.values():
+                    operation["summary"] = _summary(operation["operationId"])
                     if "requestBody" in operation:
                         answers = {str(status): answer for status, answer in problem_responses(413, 415).items()}
                         operation["responses"] |= answers

@@ -152,7 +152,7 @@ PATHS: dict[str, Any] = {
     "/api/v1/events": {
         "post": {
             "tags": ["Usage"],
-            "summary": "Post CloudEvents",
+            "summary": "Send CloudEvents",
             "description": (
                 "CloudEvents 1.0 as OpenMeter's clients and collector send them; 204 once Kafka has stored them. "
                 "/api/v1/usage/events takes them too and answers with a receipt. Scope ingest."
@@ -169,9 +169,10 @@ PATHS: dict[str, Any] = {
     "/api/v1/usage/events": {
         "post": {
             "tags": ["Usage"],
-            "summary": "Post Events",
+            "summary": "Send events",
             "description": (
-                "1 to 1,000 events, all of them or none. 202 once the log has them, with the place of each. "
+                "1 to 1,000 events, all of them or none. Returns 202 with each event's log position once Kafka has "
+                "stored them. "
                 "After a 503 the outcome is unknown: only event_ids or the same Idempotency-Key make a retry safe. "
                 "Scope ingest."
             ),
@@ -212,12 +213,11 @@ PATHS: dict[str, Any] = {
     "/api/v1/usage/events/void": {
         "post": {
             "tags": ["Usage"],
-            "summary": "Void Event",
+            "summary": "Void an event",
             "description": (
-                "An event that is not to count: gone from totals, previews and invoices to come. Where it was invoiced "
-                "already, the difference is a late correction. 202 once the log has the tombstone; voiding the same "
-                "event again is safe and changes nothing. An event that comes with this event_id later does not count "
-                "either. Scope admin."
+                "Remove an event from totals, previews and future invoices. If it was already invoiced, the next "
+                "invoice includes a credit. Returns 202 once Kafka has stored the void. Idempotent. Later events with "
+                "this event_id are ignored. Scope admin."
             ),
             "operationId": "void_event",
             "security": [{"API key": []}],

@@ -82,11 +82,11 @@ def invalid_request(errors: Sequence[Any], body: Any = None) -> Problem:
     path, which are no fields, from fields.
     """
     if any(error["type"] == "json_invalid" for error in errors):
-        return Problem(400, "invalid_body", "the body is no JSON document")
+        return Problem(400, "invalid_body", "the body is not a JSON document")
     return Problem(
         422,
         "invalid_request",
-        "the request has fields that are missing or not as they must be",
+        "the request has missing or invalid fields",
         [_field_error(error, body) for error in errors[:ERRORS_MAX]],
     )
 
@@ -139,7 +139,7 @@ def as_problem(error: Exception) -> Problem:
             )
         case WarehouseUnavailable():
             log.warning("warehouse_unavailable", error=str(error))
-            return unavailable_problem("stored usage can't be read at the moment; events are still taken")
+            return unavailable_problem("usage is temporarily unavailable; events are still being accepted")
         case RequestValidationError():
             return invalid_request(error.errors(), error.body)
         case StarletteHTTPException():
@@ -147,7 +147,7 @@ def as_problem(error: Exception) -> Problem:
             headers = dict(error.headers or {})
             return Problem(error.status_code, code, str(error.detail), headers=headers)
         case _:
-            return Problem(500, "internal_error", "an error on our side; it has been logged")
+            return Problem(500, "internal_error", "something went wrong on our side; it has been logged")
 
 
 HANDLED = (

@@ -170,7 +170,9 @@ def require_customer(store: CatalogStore, organization_id: str, customer_id: str
     """The customer, for a new subscription. Raises Problem 422 when there is none in force."""
     customer = store.view.get(Customer, organization_id, customer_id)
     if customer is None or customer.archived:
-        raise field_problem("customer_id", "unknown_reference", f"there is no customer {customer_id[:80]} in force")
+        raise field_problem(
+            "customer_id", "unknown_reference", f'there is no customer with the ID "{customer_id[:80]}"'
+        )
     return customer
 
 
@@ -178,7 +180,7 @@ def require_sellable(store: CatalogStore, organization_id: str, product_id: str)
     """The product, for a new subscription. Raises Problem 422 when there is none in force."""
     product = store.view.get(Product, organization_id, product_id)
     if product is None or product.archived:
-        raise field_problem("product_id", "unknown_reference", f"there is no product {product_id[:80]} in force")
+        raise field_problem("product_id", "unknown_reference", f'there is no product with the ID "{product_id[:80]}"')
     return product
 
 

@@ -130,7 +130,7 @@ def to_minor(amount: Decimal, currency: str) -> int:
     """Minor units of an amount that needs no rounding. Raises NotMinorUnits where it does."""
     minor = Fraction(amount) * 10 ** currency_units(currency).exponent
     if minor.denominator != 1:
-        raise NotMinorUnits(f"{amount} {currency} is no whole number of minor units")
+        raise NotMinorUnits(f"{amount} {currency} has too many decimals")
     return minor.numerator
 
 

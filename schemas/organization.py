@@ -38,7 +38,7 @@ def _zones() -> frozenset[str]:
 
 def _known_zone(name: str) -> str:
     if name not in _zones():
-        raise ValueError(f"{name!r} is no IANA time zone")
+        raise ValueError(f'"{name}" isn\'t a time zone; try Europe/Vienna')
     return name
 
 

@@ -80,7 +80,7 @@ async def get_api_key(request: Request, response: Response, caller: Caller, id: 
 async def revoke_api_key(
     request: Request, response: Response, caller: Caller, id: str, if_match: IfMatch = None
 ) -> ApiKeyOut:
-    """Out of force everywhere within 2 seconds. The key that asks can't revoke itself: a way in must stay."""
+    """Revoke a key. It stops working within two seconds. A key can't revoke itself."""
     if id == caller.key_id:
         raise Problem(409, "own_key", "this request is made with that key; revoke it with another one")
     key, version = await change(store_of(request), ApiKey, caller.organization_id, id, if_match, revoked)

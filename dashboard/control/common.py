@@ -24,13 +24,13 @@ Out = TypeVar("Out", bound=BaseModel)
 PAGE_DEFAULT = 50
 PAGE_MAX = 500
 
-IfMatch = Annotated[str | None, Header(description='The version that you read, as in its ETag: "1".')]
+IfMatch = Annotated[str | None, Header(description='Version from the last ETag, such as "1".')]
 IdempotencyKey = Annotated[
-    str | None, Header(description="Up to 255 characters; a repeated one answers with the object that the first made.")
+    str | None, Header(description="Up to 255 characters. Repeating a key returns the first result.")
 ]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 Cursor = Annotated[str | None, Query(max_length=1024, description="next_cursor of the page before")]
-Archived = Annotated[bool, Query(description="true: those that are archived, instead of those in force")]
+Archived = Annotated[bool, Query(description="true to list archived objects instead of active ones")]
 Filter = Annotated[str | None, Query(max_length=256)]
 
 

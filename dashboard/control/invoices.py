@@ -23,7 +23,7 @@ router = api_router(AdminRoute, "Invoices")
 
 
 class InvoiceVoidRequest(BaseModel):
-    """Why, and whether the next close is to invoice its cycle anew, as a revision."""
+    """Why, and whether to create a corrected invoice with the next billing run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,7 +32,7 @@ class InvoiceVoidRequest(BaseModel):
 
 
 class InvoiceVoidedOut(BaseModel):
-    """reissued_as: id of the invoice that the cycle will have; null: it is not invoiced anew."""
+    """reissued_as: ID of the corrected invoice; null when none is created."""
 
     invoice: InvoiceOut
     reissued_as: str | None
@@ -96,13 +96,13 @@ async def _ask(request: Request, caller: Principal, id_: str, what: Literal["app
 
 @router.post("/invoices/{id}/approve", responses=problem_responses(404, 503))
 async def approve_invoice(request: Request, caller: Caller, id: str) -> AskedOut:
-    """Let it be charged, where the organization's `invoice_approval` is `manual`. Asking twice is asking once."""
+    """Approve an invoice for charging (`invoice_approval`: `manual`). Idempotent."""
     return await _ask(request, caller, id, "approve")
 
 
 @router.post("/invoices/{id}/retry", responses=problem_responses(404, 503))
 async def retry_invoice(request: Request, caller: Caller, id: str) -> AskedOut:
-    """Try again, without the usual rest, what is held or failed; also what had failed for good."""
+    """Retry an invoice that is held or failed now, instead of waiting for the next attempt."""
     return await _ask(request, caller, id, "retry")
 
 
@@ -110,7 +110,7 @@ async def retry_invoice(request: Request, caller: Caller, id: str) -> AskedOut:
 async def void_invoice(
     request: Request, caller: Caller, id: str, body: InvoiceVoidRequest, idempotency_key: IdempotencyKey = None
 ) -> InvoiceVoidedOut:
-    """Void an invoice that is not paid, at Stripe too. Asking twice is asking once, with or without Idempotency-Key."""
+    """Void an unpaid invoice, in Stripe too. Idempotent, with or without an Idempotency-Key."""
     require_idempotency_key(idempotency_key)
     await own_invoice(request, caller.organization_id, id)
     desk = desk_of(services_of(request))
@@ -120,7 +120,7 @@ async def void_invoice(
 
 @router.post("/invoices/{id}/settle", responses=problem_responses(404, 409, 503))
 async def settle_invoice(request: Request, caller: Caller, id: str, body: InvoiceSettleRequest) -> InvoiceOut:
-    """End the hold of an invoice that was paid twice (`charged_twice`): the second payment was dealt with.
+    """Release an invoice that was paid twice (`charged_twice`) once the second payment has been dealt with.
 
     A full refund at Stripe ends it without this.
     """
@@ -133,7 +133,7 @@ async def settle_invoice(request: Request, caller: Caller, id: str, body: Invoic
 async def credit_invoice(
     request: Request, caller: Caller, id: str, body: InvoiceCreditRequest, idempotency_key: IdempotencyKey = None
 ) -> InvoiceCreditedOut:
-    """Have Stripe issue a credit note: less is to pay, now or with the next invoice, or it is refunded.
+    """Issue a credit note in Stripe: reduce the amount due, add to the customer's balance, or refund.
 
     Without an Idempotency-Key every request is another credit note.
     """

@@ -28,7 +28,7 @@ async def get_organization(request: Request, response: Response, caller: Caller)
 async def change_organization(
     request: Request, response: Response, caller: Caller, body: OrganizationChanges, if_match: IfMatch = None
 ) -> OrganizationOut:
-    """A new time_zone holds for new subscriptions, and for those that run from their next cycle on."""
+    """A new time_zone applies to new subscriptions, and to active ones from their next billing period."""
     edit = patched(OrganizationSpec, body)
     organization, version = await change_settings(
         services_of(request), caller.organization_id, caller.key_id, if_match, edit

@@ -107,7 +107,7 @@ async def get_subscription(request: Request, response: Response, caller: Caller,
 async def change_subscription(
     request: Request, response: Response, caller: Caller, id: str, body: SubscriptionChanges, if_match: IfMatch = None
 ) -> SubscriptionOut:
-    """Only collection_method changes here; for another product see `/change`, for the end `/cancel`."""
+    """Change the collection_method. Use `/change` for another product and `/cancel` to cancel."""
 
     def edit(subscription: Subscription) -> Subscription:
         if body.collection_method is None:
@@ -130,7 +130,10 @@ async def cancel_subscription(
     body: CancelRequest | None = None,
     if_match: IfMatch = None,
 ) -> SubscriptionOut:
-    """now: usage so far is billed. cycle_end: goes on to the end of the current cycle. One that has ended stays so."""
+    """now: usage so far is billed. cycle_end: it runs to the end of the billing period.
+
+    Ended subscriptions can't be changed.
+    """
     now, at = now_us(), (body or CancelRequest()).at
     subscription, version = await change(
         store_of(request),
@@ -147,7 +150,7 @@ async def cancel_subscription(
 async def change_subscription_product(
     request: Request, response: Response, caller: Caller, id: str, body: ProductChoice, if_match: IfMatch = None
 ) -> SubscriptionOut:
-    """Another product from the next cycle on; the current one is billed as it began."""
+    """Switch to another product from the next billing period. The current period keeps its prices."""
     store, now = store_of(request), now_us()
     require_sellable(store, caller.organization_id, body.product_id)
 
@@ -165,5 +168,5 @@ async def change_subscription_product(
 async def end_subscription(
     request: Request, response: Response, caller: Caller, id: str, if_match: IfMatch = None
 ) -> SubscriptionOut:
-    """The same as to cancel now."""
+    """Cancel now."""
     return await cancel_subscription(request, response, caller, id, CancelRequest(at="now"), if_match)

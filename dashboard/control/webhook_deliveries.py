@@ -73,5 +73,5 @@ async def get_webhook_delivery(request: Request, caller: Caller, id: str) -> Web
 
 @router.post("/webhook-deliveries/{id}/retry", status_code=202, responses=problem_responses(404, 409))
 async def retry_webhook_delivery(request: Request, caller: Caller, id: str) -> WebhookDeliveryOut:
-    """Send it once more, now. The answer is the delivery as it was before."""
+    """Retry now. Returns the delivery as it was before the retry."""
     return _show(await send_again(services_of(request), caller.organization_id, id))

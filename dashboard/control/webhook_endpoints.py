@@ -53,7 +53,7 @@ async def make_endpoint(
     if not view.version(WebhookEndpoint, organization_id, id_):
         in_force = sum(not each.archived for each in view.all(WebhookEndpoint, organization_id))
         if in_force >= ENDPOINTS_MAX:
-            raise Problem(409, "too_many_endpoints", f"at most {ENDPOINTS_MAX} endpoints are in force at a time")
+            raise Problem(409, "too_many_endpoints", f"at most {ENDPOINTS_MAX} endpoints can be active")
     endpoint = WebhookEndpoint(
         **dict(spec),
         id=id_,
@@ -72,9 +72,9 @@ async def create_webhook_endpoint(
     body: WebhookEndpointSpec,
     idempotency_key: IdempotencyKey = None,
 ) -> NewWebhookEndpointOut:
-    """Every alert is sent to `url` from then on, as `alert.fired`, signed as Standard Webhooks says.
+    """Send every alert to `url`, as `alert.fired`, signed as described by Standard Webhooks.
 
-    `webhook-id` is the alert's id. What is not answered with 2xx is sent again, for 24 hours, less and less often.
+    `webhook-id` is the alert's id. Retried with backoff for 24 hours until 2xx.
     """
     endpoint, version = await make_endpoint(services_of(request), caller.organization_id, body, idempotency_key)
     response.headers["Cache-Control"] = "no-store"
@@ -116,7 +116,7 @@ async def change_webhook_endpoint(
 async def archive_webhook_endpoint(
     request: Request, response: Response, caller: Caller, id: str, if_match: IfMatch = None
 ) -> WebhookEndpointOut:
-    """Nothing more is sent there; deliveries that were to be repeated are given up."""
+    """Stop sending to this endpoint. Pending deliveries are given up."""
     endpoint, version = await archive_unused(
         store_of(request), WebhookEndpoint, caller.organization_id, id, if_match, now_us()
     )

@@ -43,21 +43,33 @@ def threshold_text(kind: AlertKind, threshold: str, unit: str) -> str:
         case AlertKind.QUANTITY:
             return f"{number(threshold)} {unit}"
         case AlertKind.INCLUDED_PERCENT:
-            return f"{number(threshold)} % of included units"
+            return f"{number(threshold)}% of included units"
         case AlertKind.TYPICAL_PERCENT:
-            return f"{number(threshold)} % of typical usage"
+            return f"{number(threshold)}% of typical usage"
         case AlertKind.AMOUNT:
-            return f"an amount of {number(threshold)}"
+            return f"a spend of {number(threshold)}"
 
 
 def _reached_text(alert: Alert, unit: str) -> str:
+    """What was reached and the rule's limit: "Usage is 166.2% of typical (limit 150%)"."""
+    limit = number(alert.threshold)
     match alert.kind:
         case AlertKind.QUANTITY:
-            return f"{number(alert.quantity)} {unit}"
+            return f"Usage reached {number(alert.quantity)} {unit} (limit {limit})"
+        case AlertKind.AMOUNT if alert.currency:
+            spend, spend_limit = (money(amount, alert.currency) for amount in (alert.quantity, alert.threshold))
+            return f"Spend reached {spend} (limit {spend_limit})"
         case AlertKind.AMOUNT:
-            return money(alert.quantity, alert.currency) if alert.currency else f"an amount of {number(alert.quantity)}"
-        case _:
-            return f"{number(Decimal(alert.quantity).quantize(_TENTH, ROUND_DOWN, _WIDE))} %"
+            return f"Spend reached {number(alert.quantity)} (limit {limit})"
+        case AlertKind.INCLUDED_PERCENT:
+            return f"Usage is {_percent(alert.quantity)} of the included units (limit {limit}%)"
+        case AlertKind.TYPICAL_PERCENT:
+            return f"Usage is {_percent(alert.quantity)} of typical (limit {limit}%)"
+
+
+def _percent(quantity: str) -> str:
+    """Rounded down, so that no alert seems to come before its limit."""
+    return f"{number(Decimal(quantity).quantize(_TENTH, ROUND_DOWN, _WIDE))}%"
 
 
 def alert_list(
@@ -80,7 +92,7 @@ def alert_list(
                 customer_id=alert.customer_id,
                 customer=customer.name if customer else alert.customer_id,
                 meter=meter.name if meter else alert.meter_id,
-                text=f"{_reached_text(alert, unit)}, at or above {threshold_text(alert.kind, alert.threshold, unit)}",
+                text=_reached_text(alert, unit),
                 cycle=Cycle(alert.cycle_start, alert.cycle_end),
                 fired_at=alert.fired_at,
                 not_sent=None if alert.not_sent is None else _NOT_SENT[alert.not_sent],

@@ -21,6 +21,14 @@ def number(value: Decimal | int | str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+_STATUS = {"computed": "Calculated", "waiting": "Processing", "mismatch": "On hold: counts differ"}
+
+
+def status(state: str) -> str:
+    """The state of an invoice, as the API has it, for people: payment_failed → Payment failed"""
+    return _STATUS.get(state) or state.replace("_", " ").capitalize()
+
+
 def rate(per_second: float) -> str:
     """12345.6 → 12,346; 0.25 → 0.3"""
     return f"{per_second:,.0f}" if per_second >= 10 or per_second == 0 else f"{per_second:.1f}"

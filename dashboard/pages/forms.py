@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
@@ -70,14 +71,52 @@ def _listed(value: Any) -> Any:
     return items
 
 
+def listed(text: str) -> list[str]:
+    """What a person lists in one field: separated by commas, spaces or lines."""
+    return [name for name in re.split(r"[,\s]+", text) if name]
+
+
 def errors_of(problem: Problem) -> Errors:
     """The problem's errors by field, the first of each."""
     if problem.code in _WORDS:
         return {"": _WORDS[problem.code]}
     found: dict[str, str] = {}
     for error in problem.errors:
-        found.setdefault(error["field"] or "", _sentence(error["message"]))
+        found.setdefault(error["field"] or "", _in_words(error))
     return found or {"": _sentence(problem.detail)}
+
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_PREFIX = re.compile(r"\^([a-z]+_)")
+_PATTERNS = {"address.country": "Use a two-letter country code, e.g. AT."}
+_OF_VALIDATOR: Mapping[str, str] = {
+    "missing": "Enter a value.",
+    "string_type": "Enter a value.",
+    "string_too_short": "Enter a value.",
+    "string_too_long": "Use {} characters or fewer.",
+    "string_pattern_mismatch": "Check the format.",
+    "greater_than": "Enter a number above {}.",
+    "greater_than_equal": "Enter {} or more.",
+    "less_than_equal": "Enter {} or less.",
+    "decimal_parsing": "Enter a number, e.g. 1000 or 0.002.",
+    "decimal_type": "Enter a number, e.g. 1000 or 0.002.",
+    "int_parsing": "Enter a whole number.",
+    "int_from_float": "Enter a whole number.",
+    "too_short": "Add at least {}.",
+    "too_long": "Use at most {}.",
+}
+"""The validator's codes, which a page's visitor would read as a program's messages; {}: the number that it names."""
+
+
+def _in_words(error: Mapping[str, str]) -> str:
+    pattern = _OF_VALIDATOR.get(error["code"])
+    if pattern is None:
+        return _sentence(error["message"])
+    if error["code"] == "string_pattern_mismatch":
+        prefix = _PREFIX.search(error["message"])
+        return f"Enter an ID that starts with {prefix[1]}." if prefix else _PATTERNS.get(error["field"] or "", pattern)
+    number = _NUMBER.search(error["message"])
+    return pattern.format(number[0] if number else "")
 
 
 def _sentence(text: str) -> str:

@@ -62,7 +62,9 @@ async def void_invoice(request: Request, visitor: Visitor, form: Form, id: str) 
         return await _not_possible(request, visitor, document, errors[""])
     if made is None:
         return _void_page(request, visitor, document, form, errors, status)
-    done = "It is void." if made.reissued_as is None else "It is void; the next close invoices its cycle anew."
+    done = "Invoice voided."
+    if made.reissued_as is not None:
+        done += " A corrected one follows with the next billing run."
     return await invoice_page(request, visitor, made.invoice, done=done)
 
 
@@ -87,7 +89,7 @@ def _credit_page(
         possible=possible,
         values=values,
         errors=errors,
-        # What was refused is asked for anew; what may have been done is asked for again.
+        # A refused credit gets a new key; one that may have been issued is repeated with the same key.
         request_key=values.get(REQUEST_FIELD) if status == 503 else new_request_key(),
     )
 
@@ -97,7 +99,9 @@ async def credit_form(request: Request, visitor: Visitor, id: str) -> Response:
     document = await own_invoice(request, visitor.organization_id, id)
     possible = await _possible(request, id)
     if possible.credit is None:
-        return await _not_possible(request, visitor, document, "There is nothing issued that could be credited.")
+        return await _not_possible(
+            request, visitor, document, "This invoice hasn't been issued, so there is nothing to credit."
+        )
     return _credit_page(request, visitor, document, possible, {})
 
 
@@ -126,7 +130,7 @@ async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str
     if made is None:
         return _credit_page(request, visitor, document, await _possible(request, id), form, errors, status)
     note = made.credit_note
-    done = f"Credit note {note['number'] or note['id']} over {money(note['amount'], note['currency'])} was issued."
+    done = f"Credit note {note['number'] or note['id']} for {money(note['amount'], note['currency'])} issued."
     return await invoice_page(request, visitor, made.invoice, done=done)
 
 

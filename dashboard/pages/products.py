@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from dashboard.control.common import patched, validated
 from dashboard.objects import AnyPrice, ProductChanges
 from dashboard.pages.formats import money, number
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted, nested, request_key
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, listed, nested, request_key
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.pages.subscription_list import subscription_list
@@ -39,11 +39,11 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 MODELS = (
     ("per_unit", "Per unit"),
-    ("graduated", "Graduated: each unit at its tier"),
-    ("volume", "Volume: all units at one tier"),
-    ("package", "Package, begun ones in full"),
-    ("flat_fee", "Flat fee a cycle"),
-    ("minimum", "Minimum a cycle"),
+    ("graduated", "Graduated: each tier has its own price"),
+    ("volume", "Volume: one price for all units"),
+    ("package", "Package: per started package"),
+    ("flat_fee", "Flat fee per period"),
+    ("minimum", "Minimum per period"),
 )
 
 
@@ -78,7 +78,7 @@ def product_fields(form: Mapping[str, str]) -> dict[str, Any]:
         "name": tree.get("name", ""),
         "currency": tree.get("currency", ""),
         "prices": [_price_fields(price) for price in prices if isinstance(price, dict)],  # pyright: ignore[reportUnknownArgumentType]
-        "benefits": tree.get("benefits", "").split(),
+        "benefits": listed(tree.get("benefits", "")),
     }
 
 
@@ -236,7 +236,7 @@ def _product_page(
         models=dict(MODELS),
         units=units,
         examples=[example(document, product.currency, units, meters) for document in documents],
-        values=values or {"name": product.name, "benefits": " ".join(product.benefits)},
+        values=values or {"name": product.name, "benefits": ", ".join(product.benefits)},
         errors=errors,
         done=done,
         subscriptions=subscription_list(services.catalog.view, organization, now_us(), product_id=id_, limit=20),
@@ -251,7 +251,7 @@ async def change_product(request: Request, visitor: Visitor, form: Form, id: str
         if form.get("action") == "archive":
             await archive_unused(store, Product, organization, id, form.get("version"), now_us())
             return "/products"
-        fields = {"name": form.get("name", "").strip(), "benefits": form.get("benefits", "").split()}
+        fields = {"name": form.get("name", "").strip(), "benefits": listed(form.get("benefits", ""))}
         changes = validated(ProductChanges, fields)
         await change(store, Product, organization, id, form.get("version"), patched(ProductSpec, changes))
         return f"/products/{id}?done=saved"

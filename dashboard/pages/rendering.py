@@ -40,7 +40,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _filters = cast(dict[str, Any], _environment.filters)  # typed by jinja2 as its own filters only
-_filters.update(number=formats.number, money=formats.money, ago=formats.ago, rate=formats.rate)
+_filters.update(number=formats.number, money=formats.money, ago=formats.ago, rate=formats.rate, status=formats.status)
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse
 from dashboard import operator
 from dashboard.control.common import patched, validated
 from dashboard.objects import OrganizationChanges
-from dashboard.pages.forms import NO_ERRORS, Errors, attempted
+from dashboard.pages.forms import NO_ERRORS, Errors, attempted, listed
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.services import Services, services_of
@@ -53,7 +53,7 @@ async def _page(
         "invoice_approval": organization.invoice_approval,
         "grace_seconds": "" if organization.grace_seconds is None else str(organization.grace_seconds),
         "tax_mode": organization.tax_mode,
-        "tax_rates": " ".join(organization.tax_rates),
+        "tax_rates": ", ".join(organization.tax_rates),
         "stripe_account_id": organization.stripe_account_id or "",
     }
     return render(
@@ -89,7 +89,7 @@ async def change_settings(request: Request, visitor: Visitor, form: Form) -> Res
             "invoice_approval": form.get("invoice_approval", ""),
             "grace_seconds": form.get("grace_seconds", "").strip() or None,
             "tax_mode": form.get("tax_mode", ""),
-            "tax_rates": form.get("tax_rates", "").split(),
+            "tax_rates": listed(form.get("tax_rates", "")),
         }
         if "stripe_account_id" in form:
             fields["stripe_account_id"] = form["stripe_account_id"].strip() or None

@@ -64,7 +64,7 @@ def local_period(from_: str, to: str, zone: str, default: Cycle) -> Cycle:
     start = midnight("from", from_, 0) if from_ else default.start_us
     end = midnight("to", to, 1) if to else (default.end_us if default.end_us > start else start + 30 * DAY_US)
     if end <= start:
-        raise field_problem("to", "period_empty", "the last day must not lie before the first")
+        raise field_problem("to", "period_empty", "the end date must not be before the start date")
     return Cycle(start, end)
 
 
@@ -135,7 +135,7 @@ async def _figures(request: Request, asked: _Asked, seconds: float | None) -> Fi
     try:
         return await task if seconds is None else await soon(task, seconds)
     except TooManyRows:
-        raise field_problem(None, "too_many_rows", "there are too many rows: ask for one customer") from None
+        raise field_problem(None, "too_many_rows", "there are too many rows; pick a customer") from None
 
 
 def _shown(request: Request, asked: _Asked, found: Figures | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ async def list_alerts(
     limit: Limit = PAGE_DEFAULT,
     cursor: Cursor = None,
 ) -> Page[AlertOut]:
-    """A rule fires once for each customer and cycle."""
+    """A rule alerts once per customer and billing period."""
     wanted = {"customer_id": customer_id, "meter_id": meter_id, "rule_id": rule_id}
     known = services_of(request).live.view.alerts(caller.organization_id)[::-1]
     matching = [

@@ -88,7 +88,7 @@ async def list_invoices(
     limit: Limit = PAGE_DEFAULT,
     cursor: Cursor = None,
 ) -> Page[InvoiceOut]:
-    """Latest cycle first."""
+    """Newest billing period first."""
     at = None if cycle is None else instant("cycle", cycle)
     wanted = InvoiceFilter(customer_id=customer_id, subscription_id=subscription_id, state=state, at=at)
     after = decoded_after(cursor)
@@ -143,7 +143,7 @@ async def get_invoice(request: Request, caller: Caller, id: str) -> InvoiceOut:
 async def list_orders(
     request: Request, caller: Caller, customer_id: Filter = None, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
 ) -> Page[OrderOut]:
-    """Paid invoices, latest first."""
+    """One order per paid invoice, newest first."""
     rows = await services_of(request).warehouse.run(
         orders, caller.organization_id, customer_id, limit + 1, decoded_after(cursor)
     )

@@ -129,7 +129,7 @@ async def get_usage(
 ) -> UsageAnswer:
     """Exact quantities of the events that are stored.
 
-    Days and months are the organization's; without `from` and `to` the present month. A row for each customer, meter
+    Days and months are the organization's; without `from` and `to` the current month. A row for each customer, meter
     and window with usage; with `group_by` for each value of that property too, empty for events without it.
     """
     services = services_of(request)
@@ -201,7 +201,7 @@ async def list_events(
     limit: Limit = PAGE_DEFAULT,
     cursor: Cursor = None,
 ) -> Page[EventOut]:
-    """Events that count, latest first, each with its place in the log; without `from` and `to` the present month's."""
+    """Counted events with their log positions, newest first. Default: the current month."""
     services = services_of(request)
     wanted = event_filter(
         services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=event_id,
@@ -279,7 +279,7 @@ async def export_usage(
     from_: From = None,
     to: To = None,
 ) -> Response:
-    """Every event that counts, as CSV, in no order. Cells that begin with = + - @ have a ' before them."""
+    """All counted events as CSV, in no order. Cells that begin with = + - @ are prefixed with '."""
     services = services_of(request)
     wanted = event_filter(
         services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=None,

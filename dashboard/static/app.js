@@ -14,7 +14,7 @@ document.addEventListener("click", async (event) => {
     button.textContent = "Copied";
   } catch {
     getSelection().selectAllChildren(source); // no clipboard without TLS: select it for the reader
-    button.textContent = "Selected";
+    button.textContent = "Press Ctrl+C";
   }
   setTimeout(() => (button.textContent = label), 1500);
 });
@@ -157,7 +157,7 @@ for (const part of $$("[data-load]")) {
   fetch(part.dataset.source, { headers: { Accept: "text/html" } })
     .then(async (answer) => (answer.ok ? answer.text() : Promise.reject(new Error(answer.status))))
     .then((html) => (part.innerHTML = html))
-    .catch(() => (part.querySelector("[role=status]").textContent = "It could not be counted; load the page again."))
+    .catch(() => (part.querySelector("[role=status]").textContent = "Couldn't load. Try again."))
     .finally(() => part.removeAttribute("aria-busy"));
 }
 

@@ -46,7 +46,7 @@ def check_address(url: str, *, private: bool) -> None:
         raise RefusedTarget("the address must begin with https://")
     host = (parts.hostname or "").rstrip(".").lower()
     if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
-        raise RefusedTarget(f"{host} is an address within a network")
+        raise RefusedTarget(f"{host} is a private address: use a public https URL")
     try:
         literal = ip_address(host)
     except ValueError:

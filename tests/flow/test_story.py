@@ -109,7 +109,7 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     page.select_option("#f-kind", "amount")
     page.fill("#f-threshold", "20")
     page.click("text=Create rule")
-    expect(page.locator("#rules")).to_contain_text("an amount of 20")
+    expect(page.locator("#rules")).to_contain_text("a spend of 20")
 
     # Events, and the number moves.
     page.goto(address)
@@ -132,7 +132,7 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     page.goto(f"{address}/usage?customer_id=acme&meter_id={meter}&group_by=region&wait=1")
     expect(page.locator("tbody")).to_contain_text("140,000")
     page.goto(f"{address}/usage?customer_id=acme&meter_id={meter}&window=cycle&wait=1")
-    expect(page.locator("main")).to_contain_text("By cycle")
+    expect(page.locator("main")).to_contain_text("By billing period")
     page.goto(f"{address}/usage/events?event_id=%3De2")
     expect(page.locator("tbody tr")).to_have_count(1)
     page.goto(f"{address}/invoices?customer_id=acme")
@@ -154,14 +154,14 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     assert report.ok, report
     until(lambda: [each["state"] for each in pipe.http.get("/api/v1/invoices").json()["data"]] == ["paid"])
     page.goto(f"{address}/invoices")
-    expect(page.locator("tbody tr", has_text="Acme")).to_contain_text("paid")
+    expect(page.locator("tbody tr", has_text="Acme")).to_contain_text("Paid")
     expect(page.locator("tbody tr", has_text="Acme")).to_contain_text("€135.00")
     page.click(f"text={NAME}")
     expect(page.locator("main")).to_contain_text("€20.00")
     page.click("text=Verify")
     expect(page.locator(".note.good")).to_contain_text("Verified")
     expect(page.locator(".explained")).to_contain_text("above 10000 to 100000: 90000 x 0.001")
-    page.get_by_role("link", name="Its events").click()
+    page.get_by_role("link", name="View events").click()
     expect(page.locator("tbody tr")).to_have_count(3)
     page.goto(f"{address}/orders")
     expect(page.locator("tbody tr")).to_contain_text("€135.00")
@@ -183,11 +183,11 @@ def test_from_signing_in_to_being_paid(pipe: Pipe, page: Page, receiver: Receive
     page.click("text=Void")
     page.fill("#f-reason", NAUGHTY)
     page.click("text=Void event")
-    expect(page.locator(".note.good")).to_contain_text("Voided")
+    expect(page.locator(".note.good")).to_contain_text("Event voided")
     until(lambda: not pipe.http.get("/api/v1/usage/events", params={"event_id": "=e2"}).json()["data"])
     page.goto(address)
     # The page asks again by itself; a count is kept the longer the longer it took.
-    expect(page.locator("[data-part='conservation']")).to_contain_text("4 accepted", timeout=180_000)
+    expect(page.locator("[data-part='conservation']")).to_contain_text("4 received", timeout=180_000)
 
 
 def test_every_page_is_accessible_and_fits(pipe: Pipe, chromium: Browser, page: Page) -> None:

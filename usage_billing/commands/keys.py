@@ -58,7 +58,7 @@ def list_(*, organization: OrganizationId = DEFAULT_ORGANIZATION) -> int:
     try:
         with CatalogStore(settings_for("keys")) as catalog:
             for key in catalog.view.all(ApiKey, organization):
-                state = "revoked" if key.archived else "in force"
+                state = "revoked" if key.archived else "active"
                 created = format_rfc3339(key.created_at)
                 table.add_row(key.id, key.name, " ".join(key.scopes), f"…{key.hint}", created, state)
     except CatalogUnavailable as error:
