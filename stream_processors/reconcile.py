@@ -439,7 +439,10 @@ class Reconciler:
 
 
 def write_repairs(producer: AckedProducer, topic: str, found: Sequence[UsageRepair]) -> None:
-    """Returns when all are acknowledged. Raises NotAcknowledged."""
+    """Returns when all are acknowledged.
+
+    Raises NotAcknowledged: a repair that was written is applied once, and the next round finds the others again.
+    """
     producer.write(topic, [Record(repair.partition, repair.key, repairs.encode(repair)) for repair in found])
     for repair in found:
         metrics.REPAIRS_WRITTEN.labels(repair.reason).inc()

@@ -20,6 +20,7 @@ from warehouse.settled import settled
 _SETTLE_SECONDS = 60.0
 _REQUEST_SECONDS = 10.0
 _DELIVERY_SECONDS = 15.0
+_MESSAGES_AT_ONCE = 100  # each may have some MiB
 _POLL_SECONDS = 0.2
 
 
@@ -81,7 +82,9 @@ def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) 
 
 
 def _write(settings: Settings, letters: Sequence[StoredLetter]) -> dict[StoredLetter, int]:
-    producer = AckedProducer(settings.kafka_properties, delivery_seconds=_DELIVERY_SECONDS)
+    producer = AckedProducer(
+        settings.kafka_properties, delivery_seconds=_DELIVERY_SECONDS, records_at_once=_MESSAGES_AT_ONCE
+    )
     records = [Record(letter.partition, letter.key or None, letter.payload) for letter in letters]
     return dict(zip(letters, producer.write(topic_name(settings, USAGE_EVENTS), records), strict=True))
 
