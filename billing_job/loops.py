@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 
-from billing_job.stripe.api import StripeFailure, StripeRefused
+from billing_job.stripe.errors import StripeFailure, StripeRefused
 from catalog.store import CatalogUnavailable
 from ledger.store import LedgerUnavailable
 from runtime.one_by_one import OneByOne

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from billing_job.close import CloseReport, Progress, Stage, close_cycles, is_ours_to_do, opened
+from billing_job.close import CloseReport, close_cycles
+from billing_job.close_run import Progress
 from billing_job.collect.steps import system_clock
+from billing_job.context import BillingContext, open_billing
+from billing_job.invoice.to_do import is_ours_to_do
 from billing_job.invoice.verify import UnknownInvoice
 from catalog.view import CatalogView
 from ledger.invoice import Invoice, may_pay_again
@@ -79,11 +82,13 @@ def approve(settings: Settings, ids: Sequence[str], *, organization_id: str | No
 
     Raises UnknownInvoice, CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable.
     """
-    with opened(settings, charging=False) as stage:
+    with open_billing(settings, charging=False) as context:
         waiting = [
-            each for each in chosen(stage.log.state, ids, organization_id) if awaits_approval(stage.catalog.view, each)
+            each
+            for each in chosen(context.log.state, ids, organization_id)
+            if awaits_approval(context.catalog.view, each)
         ]
-        return [each for each in waiting if asked(stage.log, each, "approve", by)]
+        return [each for each in waiting if asked(context.log, each, "approve", by)]
 
 
 def retry(
@@ -98,22 +103,27 @@ def retry(
 
     Raises UnknownInvoice, CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable.
     """
-    with opened(settings) as stage:
-        return retried(stage, ids, organization_id=organization_id, by=by, progress=progress)
+    with open_billing(settings) as context:
+        return retried(context, ids, organization_id=organization_id, by=by, progress=progress)
 
 
 def retried(
-    stage: Stage, ids: Sequence[str], *, organization_id: str | None, by: str, progress: Progress | None = None
+    context: BillingContext,
+    ids: Sequence[str],
+    *,
+    organization_id: str | None,
+    by: str,
+    progress: Progress | None = None,
 ) -> CloseReport:
     """`retry`, with what is open already. Payments that failed are tried again where their invoices are named."""
     wanted_by = may_retry if ids else is_held
-    held = [each for each in chosen(stage.log.state, ids, organization_id) if wanted_by(each)]
+    held = [each for each in chosen(context.log.state, ids, organization_id) if wanted_by(each)]
     for each in held:
         if each.fixed is not None:
-            asked(stage.log, each, "retry", by)
+            asked(context.log, each, "retry", by)
     wanted = {each.id for each in held}
     return close_cycles(
-        stage,
+        context,
         system_clock(),
         organization_id=organization_id,
         progress=progress,

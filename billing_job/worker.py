@@ -10,11 +10,12 @@ import structlog
 from confluent_kafka import KafkaException
 from prometheus_client import REGISTRY
 
-from billing_job.close import Stage, close_cycles, opened
-from billing_job.collect.poller import Sweep
+from billing_job.close import close_cycles
+from billing_job.collect.poller import Poller
 from billing_job.collect.steps import system_clock
+from billing_job.context import BillingContext, open_billing
 from billing_job.metrics import InvoicesByState
-from billing_job.worker_group import Share
+from billing_job.worker_group import WorkerGroup
 from ledger.store import LedgerUnavailable
 from runtime.health import Check, HealthServer
 from runtime.kafka.admin import check_partitions
@@ -36,12 +37,12 @@ def run(settings: Settings) -> int:
     check_partitions(settings)
     with ExitStack() as stack:
         stack.enter_context(TopicWatch(settings))
-        share = stack.enter_context(Share(settings, is_worker=True))
-        stage = stack.enter_context(opened(settings, share))
-        collector = InvoicesByState(lambda: stage.log.state)
+        group = stack.enter_context(WorkerGroup(settings, is_worker=True))
+        context = stack.enter_context(open_billing(settings, group))
+        collector = InvoicesByState(lambda: context.log.state)
         REGISTRY.register(collector)
         stack.callback(REGISTRY.unregister, collector)
-        worker = Worker(stage, share)
+        worker = Worker(context, group)
         stack.enter_context(HealthServer(settings.metrics_host, settings.billing_metrics_port, worker.checks))
         log.info("billing_started", every_seconds=settings.billing_seconds)
         while not stopping.is_set():
@@ -57,29 +58,29 @@ class Worker:
     Several workers share the customers.
     """
 
-    def __init__(self, stage: Stage, share: Share) -> None:
-        self._stage = stage
-        self._share = share
-        self._sweep = Sweep(stage.billing(scheduled=True), stage.settings.sweep_seconds, share.is_mine)
+    def __init__(self, context: BillingContext, group: WorkerGroup) -> None:
+        self._context = context
+        self._group = group
+        self._poller = Poller(context.billing(scheduled=True), context.settings.sweep_seconds, group.is_mine)
         self._alive_at = time.monotonic()
         self._failure: str | None = None
         self.checks: dict[str, Check] = {
-            "catalog": lambda: None if stage.catalog.ready else "not following the log",
-            "ledger": stage.log.check,
+            "catalog": lambda: None if context.catalog.ready else "not following the log",
+            "ledger": context.log.check,
             "round": self._check,
-            "share": share.check,
+            "share": group.check,
         }
 
     def round(self, stopping: threading.Event) -> None:
         """Close what is due now, then look at open invoices. What is away is told and tried again next time."""
         try:
             report = close_cycles(
-                self._stage,
+                self._context,
                 system_clock(),
                 scheduled=True,
                 stopping=stopping,
                 progress=self._progress,
-                only=lambda due: self._share.is_mine(due.organization_id, due.customer_id),
+                only=lambda due: self._group.is_mine(due.organization_id, due.customer_id),
             )
             self._failure = report.waiting
             if report.fixed or report.problems or report.waiting:
@@ -91,7 +92,7 @@ class Worker:
                     waiting=report.waiting,
                     seconds={part: round(seconds, 3) for part, seconds in report.seconds.items()},
                 )
-            self._sweep.run(stopping)
+            self._poller.run(stopping)
         except (LedgerUnavailable, WarehouseUnavailable, KafkaException) as error:
             self._failure = str(error)
             log.warning("round_failed", error=str(error))
@@ -102,8 +103,8 @@ class Worker:
 
     def rest(self, stopping: threading.Event) -> None:
         """Until the next round: at once where other customers came to this worker."""
-        before, deadline = self._share.partitions, time.monotonic() + self._stage.settings.billing_seconds
-        while not stopping.is_set() and time.monotonic() < deadline and self._share.partitions <= before:
+        before, deadline = self._group.partitions, time.monotonic() + self._context.settings.billing_seconds
+        while not stopping.is_set() and time.monotonic() < deadline and self._group.partitions <= before:
             stopping.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _progress(self, part: str, done: int, total: int) -> None:
@@ -113,6 +114,6 @@ class Worker:
     def _check(self) -> str | None:
         if self._failure is not None:
             return self._failure
-        allowed = _ROUNDS_MISSED_MAX * self._stage.settings.billing_seconds + 60
+        allowed = _ROUNDS_MISSED_MAX * self._context.settings.billing_seconds + 60
         late = time.monotonic() - self._alive_at
         return f"no progress for {late:.0f} s" if late > allowed else None

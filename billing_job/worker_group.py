@@ -42,7 +42,7 @@ def rate_share(*, is_worker: bool, own: int, partitions: int, workers: int, clos
     return Fraction(1, max(1, closers) + (1 if workers else 0))
 
 
-class Share:
+class WorkerGroup:
     """A process's part, kept current by a thread. A context manager. Thread-safe.
 
     Until a worker's group has given it partitions it has none. A process that no worker shares with has them all.
@@ -61,7 +61,7 @@ class Share:
         self._thread = threading.Thread(target=self._run, name="share", daemon=True)
         self._failure: BaseException | None = None
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> WorkerGroup:
         self._thread.start()
         return self
 

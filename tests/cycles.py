@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from billing_job.close import in_force
 from billing_job.invoice.approved import superseded
-from billing_job.invoice.builder import fixed_now
+from billing_job.invoice.builder import build_snapshots
 from billing_job.invoice.cycle_audit import CyclesAudit, audit_cycles
 from billing_job.invoice.due import due_cycles
 from billing_job.invoice.late import PendingLate, corrected_again, counted_for, pending
 from billing_job.invoice.pricing import priced_again
+from billing_job.invoice.to_do import in_force
 from billing_job.invoice.usage_reader import Need, Quantities, need_of, quantities
 from catalog.record import CatalogRecord
 from catalog.view import CatalogView
@@ -165,7 +165,7 @@ class World:
         unfixed = [
             each for each in (in_force(self.ledger, one) for one in due) if self.ledger.get(each.invoice_id) is None
         ]
-        return fixed_now(
+        return build_snapshots(
             self.view, self.ledger, self.stored, unfixed, watermark or self.stored.end, now_us=NOW, writer="w"
         )
 

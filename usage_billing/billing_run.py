@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from billing_job.close import Stage, close_cycles, is_ours_to_do
+from billing_job.close import close_cycles
 from billing_job.collect.steps import system_clock
-from billing_job.invoice.usage_reader import Counts
-from billing_job.stripe.api import StripeApi, calls_per_second
-from billing_job.worker_group import Share
+from billing_job.context import BillingContext
+from billing_job.invoice.to_do import is_ours_to_do
+from billing_job.invoice.usage_reader import UsageReader
+from billing_job.stripe.api import StripeApi
+from billing_job.stripe.rate import calls_per_second
+from billing_job.worker_group import WorkerGroup
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import BillingRun
 from ledger.store import LedgerLog
@@ -24,12 +27,12 @@ def run_billing(
     """
     settled = {each.id for each in ledger.state.invoices.values() if each.fixed and not is_ours_to_do(each)}
     with ExitStack() as stack:
-        counts = stack.enter_context(Counts(settings))
+        usage = stack.enter_context(UsageReader(settings))
         charges = not dry_run and calls_per_second(settings) is not None
-        rate = (stack.enter_context(Share(settings, is_worker=False)).of_rate,) if charges else ()
+        rate = (stack.enter_context(WorkerGroup(settings, is_worker=False)).of_rate,) if charges else ()
         api = stack.enter_context(StripeApi(settings, *rate))
-        stage = Stage(settings, catalog, ledger, api, counts)
-        report = close_cycles(stage, system_clock(), organization_id=organization_id, dry_run=dry_run)
+        context = BillingContext(settings, catalog, ledger, api, usage)
+        report = close_cycles(context, system_clock(), organization_id=organization_id, dry_run=dry_run)
     return BillingRun(
         invoices=tuple(each.document() for each in report.invoices if each.id not in settled),
         problems=report.problems,

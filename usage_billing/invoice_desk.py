@@ -24,9 +24,10 @@ from billing_job.invoice.builder import trues_up
 from billing_job.invoice.cycle_audit import audit_cycles
 from billing_job.invoice.explain import NoSuchLine, events_csv, explained_invoice
 from billing_job.invoice.simulate import NotSimulable
-from billing_job.invoice.usage_reader import Counts
+from billing_job.invoice.usage_reader import UsageReader
 from billing_job.loops import invoice_by_invoice
-from billing_job.stripe.api import IdempotencyMisuse, StripeApi, StripeDeclined, StripeFailure, StripeRefused
+from billing_job.stripe.api import StripeApi
+from billing_job.stripe.errors import IdempotencyMisuse, StripeDeclined, StripeFailure, StripeRefused
 from catalog.store import CatalogStore
 from dashboard.invoice_desk import (
     BillingRun,
@@ -71,7 +72,7 @@ class LedgerDesk:
     def __init__(self, settings: Settings, catalog: CatalogStore, ledger: LedgerLog) -> None:
         self._settings, self._catalog, self._ledger = settings, catalog, ledger
         self._lock = threading.Lock()
-        self._open: Counts | None = None
+        self._open: UsageReader | None = None
         self._stripe: StripeApi | None = None
 
     def close(self) -> None:
@@ -297,13 +298,13 @@ class LedgerDesk:
     def _fixed(self, invoice_id: str) -> InvoiceFixed | None:
         return self._invoice(invoice_id).fixed
 
-    def _counts(self) -> Counts:
+    def _counts(self) -> UsageReader:
         """ClickHouse, asked when it is first needed."""
         with self._lock:
             if self._open is None:
                 waiting = min(self._settings.coverage_timeout_seconds, _COVERAGE_SECONDS_MAX)
                 quick = self._settings.model_copy(update={"coverage_timeout_seconds": waiting})
-                self._open = Counts(quick, prompt=True)
+                self._open = UsageReader(quick, prompt=True)
             return self._open
 
     def _answered(self, question: Callable[[], T]) -> T:

@@ -19,7 +19,8 @@ from billing_job.collect.steps import (
     take,
 )
 from billing_job.invoice.checks import above_maximum, explained, subtotal_differences
-from billing_job.stripe.api import IdempotencyMisuse, Json, StripeDeclined, StripeFailure, StripeRefused
+from billing_job.stripe.api import Json
+from billing_job.stripe.errors import IdempotencyMisuse, StripeDeclined, StripeFailure, StripeRefused
 from billing_job.stripe.objects import (
     invoice_key,
     invoice_params,

@@ -6,16 +6,11 @@ from collections.abc import Callable
 
 import structlog
 
-from billing_job.collect.customers import (
-    CUSTOMER_TAKEN,
-    attached_payment_method,
-    ensure_stripe_customer,
-    own_stripe_customer,
-    says_no,
-)
+from billing_job.collect.customers import CUSTOMER_TAKEN, ensure_stripe_customer, own_stripe_customer, says_no
+from billing_job.collect.payment_methods import attached_payment_method
 from billing_job.collect.steps import Billing, InvoiceStopped
 from billing_job.service import asked
-from billing_job.stripe.api import StripeDeclined, StripeFailure, StripeRefused
+from billing_job.stripe.errors import StripeDeclined, StripeFailure, StripeRefused
 from catalog.view import CatalogView
 from ledger.invoice import Invoice, may_pay_again
 from schemas.customer import Customer

@@ -20,7 +20,8 @@ from billing_job.collect.steps import (
     failed,
     may_be_done,
 )
-from billing_job.stripe.api import Json, StripeFailure, StripeReplayed
+from billing_job.stripe.api import Json
+from billing_job.stripe.errors import StripeFailure, StripeReplayed
 from billing_job.stripe.line_groups import is_grouped, item_lines
 from billing_job.stripe.objects import LINE, LINES, invoice_key, item_metadata, item_params, metadata_of, of_invoice
 from ledger.invoice import StepKey

@@ -13,8 +13,8 @@ from billing_job.collect.steps import Billing, InvoiceStopped
 from billing_job.collect.stripe_events import OF_AN_ADJUSTMENT, apply_event, read_adjustment, record_adjustment
 from billing_job.collect.void_credit import NotPossible, finish_credits, unfinished_credits, void
 from billing_job.loops import stripe_is_away
-from billing_job.stripe.api import StripeFailure, StripeRefused
-from ledger.invoice import Invoice
+from billing_job.stripe.errors import StripeFailure, StripeRefused
+from ledger.view import Invoice
 from runtime.one_by_one import OneByOne
 from schemas.period import SECOND_US
 
@@ -43,7 +43,7 @@ def rest_seconds(readings_in_vain: int, every_seconds: float) -> float:
     return min(every_seconds, _FIRST_SECONDS * 2.0 ** min(readings_in_vain, 20))
 
 
-class Sweep:
+class Poller:
     """Reads what may have changed at Stripe: soon after there was news, then ever less often, down to `every_seconds`.
 
     A payment that is made by hand is made soon after the bill; what is open for weeks is worth few calls.

@@ -12,15 +12,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from billing_job.stripe.api import (
-    IdempotencyMisuse,
-    Json,
-    StripeApi,
-    StripeFailure,
-    StripeRefused,
-    StripeReplayed,
-    StripeUnknown,
-)
+from billing_job.stripe.api import Json, StripeApi
+from billing_job.stripe.errors import IdempotencyMisuse, StripeFailure, StripeRefused, StripeReplayed, StripeUnknown
 from billing_job.stripe.objects import invoice_key, seen_invoice
 from ledger.invoice import Invoice, StepKey
 from ledger.records import InvoiceStep, Phase, StepName

@@ -15,7 +15,8 @@ import structlog
 
 from billing_job.collect.charge import is_news, observe
 from billing_job.collect.steps import Billing
-from billing_job.stripe.api import Json, StripeRefused
+from billing_job.stripe.api import Json
+from billing_job.stripe.errors import StripeRefused
 from billing_job.stripe.objects import seen_adjustment, seen_invoice
 from ledger.invoice import Invoice
 from ledger.records import AdjustmentKind, InvoiceAdjusted, StripeInvoice

@@ -18,7 +18,8 @@ import structlog
 from billing_job.collect.charge import discard, observe, void_at_stripe
 from billing_job.collect.steps import Billing, InvoiceStopped, Outcome, take
 from billing_job.collect.stripe_events import record_adjustment, settle_second_payment
-from billing_job.stripe.api import Json, StripeApi, StripeRefused
+from billing_job.stripe.api import Json, StripeApi
+from billing_job.stripe.errors import StripeRefused
 from billing_job.stripe.objects import CREDIT, credit_note_params, metadata_of, of_invoice
 from ledger.invoice import Attempt, Invoice, StepKey
 from ledger.records import CreditFor, CreditTarget, InvoiceAdjusted

@@ -18,7 +18,8 @@ from starlette.routing import Route
 from billing_job import metrics
 from billing_job.collect.steps import Billing
 from billing_job.collect.stripe_events import apply_event
-from billing_job.stripe.api import StripeApi, StripeFailure
+from billing_job.stripe.api import StripeApi
+from billing_job.stripe.errors import StripeFailure
 from ledger.store import LedgerLog, LedgerUnavailable
 from runtime.body import STRANGERS_MAX, ClientGone, Deadlines, Receive, headers_of, read_body
 from runtime.health import Check

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from billing_job.invoice.late import CountSource
+from billing_job.invoice.late import UsageSource
 from billing_job.invoice.pricing import cost_minor, priced_again
 from billing_job.invoice.usage_reader import Need, need_of
 from ledger.cycle_bills import CycleBill, cycle_bills, reissue_of
@@ -61,12 +61,12 @@ def _owed(ledger: InvoiceLedger, invoice: Invoice, fixed: InvoiceFixed) -> _Owed
 
 
 def superseded(
-    ledger: InvoiceLedger, counts: CountSource, invoices: Sequence[Invoice], watermark: Watermark
+    ledger: InvoiceLedger, usage: UsageSource, invoices: Sequence[Invoice], watermark: Watermark
 ) -> list[Invoice]:
     """Those of which less is owed with the events below the watermark. Raises WarehouseUnavailable."""
     owed = [(each, _owed(ledger, each, each.fixed)) for each in invoices if each.fixed is not None]
     needs = {need.invoice_id: need for _, one in owed for need in one.needs}
-    quantities = counts.totals(list(needs.values()), watermark) if needs else {}
+    quantities = usage.totals(list(needs.values()), watermark) if needs else {}
     return [each for each, one in owed if one.minor(quantities) < one.fixed.total_minor]
 
 

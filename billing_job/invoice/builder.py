@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from billing_job.invoice.due import DueCycle
-from billing_job.invoice.late import CountSource, SubscriptionKey, last_hash, reissued_by, true_ups
+from billing_job.invoice.late import SubscriptionKey, UsageSource, last_hash, reissued_by, true_ups
 from billing_job.invoice.pricing import NO_TRUE_UP, PricedBy, TrueUp, fixed_invoice, seller_of
 from billing_job.invoice.usage_reader import Need
 from catalog.view import CatalogView
@@ -25,10 +25,10 @@ def trues_up(view: CatalogView, organization_id: str) -> bool:
     return organization is not None and organization.late_policy == "next_invoice"
 
 
-def fixed_now(
+def build_snapshots(
     view: CatalogView,
     ledger: InvoiceLedger,
-    counts: CountSource,
+    usage: UsageSource,
     due: Sequence[DueCycle],
     watermark: Watermark,
     *,
@@ -52,10 +52,10 @@ def fixed_now(
         )
         for each in due
     ]
-    quantities = counts.totals(needs, watermark)
+    quantities = usage.totals(needs, watermark)
     late = true_ups(
         ledger,
-        counts,
+        usage,
         due,
         watermark,
         trues_up=lambda organization: trues_up(view, organization),

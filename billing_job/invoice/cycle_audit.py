@@ -93,7 +93,7 @@ class CyclesAudit:
 
 
 class CountsAt(Protocol):
-    """What is asked of ClickHouse; see billing_job.invoice.usage_reader.Counts."""
+    """What is asked of ClickHouse; see billing_job.invoice.usage_reader.UsageReader."""
 
     def totals_at(self, wanted: Sequence[CountedAt], organization_id: str | None) -> Mapping[CountedAt, UsageTotal]: ...
 
@@ -110,7 +110,7 @@ class _Said:
 
 def audit_cycles(
     ledger: InvoiceLedger,
-    counts: CountsAt,
+    usage: CountsAt,
     stored: Watermark,
     organization_id: str | None = None,
 ) -> CyclesAudit:
@@ -149,7 +149,7 @@ def audit_cycles(
     counted_now: dict[CountedAt, UsageTotal] = {}
     for totals in loop.by_halves(
         asked,
-        lambda some: counts.totals_at([counted for _, _, counted in some], organization_id),
+        lambda some: usage.totals_at([counted for _, _, counted in some], organization_id),
         lambda one: fixed_invoice_of(ledger, one[0].invoice_id).subscription_id,
     ):
         counted_now |= totals

@@ -9,10 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 from billing_job.invoice.late import counted_before, fixed_invoice_of
-from billing_job.invoice.usage_reader import Counts, Need, need_of
-from ledger.invoice import Invoice
-from ledger.snapshot import Correction, InvoiceFixed, Line, Reissue
-from ledger.view import InvoiceLedger
+from billing_job.invoice.usage_reader import Need, UsageReader, need_of
+from ledger.records import Correction, InvoiceFixed, Line, Reissue
+from ledger.view import Invoice, InvoiceLedger
 from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import amount_text, from_minor
 from schemas.decimals import decimal_text, plain
@@ -139,7 +138,7 @@ def _basis(ledger: InvoiceLedger, fixed: InvoiceFixed, line: Line) -> _Basis | N
 
 
 def events_of_line(
-    ledger: InvoiceLedger, counts: Counts, fixed: InvoiceFixed, number: int
+    ledger: InvoiceLedger, usage: UsageReader, fixed: InvoiceFixed, number: int
 ) -> Iterator[tuple[Meter, list[CountedEvent]]]:
     """Every event that counts for a line, oldest first, in blocks; of a correction those of the whole cycle, with late
     and voided ones marked. Nothing for a flat fee or minimum. Raises WarehouseUnavailable, NoSuchLine.
@@ -149,7 +148,7 @@ def events_of_line(
     basis = _basis(ledger, fixed, fixed.lines[number])
     for meter in () if basis is None else basis.meters:
         assert basis is not None
-        for block in counts.events(basis.need, meter, fixed.counted_to, basis.invoiced):
+        for block in usage.events(basis.need, meter, fixed.counted_to, basis.invoiced):
             yield meter, block
 
 
@@ -163,12 +162,12 @@ def event_text(event: CountedEvent, meter: Meter) -> str:
 
 
 def events_csv(
-    ledger: InvoiceLedger, counts: Counts, fixed: InvoiceFixed, numbers: Iterator[int] | range
+    ledger: InvoiceLedger, usage: UsageReader, fixed: InvoiceFixed, numbers: Iterator[int] | range
 ) -> Iterator[str]:
     """The events behind lines as CSV, a block at a time, with a head. Raises as events_of_line."""
     yield csv_rows([EVENT_COLUMNS])
     for number in numbers:
-        for meter, block in events_of_line(ledger, counts, fixed, number):
+        for meter, block in events_of_line(ledger, usage, fixed, number):
             yield csv_rows(_cells(number, meter, fixed.customer_id, event) for event in block)
 
 

@@ -29,8 +29,8 @@ from warehouse.client import WarehouseUnavailable
 log = structlog.get_logger(__name__)
 
 
-class CountSource(Protocol):
-    """What is asked of ClickHouse; see billing_job.invoice.usage_reader.Counts."""
+class UsageSource(Protocol):
+    """What is asked of ClickHouse; see billing_job.invoice.usage_reader.UsageReader."""
 
     def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities: ...
     def with_late_events(self, needs: Sequence[Need], since: Watermark, watermark: Watermark) -> set[str]: ...
@@ -81,7 +81,7 @@ class BilledSubscription:
 
 def true_ups(
     ledger: InvoiceLedger,
-    counts: CountSource,
+    usage: UsageSource,
     due: Sequence[DueCycle],
     watermark: Watermark,
     *,
@@ -106,10 +106,10 @@ def true_ups(
                 found[key] = billed
             else:
                 log.warning("late_usage_waits", subscription=each.subscription_id, reason=reason)
-    late = _with_late_events(counts, [each for each in found.values() if each.counted], watermark)
+    late = _with_late_events(usage, [each for each in found.values() if each.counted], watermark)
     changed = [billed for key, billed in found.items() if key in late or billed.must_look]
     needs = [need_of(bill.fixed) for billed in changed for bill in billed.counted]
-    quantities = counts.totals(needs, watermark) if needs else {}
+    quantities = usage.totals(needs, watermark) if needs else {}
     made |= {key: TrueUp(complete=True, follows=billed.follows) for key, billed in found.items()}
     for billed in changed:
         corrections = corrections_of(billed.bills.values(), quantities)
@@ -145,13 +145,13 @@ def corrections_of(
 
 
 def _with_late_events(
-    counts: CountSource, billed: Sequence[BilledSubscription], watermark: Watermark
+    usage: UsageSource, billed: Sequence[BilledSubscription], watermark: Watermark
 ) -> set[SubscriptionKey]:
     """Those with events in cycles that were invoiced, stored after they were counted; perhaps a few more."""
     late: set[SubscriptionKey] = set()
     for since, group in _grouped(billed):
         needs = {_span(each).invoice_id: each.key for each in group}
-        found = counts.with_late_events([_span(each) for each in group], since, watermark)
+        found = usage.with_late_events([_span(each) for each in group], since, watermark)
         late |= {needs[name] for name in found}
     return late
 
@@ -197,7 +197,7 @@ class PendingLate:
 
 def pending(
     ledger: InvoiceLedger,
-    counts: CountSource,
+    usage: UsageSource,
     subscriptions: Iterable[SubscriptionKey],
     watermark: Watermark,
     *,
@@ -216,12 +216,12 @@ def pending(
     ]
     if not all(bill.counted_to.reached_by(watermark) for each in found for bill in each.bills.values()):
         raise WarehouseUnavailable("ClickHouse does not have everything that was invoiced")
-    late = _with_late_events(counts, [each for each in found if each.counted], watermark)
+    late = _with_late_events(usage, [each for each in found if each.counted], watermark)
     changed = [
         each for each in found if each.key in late or each.must_look or _corrected_later(ledger, each, issued_by_us)
     ]
     needs = [need_of(bill.fixed) for each in changed for bill in each.counted]
-    quantities = counts.totals(needs, watermark) if needs else {}
+    quantities = usage.totals(needs, watermark) if needs else {}
     made: list[PendingLate] = []
     for each in changed:
         for correction in corrections_of(each.bills.values(), quantities):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from billing_job.invoice.pricing import line_of
-from billing_job.invoice.usage_reader import Counts, Need
+from billing_job.invoice.usage_reader import Need, UsageReader
 from catalog.view import CatalogView
 from ledger.cycle_bills import cycle_bills
 from ledger.view import InvoiceLedger
@@ -72,7 +72,7 @@ class Simulated:
 def simulated(
     view: CatalogView,
     ledger: InvoiceLedger,
-    counts: Counts,
+    usage: UsageReader,
     *,
     organization_id: str,
     customer_id: str,
@@ -94,7 +94,7 @@ def simulated(
         Need(str(number), organization_id, customer_id, cycle.start_us, until, tuple(meters.values()))
         for number, (cycle, until) in enumerate(spans)
     ]
-    quantities = counts.totals(needs, watermark)
+    quantities = usage.totals(needs, watermark)
     return [
         Simulated(
             cycle,

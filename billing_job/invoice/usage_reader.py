@@ -102,7 +102,7 @@ def quantities(needs: Sequence[Need], totals: Mapping[TotalsRequest, UsageTotal]
     }
 
 
-class Counts:
+class UsageReader:
     """What billing asks of Kafka's offsets and of ClickHouse. A context manager; thread-safe for reading.
 
     prompt: for a page that someone waits for.
@@ -116,7 +116,7 @@ class Counts:
         self._admin = admin_client(settings)
         self._asking = _Asking()
 
-    def __enter__(self) -> Counts:
+    def __enter__(self) -> UsageReader:
         return self
 
     def __exit__(self, *_: object) -> None:

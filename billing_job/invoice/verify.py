@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from billing_job.close import opened
 from billing_job.collect.steps import system_clock
-from billing_job.invoice.builder import fixed_now
+from billing_job.context import open_billing
+from billing_job.invoice.builder import build_snapshots
 from billing_job.invoice.checks import Difference, quantity_differences
 from billing_job.invoice.due import owed_at
 from billing_job.invoice.explain import (
@@ -26,7 +26,7 @@ from billing_job.invoice.explain import (
 from billing_job.invoice.late import Counted, billed_again, corrected_again, counted_for
 from billing_job.invoice.pricing import recomputed
 from billing_job.invoice.simulate import NotSimulable, simulated
-from billing_job.invoice.usage_reader import Counts, Need, Quantities
+from billing_job.invoice.usage_reader import Need, Quantities, UsageReader
 from catalog.view import CatalogView
 from ledger.invoice import Invoice, just_fixed
 from ledger.snapshot import InvoiceFixed, canonical_hash
@@ -100,19 +100,19 @@ def line_events(settings: Settings, invoice_id: str, line: int | None = None) ->
 
     Raises UnknownInvoice, NoSuchLine, LedgerUnavailable, WarehouseUnavailable; the last two of these on the way too.
     """
-    with _ledger(settings) as ledger, Counts(settings) as counts:
+    with _ledger(settings) as ledger, UsageReader(settings) as usage:
         fixed = _fixed(ledger, invoice_id)
         if line is not None and not 0 <= line < len(fixed.lines):
             raise NoSuchLine(f"the invoice has {len(fixed.lines)} lines, numbered from 0")
-        yield events_csv(ledger, counts, fixed, range(len(fixed.lines)) if line is None else range(line, line + 1))
+        yield events_csv(ledger, usage, fixed, range(len(fixed.lines)) if line is None else range(line, line + 1))
 
 
 def explain_events(settings: Settings, invoice_id: str, line: int | None = None) -> Iterator[str]:
     """`explain` with the events under each line; a line of text each. Raises as line_events."""
-    with _ledger(settings) as ledger, Counts(settings) as counts:
+    with _ledger(settings) as ledger, UsageReader(settings) as usage:
         fixed = _fixed(ledger, invoice_id)
         for number in range(len(fixed.lines)) if line is None else (line,):
-            blocks = events_of_line(ledger, counts, fixed, number)
+            blocks = events_of_line(ledger, usage, fixed, number)
             first = next(blocks, None)
             yield from explained_line(fixed, number)
             for meter, block in () if first is None else chain([first], blocks):
@@ -125,32 +125,32 @@ def verify(settings: Settings, invoice_id: str) -> Verification:
 
     Raises UnknownInvoice (also for one that is not fixed yet), LedgerUnavailable, WarehouseUnavailable.
     """
-    with _ledger(settings) as ledger, Counts(settings) as counts:
-        return verified(ledger, [_fixed(ledger, invoice_id)], counts)[0]
+    with _ledger(settings) as ledger, UsageReader(settings) as usage:
+        return verified(ledger, [_fixed(ledger, invoice_id)], usage)[0]
 
 
 def verify_all(settings: Settings, organization_id: str | None = None) -> list[Verification]:
     """Every invoice that is fixed, of an organization or of all. Raises LedgerUnavailable, WarehouseUnavailable."""
-    with _ledger(settings) as ledger, Counts(settings) as counts:
+    with _ledger(settings) as ledger, UsageReader(settings) as usage:
         fixed = [
             invoice.fixed
             for invoice in list(ledger.invoices.values())
             if invoice.fixed is not None and organization_id in (None, invoice.organization_id)
         ]
-        return verified(ledger, fixed, counts)
+        return verified(ledger, fixed, usage)
 
 
-def verified(ledger: InvoiceLedger, invoices: Sequence[InvoiceFixed], counts: Counts) -> list[Verification]:
+def verified(ledger: InvoiceLedger, invoices: Sequence[InvoiceFixed], usage: UsageReader) -> list[Verification]:
     """`verify` of many, with what is open already: what they were counted by is counted once a watermark."""
     checks = {fixed.invoice_id: counted_for(ledger, fixed) for fixed in invoices}
     needs: dict[Watermark, dict[str, Need]] = {}
     for check in chain.from_iterable(checks.values()):
         needs.setdefault(check.watermark, {})[check.need.invoice_id] = check.need
     counted = {
-        watermark: counts.independent_totals(list(of_watermark.values()), watermark)
+        watermark: usage.independent_totals(list(of_watermark.values()), watermark)
         for watermark, of_watermark in needs.items()
     }
-    return [_verified(ledger, fixed, checks[fixed.invoice_id], counted, counts) for fixed in invoices]
+    return [_verified(ledger, fixed, checks[fixed.invoice_id], counted, usage) for fixed in invoices]
 
 
 def _verified(
@@ -158,13 +158,13 @@ def _verified(
     fixed: InvoiceFixed,
     checks: Sequence[Counted],
     counted: Mapping[Watermark, Quantities],
-    counts: Counts,
+    usage: UsageReader,
 ) -> Verification:
     differences: list[str] = []
     for check in checks:
         unequal = quantity_differences(check, counted[check.watermark][check.need.invoice_id])
         differences += map(str, unequal)
-        differences += _faults(counts, check, unequal)
+        differences += _faults(usage, check, unequal)
     now = counted.get(fixed.counted_to, {})
     corrections = [corrected_again(ledger, each, now.get(each.corrects, {})) for each in fixed.corrections]
     if fixed.reissue is not None and (billed := billed_again(ledger, fixed)) != fixed.reissue.billed_minor:
@@ -178,14 +178,14 @@ def _verified(
     return Verification(fixed.invoice_id, fixed.hash, again.hash, tuple(differences))
 
 
-def _faults(counts: Counts, check: Counted, unequal: Iterable[Difference]) -> Iterator[str]:
+def _faults(usage: UsageReader, check: Counted, unequal: Iterable[Difference]) -> Iterator[str]:
     """The rows at fault, where a count is not what was invoiced."""
     names = {each.what.removeprefix(check.of) for each in unequal}
     seen: set[str] = set()
     for meter in check.need.meters:
         if meter.id in names and meter.event_name not in seen:
             seen.add(meter.event_name)
-            yield from counts.row_faults(check.need, meter, check.watermark)
+            yield from usage.row_faults(check.need, meter, check.watermark)
 
 
 def unlike(fixed: InvoiceFixed, again: InvoiceFixed) -> Iterator[tuple[str, object, object]]:
@@ -225,21 +225,21 @@ def preview(
     One of customer_id and subscription_id. Raises NothingToPreview, and what `close` raises when a part is away.
     """
     now = system_clock() if now_us is None else now_us
-    with opened(settings, charging=False) as stage:
+    with open_billing(settings, charging=False) as context:
         found = [
             each
-            for each in stage.catalog.view.all(Subscription, organization_id)
+            for each in context.catalog.view.all(Subscription, organization_id)
             if (customer_id is None or each.customer_id == customer_id)
             and (subscription_id is None or each.id == subscription_id)
         ]
-        made = previewed(stage.catalog.view, stage.log.state, stage.counts, found, now)
+        made = previewed(context.catalog.view, context.log.state, context.usage, found, now)
     if not made:
         raise NothingToPreview("no subscription runs now")
     return made
 
 
 def previewed(
-    view: CatalogView, ledger: InvoiceLedger, counts: Counts, subscriptions: Iterable[Subscription], at_us: int
+    view: CatalogView, ledger: InvoiceLedger, usage: UsageReader, subscriptions: Iterable[Subscription], at_us: int
 ) -> list[dict[str, Any]]:
     """The invoice of each subscription's cycle at that time, as it would be fixed with what is stored now.
 
@@ -255,12 +255,12 @@ def previewed(
     found = [due for each in subscriptions if (due := owed_at(each, at_us, is_invoiced)) is not None]
     if not found:
         return []
-    watermark = counts.covered()
+    watermark = usage.covered()
     is_fixed = {each.invoice_id for each in found if is_invoiced(each.invoice_id)}
     made: list[InvoiceFixed] = []
     for chosen, of_ledger in ((False, ledger), (True, InvoiceLedger())):
         due = [each for each in found if (each.invoice_id in is_fixed) is chosen and not (chosen and each.final)]
-        made += fixed_now(view, of_ledger, counts, due, watermark, now_us=at_us, writer="preview")
+        made += build_snapshots(view, of_ledger, usage, due, watermark, now_us=at_us, writer="preview")
     return [preview_document(each) for each in made]
 
 
@@ -287,11 +287,11 @@ def simulate(
 
     Raises NotSimulable, and what `close` raises when a part is away.
     """
-    with opened(settings, charging=False) as stage:
+    with open_billing(settings, charging=False) as context:
         return simulation(
-            stage.catalog.view,
-            stage.log.state,
-            stage.counts,
+            context.catalog.view,
+            context.log.state,
+            context.usage,
             organization_id=organization_id,
             customer_id=customer_id,
             product=product,
@@ -306,7 +306,7 @@ def past_year(now_us: int) -> Cycle:
 def simulation(
     view: CatalogView,
     ledger: InvoiceLedger,
-    counts: Counts,
+    usage: UsageReader,
     *,
     organization_id: str,
     customer_id: str,
@@ -322,11 +322,11 @@ def simulation(
     found = simulated(
         view,
         ledger,
-        counts,
+        usage,
         organization_id=organization_id,
         customer_id=customer_id,
         product=spec,
         period=period,
-        watermark=counts.covered(),
+        watermark=usage.covered(),
     )
     return [each.document() for each in found]

@@ -6,8 +6,6 @@ call is repeated with the same idempotency key while that can help, and what it 
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -19,9 +17,16 @@ import stripe
 import structlog
 
 from billing_job import metrics
+from billing_job.stripe.errors import (
+    StripeFailure,
+    StripeRefused,
+    StripeReplayed,
+    StripeUnknown,
+    classified,
+)
 from billing_job.stripe.http import PooledClient
 from billing_job.stripe.objects import API_VERSION, PAYMENTS
-from ledger.records import IDEMPOTENCY_ERROR
+from billing_job.stripe.rate import Pace, calls_per_second, is_live
 from schemas.settings import Settings
 from schemas.stripe_ids import is_account_id
 
@@ -31,55 +36,6 @@ Json = Mapping[str, Any]
 T = TypeVar("T")
 
 PAGE = 100
-_STRIPE_HOST = "api.stripe.com"
-# Source: Stripe, "Rate limits": 100 operations a second in live mode, 25 in test mode. A quarter is left to others.
-_NO_SHARE_SECONDS = 0.2
-_LIVE_CALLS_PER_SECOND = 75
-_TEST_CALLS_PER_SECOND = 25
-
-
-class StripeFailure(Exception):
-    """A call failed. status: HTTP's, None without an answer. code: Stripe's, or ours. param: the parameter at fault."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None,
-        code: str | None,
-        request_id: str | None = None,
-        param: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.param = param
-        self.status = status
-        self.code = code
-        self.request_id = request_id
-
-    @property
-    def reason(self) -> str:
-        """For the invoice: the code and what Stripe says."""
-        return f"{self.code}: {self}" if self.code else str(self)
-
-
-class StripeRefused(StripeFailure):
-    """Certain: nothing was done (400, 401, 403, 404, 429)."""
-
-
-class StripeDeclined(StripeFailure):
-    """402: done, and the bank said no. Stripe tries again by its own schedule, we don't."""
-
-
-class IdempotencyMisuse(StripeRefused):
-    """The key was used with other parameters: a fault of ours, the invoice stops."""
-
-
-class StripeUnknown(StripeFailure):
-    """No answer, 409 or 5xx for as long as we asked: it may have been done. The key stays the same."""
-
-
-class StripeReplayed(StripeUnknown):
-    """A 5xx that Stripe kept under the key: it will answer no better. Only a look at the objects tells."""
 
 
 class _Again(Exception):
@@ -88,26 +44,6 @@ class _Again(Exception):
     def __init__(self, failure: StripeFailure) -> None:
         super().__init__(str(failure))
         self.failure = failure
-
-
-def classified(error: stripe.StripeError) -> StripeFailure:
-    """What is known after an error of the SDK."""
-    status, code = error.http_status, error.code
-    kind: type[StripeFailure]
-    if isinstance(error, stripe.IdempotencyError) and status in (400, 404):
-        kind, code = IdempotencyMisuse, IDEMPOTENCY_ERROR
-    elif status == 402:
-        kind, code = StripeDeclined, (error.error.decline_code if error.error is not None else None) or code
-    elif status == 429:
-        kind, code = StripeRefused, code or "rate_limit"
-    elif status is not None and 400 <= status < 500 and status != 409:
-        kind = StripeRefused
-    elif status is not None and status >= 500 and (error.headers or {}).get("Idempotent-Replayed") == "true":
-        kind = StripeReplayed
-    else:  # no answer, a conflict, a server's error, or an answer that can't be read
-        kind = StripeUnknown
-    param = getattr(error, "param", None)
-    return kind(error.user_message or str(error), status=status, code=code, request_id=error.request_id, param=param)
 
 
 def path_of(pattern: str, *ids: str) -> str:
@@ -119,39 +55,6 @@ def path_of(pattern: str, *ids: str) -> str:
         if each in ("", ".", ".."):
             raise StripeRefused(f"No such object: {each!r}", status=404, code="resource_missing")
     return pattern.format(*(quote(each, safe="") for each in ids))
-
-
-def calls_per_second(settings: Settings) -> int | None:
-    """The limit to keep; None: none."""
-    if settings.stripe_calls_per_second is not None:
-        return settings.stripe_calls_per_second
-    if urlsplit(settings.stripe_api_base).hostname != _STRIPE_HOST:
-        return None
-    return _LIVE_CALLS_PER_SECOND if is_live(settings) else _TEST_CALLS_PER_SECOND
-
-
-def is_live(settings: Settings) -> bool:
-    """Whether the key moves money."""
-    return "_live_" in settings.stripe_api_key.get_secret_value()
-
-
-class _Pace:
-    """Calls a second, for all threads, evenly: a part of the limit that may change while it is used."""
-
-    def __init__(self, rate: int, share: Callable[[], Fraction]) -> None:
-        self._rate, self._share = rate, share
-        self._lock = threading.Lock()
-        self._next_at = 0.0
-
-    def wait(self) -> None:
-        """Until a call may be made."""
-        while not (allowed := self._rate * self._share()):
-            time.sleep(_NO_SHARE_SECONDS)
-        with self._lock:
-            now = time.monotonic()
-            at = max(now, self._next_at)
-            self._next_at = at + float(1 / allowed)
-        time.sleep(at - now)
 
 
 class StripeApi:
@@ -179,7 +82,7 @@ class StripeApi:
         self._host = urlsplit(settings.stripe_api_base).netloc
         self._mode = "live" if is_live(settings) else "test"
         rate = calls_per_second(settings)
-        self._pace = None if rate is None else _Pace(rate, share)
+        self._pace = None if rate is None else Pace(rate, share)
 
     def __enter__(self) -> StripeApi:
         return self

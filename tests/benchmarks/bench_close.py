@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from billing_job.close import forbear_collecting
-from billing_job.invoice.builder import fixed_now
+from billing_job.context import forbear_collecting
+from billing_job.invoice.builder import build_snapshots
 from billing_job.invoice.due import due_cycles
 from billing_job.invoice.usage_reader import Need, Quantities, quantities, windows
 from catalog.record import CatalogRecord
@@ -120,7 +120,7 @@ def close_month(view: CatalogView, ledger: InvoiceLedger, client: Client, as_of:
         view.all(Subscription), as_of_us=as_of, now_us=NOW, grace_seconds=lambda _: 3600, trues_up=lambda _: True
     ).due
     unfixed = [each for each in due if ledger.get(each.invoice_id) is None]
-    return fixed_now(view, ledger, EngineCounts(client), unfixed, watermark, now_us=NOW, writer="bench")
+    return build_snapshots(view, ledger, EngineCounts(client), unfixed, watermark, now_us=NOW, writer="bench")
 
 
 def rss_mb(pid: int) -> float:

@@ -64,7 +64,7 @@ def configure(world: BillingWorld, count: int) -> None:
 
 def check(world: BillingWorld, count: int) -> None:
     """Each is paid or failed as its card says, once; and nothing is left to do."""
-    ledger = world.stage.log.state
+    ledger = world.context.log.state
     charges = world.stripe.charges()
     states = {invoice.customer_id: invoice for invoice in ledger.invoices.values()}
     assert len(states) == len(ledger.invoices) == count
@@ -95,7 +95,7 @@ def close_stopped(world: BillingWorld, charges: int) -> CloseReport:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        return close_cycles(world.stage, APRIL, stopping=stopping)
+        return close_cycles(world.context, APRIL, stopping=stopping)
     finally:
         over.set()
         watching.join()
@@ -122,7 +122,7 @@ def main(count: int) -> int:
     with opened() as world:
         configure(world, count)
         started = time.monotonic()
-        report = close_cycles(world.stage, APRIL)
+        report = close_cycles(world.context, APRIL)
         spent = time.monotonic() - started
         assert report.ok, next(iter(report.problems.values()), report.waiting)
         print(f"{count} closed in {spent:.1f} s: {report.by_state}")

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from stripe_standin.process import StripeStandin
 
-from billing_job.stripe.api import StripeApi, StripeRefused
+from billing_job.stripe.api import StripeApi
+from billing_job.stripe.errors import StripeRefused
 from schemas.settings import Settings
 from tests.standin import stripe_standin
 

@@ -16,8 +16,9 @@ import httpx
 from confluent_kafka import Consumer, Producer, TopicPartition
 from stripe_standin.process import StripeStandin
 
-from billing_job.close import CloseReport, Stage, close, close_cycles
-from billing_job.invoice.usage_reader import Counts
+from billing_job.close import CloseReport, close, close_cycles
+from billing_job.context import BillingContext
+from billing_job.invoice.usage_reader import UsageReader
 from billing_job.stripe.api import StripeApi
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
@@ -125,16 +126,16 @@ class BillingWorld:
                 0,
             )
         self.sink.start()
-        self.stage = Stage(
-            self.settings, self.catalog, LedgerLog(self.settings), StripeApi(self.settings), Counts(self.settings)
+        self.context = BillingContext(
+            self.settings, self.catalog, LedgerLog(self.settings), StripeApi(self.settings), UsageReader(self.settings)
         )
-        self.stage.log.start()
+        self.context.log.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stage.log.stop()
-        self.stage.api.close()
-        self.stage.counts.__exit__()
+        self.context.log.stop()
+        self.context.api.close()
+        self.context.usage.__exit__()
         self._ends.close()
         self.sink.stop()
         self.catalog.stop()
@@ -230,7 +231,7 @@ class BillingWorld:
         """With what is open already, or, with settings changed for this run, with everything opened anew."""
         if settings is not None:
             return close(self.settings.model_copy(update=settings), as_of, **more)
-        return close_cycles(self.stage, as_of, **more)
+        return close_cycles(self.context, as_of, **more)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """What ClickHouse has in this world's database."""
@@ -255,14 +256,14 @@ class BillingWorld:
     def invoices(self, customer: str) -> list[Invoice]:
         """A customer's invoices as the ledger has them now."""
         self.ledger_size()
-        return self.stage.log.state.of_customer(DEFAULT_ORGANIZATION, customer)
+        return self.context.log.state.of_customer(DEFAULT_ORGANIZATION, customer)
 
     def ledger_size(self) -> dict[int, int]:
         """Partition → records in the ledger, which are all folded when this returns."""
         topic = topic_name(self.settings, BILLING_LEDGER)
         partitions = range(self.settings.event_partitions)
         ends = {p: self._ends.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
-        self.until(lambda: all(self.stage.log.next_offsets[p] >= end for p, end in ends.items()))
+        self.until(lambda: all(self.context.log.next_offsets[p] >= end for p, end in ends.items()))
         return ends
 
     def stripe_invoices(self, customer: str) -> list[dict[str, Any]]:

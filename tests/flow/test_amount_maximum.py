@@ -46,7 +46,7 @@ def test_an_invoice_that_is_held_stops_no_later_one_and_can_be_void(world: Billi
     world.close(MAY)
     assert [each.state for each in world.invoices("later")] == ["mismatch", "paid"]
     changes = world.changes()
-    void(world.stage.billing(), world.invoices("later")[0], "billed in parts")
+    void(world.context.billing(), world.invoices("later")[0], "billed in parts")
     assert world.invoices("later")[0].state == "void"
     assert world.changes() == changes
 
@@ -70,6 +70,6 @@ def test_tax_that_takes_a_total_above_the_maximum_holds_it_before_it_is_finalize
     world.close()
     assert (world.ledger_size(), world.changes()) == (size, changes), "the same news was written again"
 
-    void(world.stage.billing(), held, "billed in parts")
+    void(world.context.billing(), held, "billed in parts")
     assert world.invoices("taxed")[0].state == "void"
     assert world.stripe_invoices("taxed") == []

@@ -169,7 +169,7 @@ def test_events_in_any_order_and_number_come_to_the_same(world: BillingWorld, cl
     assert shown(world, "shuffled") == ADJUSTED
     (invoice,) = world.invoices("shuffled")
     assert (invoice.state, invoice.stripe_invoice_id) == ("paid", at_stripe["id"])
-    assert len([order for order in world.stage.log.state.orders if order.customer_id == "shuffled"]) == 1
+    assert len([order for order in world.context.log.state.orders if order.customer_id == "shuffled"]) == 1
     size = world.ledger_size()
     for each in events:  # delayed: some tell of the invoice as it was before, and it is looked at once more
         assert post(client, each).json()["outcome"] in ("known", "ignored", "applied")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from billing_job.close import UnknownOrganization
-from billing_job.collect.poller import Sweep
+from billing_job.collect.poller import Poller
 from billing_job.invoice import verify as invoices
 from billing_job.invoice.due import AsOfInFuture
 from billing_job.invoice.usage_reader import NotCovered
@@ -188,8 +188,8 @@ def test_a_payment_that_fails_is_stripes_to_retry(world: BillingWorld) -> None:
     default = {"invoice_settings[default_payment_method]": method}
     world.at_stripe("POST", f"/v1/customers/{at_stripe['customer']}", **default)
     world.stripe.advance(4 * 86_400)
-    assert Sweep(world.stage.billing(), 1.0).run() == 1
-    assert Sweep(world.stage.billing(), 1.0).run() == 0
+    assert Poller(world.context.billing(), 1.0).run() == 1
+    assert Poller(world.context.billing(), 1.0).run() == 0
     (invoice,) = world.invoices("declined")
     assert (invoice.state, invoice.reason) == ("paid", None)
     assert invoice.order is not None
@@ -205,7 +205,7 @@ def test_a_card_that_can_not_be_attached_leaves_the_invoice_open(world: BillingW
     assert (invoice.state, invoice.order) == ("open", None)
     assert invoice.reason is not None
     assert "default_payment_method" in invoice.reason
-    customer = world.stage.log.state.customer(DEFAULT_ORGANIZATION, "no_card")
+    customer = world.context.log.state.customer(DEFAULT_ORGANIZATION, "no_card")
     assert customer is not None
     assert customer.default_payment_method is None
     assert customer.reason is not None
@@ -256,7 +256,7 @@ def test_a_sent_invoice_is_open_until_it_is_paid(world: BillingWorld) -> None:
     assert at_stripe["due_date"] is not None
     assert not world.stripe.requests("POST", f"/v1/invoices/{at_stripe['id']}/pay")
     world.at_stripe("POST", f"/v1/invoices/{at_stripe['id']}/pay", paid_out_of_band="true")
-    Sweep(world.stage.billing(), 1.0).run()
+    Poller(world.context.billing(), 1.0).run()
     (invoice,) = world.invoices("sent")
     assert invoice.state == "paid"
     assert invoice.order is not None
@@ -384,17 +384,17 @@ def test_an_invoice_waits_until_clickhouse_has_what_it_counts(world: BillingWorl
 
 def replace_store_at(world: BillingWorld, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When billing comes to that step, an empty copy takes the place of the store; once."""
-    counts, asked = world.stage.counts, getattr(world.stage.counts, step)
+    usage, asked = world.context.usage, getattr(world.context.usage, step)
 
     def replaced(*given: Any) -> Any:
-        monkeypatch.setattr(counts, step, asked)
+        monkeypatch.setattr(usage, step, asked)
         world.sink.stop()
         with connect(world.settings) as client:
             for table in ("usage_events", "usage_accepted", "ingest_batches", "store_marks", "coverage_checkpoints"):
                 client.command(f"TRUNCATE TABLE {table}")
         return asked(*given)
 
-    monkeypatch.setattr(counts, step, replaced)
+    monkeypatch.setattr(usage, step, replaced)
 
 
 def test_an_older_copy_of_clickhouse_while_it_counts_makes_no_invoice(
@@ -410,7 +410,7 @@ def test_an_older_copy_of_clickhouse_while_it_counts_makes_no_invoice(
         assert (invoice.state, invoice.fixed) == ("waiting", None)
         # Nor later: what it saw of the other store counts for nothing.
         with pytest.raises(NotCovered):
-            world.stage.counts.require_covered([world.stage.counts.watermark()])
+            world.context.usage.require_covered([world.context.usage.watermark()])
     finally:
         world.sink.start()
     assert world.close().ok
@@ -447,7 +447,7 @@ def test_a_count_whose_windows_went_to_another_node_is_no_invoice_of_zero(
     world.subscribe("node")
     world.use("node", "150000")
 
-    client = world.stage.counts._client  # pyright: ignore[reportPrivateUsage]
+    client = world.context.usage._client  # pyright: ignore[reportPrivateUsage]
     insert = client.insert
 
     def elsewhere(table: str, *given: Any, **more: Any) -> None:

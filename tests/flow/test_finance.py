@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from billing_job.collect import void_credit
-from billing_job.collect.poller import Sweep
+from billing_job.collect.poller import Poller
 from dashboard.app import Dashboard
 from dashboard.finance import Accrued, keep_accrual
 from dashboard.invoice_desk import DeskUnavailable
@@ -62,7 +62,7 @@ def world(
         world.use("sent", "150000")
         world.subscribe("idle")
         assert world.close().ok
-        billing = world.stage.billing()
+        billing = world.context.billing()
         (first,) = world.invoices("reissued")
         void_credit.reissue(billing, void_credit.void(billing, first, "wrong"))
         (credited,) = world.invoices("credited")
@@ -74,7 +74,7 @@ def world(
 
 def until_projected(world: BillingWorld) -> None:
     """Everything that the ledger has is in ClickHouse's tables."""
-    known = world.stage.log.state.invoices.values()
+    known = world.context.log.state.invoices.values()
     wanted = {(invoice.id, invoice.updated_at) for invoice in known}
 
     def there() -> bool:
@@ -86,7 +86,7 @@ def until_projected(world: BillingWorld) -> None:
 
 @pytest.fixture(scope="module")
 async def api(world: BillingWorld) -> AsyncIterator[httpx.AsyncClient]:
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
     board = Dashboard(world.settings, world.catalog, desk)
     transport = httpx.ASGITransport(board.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://usage/api/v1") as client:
@@ -238,7 +238,7 @@ async def test_an_accrual_is_what_was_used_and_not_invoiced_at_a_date(
 
 
 def test_an_accrual_is_of_everything_in_one_store_or_none(world: BillingWorld) -> None:
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
     with closing(desk):
         with desk.everything_stored() as watermark:
             assert sum(watermark.offsets.values()) > 0
@@ -253,7 +253,7 @@ def test_an_accrual_is_of_everything_in_one_store_or_none(world: BillingWorld) -
         world.sink.pause()
         world.use("paid", "1", at=APRIL + 2)
         hasty = LedgerDesk(
-            world.settings.model_copy(update={"coverage_timeout_seconds": 0.5}), world.catalog, world.stage.log
+            world.settings.model_copy(update={"coverage_timeout_seconds": 0.5}), world.catalog, world.context.log
         )
         with (
             closing(hasty),
@@ -294,7 +294,7 @@ async def test_benefits_by_subscription(world: BillingWorld, api: httpx.AsyncCli
         ("sla", "active"),
     ]
     world.stripe.advance(16 * 86_400)
-    Sweep(world.stage.billing(), 0.0).run()
+    Poller(world.context.billing(), 0.0).run()
     until_projected(world)
     (invoice,) = world.invoices("failed")
     first, _ = await of("failed")

@@ -48,7 +48,7 @@ def key_of(world: BillingWorld, organization_id: str, scope: Scope) -> dict[str,
 
 @pytest.fixture(scope="module")
 def api(world: BillingWorld) -> Iterator[TestClient]:
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
     board = Dashboard(world.settings, world.catalog, desk)
     headers = key_of(world, DEFAULT_ORGANIZATION, Scope.ADMIN)
     yield TestClient(board.app, base_url="http://usage/api/v1", headers=headers)
@@ -112,7 +112,7 @@ def test_a_simulation(world: BillingWorld, api: TestClient) -> None:
 
 def possible(world: BillingWorld, invoice_id: str) -> tuple[bool, bool]:
     """Whether the page offers to approve it, and whether it says that someone has."""
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
     found = desk.possible(invoice_id)
     desk.close()
     return found.approve, found.approved
@@ -160,14 +160,14 @@ def problem(answer: Response) -> tuple[int, str, list[str | None]]:
 
 
 def credit_notes(world: BillingWorld, invoice_id: str) -> list[dict[str, Any]]:
-    known = world.stage.log.state.get(invoice_id)
+    known = world.context.log.state.get(invoice_id)
     assert known is not None
     assert known.stripe_invoice_id is not None
     return world.at_stripe("GET", "/v1/credit_notes", invoice=known.stripe_invoice_id)["data"]
 
 
 def asked_by(world: BillingWorld, invoice_id: str, step: StepKey) -> str | None:
-    known = world.stage.log.state.get(invoice_id)
+    known = world.context.log.state.get(invoice_id)
     assert known is not None
     return known.steps[step].by
 
@@ -281,7 +281,7 @@ def test_an_unknown_outcome_is_told_and_settled_by_the_same_key(world: BillingWo
 @pytest.fixture(scope="module")
 def pages(world: BillingWorld) -> Iterator[TestClient]:
     """A browser that is signed in."""
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
     board = Dashboard(world.settings, world.catalog, desk)
     client = TestClient(board.app, base_url="http://usage")
     key = key_of(world, DEFAULT_ORGANIZATION, Scope.ADMIN)["Authorization"].removeprefix("Bearer ")

@@ -149,12 +149,12 @@ def test_a_changed_snapshot_is_named(world: BillingWorld, path: tuple[Any, ...],
     for step in path[:-1]:
         at = at[step]
     at[path[-1]] = values[path[-1]]
-    state = world.stage.log.state
-    (found,) = invoices.verified(state, [msgspec.convert(forged, InvoiceFixed)], world.stage.counts)
+    state = world.context.log.state
+    (found,) = invoices.verified(state, [msgspec.convert(forged, InvoiceFixed)], world.context.usage)
     assert not found.ok
     assert told in found.differences, found.differences
     assert "the record in the ledger is not what its hash says" in found.differences
-    assert invoices.verified(state, [fixed], world.stage.counts)[0].ok
+    assert invoices.verified(state, [fixed], world.context.usage)[0].ok
 
 
 def test_all_are_verified_at_once(world: BillingWorld) -> None:
@@ -191,7 +191,7 @@ def test_an_invoice_made_anew_can_be_retried_too(world: BillingWorld) -> None:
     world.subscribe("anew", PER_UNIT, payment_method="pm_card_chargeCustomerFail")
     world.use("anew", "5")
     world.close(APRIL)
-    billing = world.stage.billing()
+    billing = world.context.billing()
     void_credit.reissue(billing, void_credit.void(billing, world.invoices("anew")[0], "wrong card"))
     world.stripe.fault("error", "POST", "/v1/invoices/*/finalize", status=400, type="idempotency_error", message="no")
     assert not world.close(APRIL).ok
@@ -293,7 +293,7 @@ def test_usage_that_was_voided_while_its_invoice_waited_is_not_charged(world: Bi
     (charged,) = world.stripe_invoices("reconsidered")
     assert (charged["metadata"]["usage_invoice_id"], charged["amount_paid"]) == (second.id, 700)
     assert invoices.verify(world.settings, second.id).ok
-    found = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    found = LedgerDesk(world.settings, world.catalog, world.context.log)
     with closing(found), found.everything_stored() as watermark:
         billed = found.cycles_billed(DEFAULT_ORGANIZATION, watermark).document
         assert [each for each in billed["faults"] if each["customer_id"] == "reconsidered"] == []

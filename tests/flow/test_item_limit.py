@@ -39,7 +39,7 @@ def assert_charged(world: BillingWorld, customer: str, total: str, lines: int, i
     assert (invoice.state, invoice.document()["total"]) == ("paid", total)
     assert len(invoice.document()["lines"]) == lines
     (at_stripe,) = [each for each in world.stripe_invoices(customer) if each["id"] == invoice.stripe_invoice_id]
-    assert (at_stripe["status"], len(world.stage.api.items_of(at_stripe["id"], None))) == ("paid", items)
+    assert (at_stripe["status"], len(world.context.api.items_of(at_stripe["id"], None))) == ("paid", items)
     found = invoices.verify(world.settings, invoice.id)
     assert found.ok, found.differences
 
@@ -51,7 +51,7 @@ def test_260_late_days_are_one_invoice_that_is_paid(world: BillingWorld, monkeyp
         report = world.close(end)
         assert [reason for reason in report.problems.values() if "250" in reason]
         (draft,) = world.stripe_invoices("days")
-        assert (draft["status"], len(world.stage.api.items_of(draft["id"], None))) == ("draft", 250)
+        assert (draft["status"], len(world.context.api.items_of(draft["id"], None))) == ("draft", 250)
     assert world.close(end).ok
     assert_charged(world, "days", "2600.00", lines=261, items=131)
     assert len(world.stripe_invoices("days")) == 1, "the draft of 250 items was deleted"

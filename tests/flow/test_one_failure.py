@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import billing_job.invoice.builder
-from billing_job.collect.poller import Sweep
+from billing_job.collect.poller import Poller
 from billing_job.invoice.pricing import fixed_invoice
-from billing_job.invoice.usage_reader import Counts, Need
+from billing_job.invoice.usage_reader import Need, UsageReader
 from schemas.customer import Customer
 from schemas.meter import Aggregation, Meter
 from schemas.organization import Organization
@@ -54,13 +54,13 @@ def test_an_account_that_no_header_can_carry_stops_no_other_customer(world: Bill
     report = world.close()
     (invoice,) = world.invoices("seen")
     assert invoice.state == "paid"
-    theirs = [each for each in world.stage.log.state.invoices.values() if each.organization_id == "hidden"]
+    theirs = [each for each in world.context.log.state.invoices.values() if each.organization_id == "hidden"]
     assert [each.state for each in theirs] == ["computed"]
     assert "is no id of a Stripe account" in (theirs[0].reason or "")
     assert list(report.problems) == [theirs[0].id]
     # And again: a close by hand tries again, and the invoice keeps its reason.
     world.close()
-    again = world.stage.log.state.invoices[theirs[0].id]
+    again = world.context.log.state.invoices[theirs[0].id]
     assert (again.state, again.reason) == (theirs[0].state, theirs[0].reason)
 
 
@@ -86,17 +86,17 @@ def test_a_cycle_that_can_not_be_computed_waits_alone(world: BillingWorld, monke
 def test_a_customer_too_large_to_be_counted_stops_no_gate(world: BillingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the server's memory does not suffice for one."""
 
-    def refusing(self: Counts, needs: Sequence[Need], watermark: Watermark) -> Any:
+    def refusing(self: UsageReader, needs: Sequence[Need], watermark: Watermark) -> Any:
         if any(need.customer_id == "huge" for need in needs):
             raise TooMuch("Code: 241. Memory limit exceeded")
         return counted(self, needs, watermark)
 
-    counted = Counts.independent_totals
+    counted = UsageReader.independent_totals
     for customer in ("tiny", "huge"):
         world.subscribe(customer, ends_at=APRIL)
         world.use(customer, "150000")
     with monkeypatch.context() as patched:
-        patched.setattr(Counts, "independent_totals", refusing)
+        patched.setattr(UsageReader, "independent_totals", refusing)
         report = world.close()
     assert world.invoices("tiny")[0].state == "paid"
     (huge,) = world.invoices("huge")
@@ -113,13 +113,13 @@ def test_what_fails_for_one_open_invoice_ends_no_sweep(world: BillingWorld, monk
     found = {customer: world.stripe_invoices(customer)[0]["id"] for customer in ("left", "right")}
     for stripe_id in found.values():
         world.at_stripe("POST", f"/v1/invoices/{stripe_id}/pay", paid_out_of_band="true")
-    read = type(world.stage.api).invoice
+    read = type(world.context.api).invoice
 
     def odd(api: Any, invoice_id: str, account: str | None) -> Any:
         return {} if invoice_id == found["left"] else read(api, invoice_id, account)
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(world.stage.api), "invoice", odd)
-        Sweep(world.stage.billing(), 0.0).run()
+        patched.setattr(type(world.context.api), "invoice", odd)
+        Poller(world.context.billing(), 0.0).run()
     assert world.invoices("right")[0].state == "paid"
     assert world.invoices("left")[0].state == "payment_failed"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from billing_job.collect.customer_changes import changed
-from billing_job.collect.poller import Sweep
+from billing_job.collect.poller import Poller
 from billing_job.service import may_retry, retried
 from ledger.benefits import benefits_state, unpaid
 from ledger.invoice import Invoice
@@ -35,7 +35,7 @@ def only(world: BillingWorld, name: str) -> Invoice:
 
 
 def sweep(world: BillingWorld) -> int:
-    return Sweep(world.stage.billing(), 0.0).run()
+    return Poller(world.context.billing(), 0.0).run()
 
 
 def benefits(world: BillingWorld, name: str) -> str:
@@ -55,7 +55,7 @@ def retry(world: BillingWorld, name: str) -> Invoice:
     """What `POST /invoices/{id}/retry` and the next close do."""
     invoice = only(world, name)
     assert may_retry(invoice)
-    retried(world.stage, [invoice.id], organization_id=None, by="a test")
+    retried(world.context, [invoice.id], organization_id=None, by="a test")
     return only(world, name)
 
 
@@ -149,7 +149,7 @@ def test_a_lost_answer_to_a_retry_charges_once(world: BillingWorld) -> None:
     change(world, "lost_retry", payment_method="pm_card_visa")
     world.stripe.fault("reset_before", "POST", "/v1/invoices/*/pay", times=50)
     invoice = only(world, "lost_retry")
-    retried(world.stage, [invoice.id], organization_id=None, by="a test")
+    retried(world.context, [invoice.id], organization_id=None, by="a test")
     assert only(world, "lost_retry").state == "payment_failed"
     world.stripe.control("DELETE", "faults")
     world.close()
@@ -228,5 +228,5 @@ def test_a_new_card_alone_does_not_collect_what_was_written_off(world: BillingWo
     known = world.catalog.view.get(Customer, DEFAULT_ORGANIZATION, "forgiven")
     assert known is not None
     after = known.model_copy(update={"payment_method": "pm_card_visa"})
-    changed(world.stage.billing, world.catalog.view, known, after, "a test")
+    changed(world.context.billing, world.catalog.view, known, after, "a test")
     assert only(world, "forgiven").retry_asked_at == invoice.retry_asked_at

@@ -24,7 +24,7 @@ def address(world: BillingWorld) -> Iterator[str]:
         hint="0a3f", created_at=0, name="Anna",
     )  # fmt: skip
     world.catalog.write(key, 0)
-    with billing_board(world.settings, world.catalog, world.stage.log) as address:
+    with billing_board(world.settings, world.catalog, world.context.log) as address:
         yield address
 
 

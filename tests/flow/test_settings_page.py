@@ -25,7 +25,7 @@ def address(world: BillingWorld) -> Iterator[str]:
         )  # fmt: skip
         world.catalog.write(key, 0)
     settings = world.settings.model_copy(update={"admin_key": SecretStr(OPERATOR)})
-    with billing_board(settings, world.catalog, world.stage.log) as address:
+    with billing_board(settings, world.catalog, world.context.log) as address:
         yield address
 
 

@@ -15,7 +15,7 @@ import pytest
 from stripe_standin.process import API_KEY, StripeStandin
 
 from billing_job.collect import void_credit
-from billing_job.collect.poller import Sweep
+from billing_job.collect.poller import Poller
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from ledger.invoice import Invoice
@@ -116,7 +116,7 @@ def customer_with(world: BillingWorld, strict: StrictStripe, card: str) -> str:
 
 
 def again(world: BillingWorld, invoice: Invoice) -> Invoice:
-    Sweep(world.stage.billing(), 0.0).run()
+    Poller(world.context.billing(), 0.0).run()
     return next(each for each in world.invoices(invoice.customer_id) if each.id == invoice.id)
 
 
@@ -166,7 +166,7 @@ def test_a_sent_invoice(world: BillingWorld) -> None:
 
 def test_a_void_invoice_and_its_revision(world: BillingWorld) -> None:
     invoice = billed(world, "pm_card_visa", collection_method="send_invoice")
-    billing = world.stage.billing()
+    billing = world.context.billing()
     second = void_credit.reissue(billing, void_credit.void(billing, invoice, "wrong"))
     assert world.close().ok
     states = {each.id: each.state for each in world.invoices(invoice.customer_id)}
@@ -179,7 +179,7 @@ def test_a_credit_note_that_refunds(world: BillingWorld) -> None:
     if isinstance(world.stripe, StrictStripe):
         pytest.skip("it has no credit notes")
     invoice = billed(world, "pm_card_visa")
-    void_credit.credit(world.stage.billing(), invoice, 3500, refund=True, reason="outage")
+    void_credit.credit(world.context.billing(), invoice, 3500, refund=True, reason="outage")
     adjusted = again(world, invoice)
     assert sorted((each.adjustment, each.amount_minor) for each in adjusted.adjustments.values()) == [
         ("credit_note", 3500),

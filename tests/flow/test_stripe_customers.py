@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 from stripe_standin.process import StripeStandin
 
-from billing_job.close import Stage
+from billing_job.context import BillingContext
 from billing_job.invoice.verify import verified
 from billing_job.stripe.api import StripeApi
 from dashboard.app import Dashboard
@@ -33,7 +33,7 @@ def api(world: BillingWorld) -> Iterator[TestClient]:
     secret = new_secret()
     key = {"id": "key_customers", "organization_id": DEFAULT_ORGANIZATION, "scopes": (Scope.ADMIN,), "created_at": 0}
     world.catalog.write(ApiKey.model_validate({**key, "sha256": secret_digest(secret), "hint": secret[-4:]}), 0)
-    desk = LedgerDesk(world.settings, world.catalog, world.stage.log)
+    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
     headers = {"Authorization": f"Bearer {secret}"}
     yield TestClient(
         Dashboard(world.settings, world.catalog, desk).app, base_url="http://usage/api/v1", headers=headers
@@ -248,7 +248,7 @@ def test_a_corrected_setting_reaches_what_is_not_at_stripe_yet(world: BillingWor
     assert after.fixed is not None
     assert (after.state, after.reason, after.document()["tax"]) == ("paid", None, "9.31")
     assert (after.fixed.lines, after.fixed.watermark) == (before.fixed.lines, before.fixed.watermark)
-    (found,) = verified(world.stage.log.state, [after.fixed], world.stage.counts)
+    (found,) = verified(world.context.log.state, [after.fixed], world.context.usage)
     assert found.differences == ()
 
 
@@ -266,13 +266,13 @@ def test_settings_that_stripe_does_not_know_are_refused_when_they_are_given(
 # --- Another Stripe ---------------------------------------------------------------------------------------------------
 
 
-def at_another_stripe(world: BillingWorld, standin: StripeStandin) -> Stage:
+def at_another_stripe(world: BillingWorld, standin: StripeStandin) -> BillingContext:
     changed = Settings.model_validate(
         world.settings.model_copy(
             update={"stripe_api_base": standin.address, "stripe_api_key": standin.api_key}
         ).model_dump()
     )
-    return Stage(changed, world.catalog, world.stage.log, StripeApi(changed), world.stage.counts)
+    return BillingContext(changed, world.catalog, world.context.log, StripeApi(changed), world.context.usage)
 
 
 def test_a_step_to_another_stripe_makes_new_customers(world: BillingWorld, tmp_path: Path) -> None:
@@ -280,23 +280,23 @@ def test_a_step_to_another_stripe_makes_new_customers(world: BillingWorld, tmp_p
     world.subscribe("moves_on", FLAT)
     assert world.close().ok
     first = charged(world, "moves_on")
-    here = world.stage
+    here = world.context
     with stripe_standin(tmp_path) as other:
-        world.stage = at_another_stripe(world, other)
+        world.context = at_another_stripe(world, other)
         try:
             report = world.close(MAY)
         finally:
-            world.stage.api.close()
-            world.stage = here
+            world.context.api.close()
+            world.context = here
         assert report.ok, report.problems
         second = world.invoices("moves_on")[1]
         assert second.state == "paid"
         assert re.fullmatch(r"in_1\w+", second.stripe_invoice_id or "")
-        links = world.stage.log.state.links(DEFAULT_ORGANIZATION, "moves_on", None)
+        links = world.context.log.state.links(DEFAULT_ORGANIZATION, "moves_on", None)
         assert [each.stripe_customer_id == first for each in links] == [True, False]
         assert len({each.owner for each in links}) == 2
     # Back again: the customer that is known here is the one in force.
     world.subscribe("moves_on_too", FLAT)
-    known = world.stage.log.state.link(DEFAULT_ORGANIZATION, "moves_on", None, here.api.owner)
+    known = world.context.log.state.link(DEFAULT_ORGANIZATION, "moves_on", None, here.api.owner)
     assert known is not None
     assert known.stripe_customer_id == first

@@ -14,10 +14,10 @@ from stripe_standin import stripe_mock
 
 from billing_job.collect import void_credit
 from billing_job.collect.charge import discard
-from billing_job.collect.poller import Sweep
+from billing_job.collect.poller import Poller
 from billing_job.collect.void_credit import NotPossible
 from billing_job.invoice import verify as invoices
-from billing_job.stripe.api import StripeFailure
+from billing_job.stripe.errors import StripeFailure
 from ledger.benefits import benefits_state, unpaid
 from ledger.invoice import Invoice
 from schemas.customer import Customer
@@ -47,7 +47,7 @@ def only(world: BillingWorld, name: str) -> Invoice:
 
 
 def sweep(world: BillingWorld) -> int:
-    return Sweep(world.stage.billing(), 0.0).run()
+    return Poller(world.context.billing(), 0.0).run()
 
 
 def benefits(world: BillingWorld, name: str, *, later_us: int = 0) -> str:
@@ -94,7 +94,7 @@ def test_benefits_are_suspended_when_stripe_gives_up_and_return_with_the_payment
     assert (invoice.state, benefits(world, "dunned")) == ("paid", "active")
     assert invoice.order is not None
     assert invoice.order.amount_paid == "135.00"
-    assert len([o for o in world.stage.log.state.orders if o.customer_id == "dunned"]) == 1
+    assert len([o for o in world.context.log.state.orders if o.customer_id == "dunned"]) == 1
 
 
 def test_an_uncollectible_invoice_suspends_until_it_is_paid_after_all(world: BillingWorld) -> None:
@@ -151,7 +151,7 @@ def test_without_a_card_benefits_last_for_a_grace(world: BillingWorld) -> None:
 
 def test_a_void_invoice_is_made_anew_as_a_revision(world: BillingWorld) -> None:
     first = billed(world, "reissued", payment_method=FAILING)
-    billing = world.stage.billing()
+    billing = world.context.billing()
     voided = void_credit.void(billing, first, "wrong address")
     assert voided.state == "void"
     assert world.close().ok
@@ -185,7 +185,7 @@ def test_what_was_credited_on_an_open_invoice_is_on_its_reissue_and_late_usage_i
     first = billed(world, "kept", payment_method=FAILING)
     world.use("kept", "1000")
     assert world.close(MAY).ok
-    billing = world.stage.billing()
+    billing = world.context.billing()
     void_credit.credit(billing, only_of(world, "kept", first.id), 3500, refund=False, reason="sorry")
     voided = void_credit.void(billing, only_of(world, "kept", first.id), "wrong address")
     second_id = void_credit.reissue(billing, voided)
@@ -205,7 +205,7 @@ def test_a_waived_cycle_is_given_back_what_other_invoices_billed_for_it(world: B
     first = billed(world, "waived", payment_method=FAILING)
     world.use("waived", "1000")
     assert world.close(MAY).ok
-    void_credit.void(world.stage.billing(), only_of(world, "waived", first.id), "waived")
+    void_credit.void(world.context.billing(), only_of(world, "waived", first.id), "waived")
     assert world.close(JUNE).ok
     assert [each.document()["total"] for each in world.invoices("waived")] == ["135.00", "0.50", "-0.50"]
     for invoice in world.invoices("waived"):
@@ -217,7 +217,7 @@ def test_usage_that_was_credited_and_voided_is_credited_once(world: BillingWorld
     world.use("noted", "100000", "50000", identities=["c:a", "c:b"])
     assert world.close().ok
     after = void_credit.credit(
-        world.stage.billing(), only(world, "noted"), 2500, refund=True, reason="sent twice", credit_for="usage"
+        world.context.billing(), only(world, "noted"), 2500, refund=True, reason="sent twice", credit_for="usage"
     )
     assert [each.credit_for for each in after.adjustments.values() if each.adjustment == "credit_note"] == ["usage"]
     world.void("noted", "b")
@@ -235,7 +235,7 @@ def test_paid_twice_is_held_until_it_is_refunded_or_settled(world: BillingWorld,
     stray = world.at_stripe("POST", "/v1/invoices", customer=own["customer"], currency="eur", **metadata)["id"]
     world.at_stripe("POST", "/v1/invoiceitems", customer=own["customer"], invoice=stray, amount="500", currency="eur")
     world.at_stripe("POST", f"/v1/invoices/{stray}/finalize")
-    billing = world.stage.billing()
+    billing = world.context.billing()
     assert invoice.fixed is not None
     discard(billing, invoice.fixed, world.at_stripe("POST", f"/v1/invoices/{stray}/pay"))
     organization(world, invoice_approval="manual")
@@ -274,11 +274,11 @@ def test_what_is_held_can_be_voided_before_anyone_pays_it(world: BillingWorld) -
     world.stripe.fault("error", "POST", "/v1/invoices/*/finalize")
     assert not world.close().ok
     (draft,) = world.stripe_invoices("held")
-    voided = void_credit.void(world.stage.billing(), only(world, "held"), "not wanted")
+    voided = void_credit.void(world.context.billing(), only(world, "held"), "not wanted")
     assert (voided.state, voided.reason) == ("void", "not wanted")
     assert world.stripe_invoices("held") == []
     assert draft["status"] == "draft"
-    void_credit.reissue(world.stage.billing(), voided)
+    void_credit.reissue(world.context.billing(), voided)
     assert world.close().ok
     assert sorted(each.state for each in world.invoices("held")) == ["paid", "void"]
 
@@ -287,9 +287,9 @@ def test_what_was_voided_at_stripe_can_be_made_anew(world: BillingWorld) -> None
     invoice = billed(world, "voided_there", payment_method=FAILING)
     world.at_stripe("POST", f"/v1/invoices/{invoice.stripe_invoice_id}/void")
     sweep(world)
-    voided = void_credit.void(world.stage.billing(), only(world, "voided_there"), "again")
+    voided = void_credit.void(world.context.billing(), only(world, "voided_there"), "again")
     assert voided.state == "void"
-    void_credit.reissue(world.stage.billing(), voided)
+    void_credit.reissue(world.context.billing(), voided)
     give_card(world, "voided_there")
     assert world.close().ok
     assert sorted(each.state for each in world.invoices("voided_there")) == ["paid", "void"]
@@ -299,7 +299,7 @@ def test_an_invoice_that_was_paid_meanwhile_is_not_voided(world: BillingWorld) -
     invoice = billed(world, "paid_first", payment_method=FAILING)
     world.at_stripe("POST", f"/v1/invoices/{invoice.stripe_invoice_id}/pay", paid_out_of_band="true")
     with pytest.raises(NotPossible, match="paid meanwhile"):
-        void_credit.void(world.stage.billing(), invoice, "wrong")
+        void_credit.void(world.context.billing(), invoice, "wrong")
     invoice = only(world, "paid_first")
     assert invoice.state == "paid"
     assert invoice.order is not None
@@ -326,9 +326,9 @@ def test_a_void_with_a_stripe_that_fails(world: BillingWorld, kind: str, path: s
     world.stripe.fault(kind, method, path)
     if not ok:
         with pytest.raises(StripeFailure):
-            void_credit.void(world.stage.billing(), invoice, "wrong")
+            void_credit.void(world.context.billing(), invoice, "wrong")
         invoice = only(world, invoice.customer_id)
-    assert void_credit.void(world.stage.billing(), invoice, "wrong").state == "void"
+    assert void_credit.void(world.context.billing(), invoice, "wrong").state == "void"
     assert [each["status"] for each in world.stripe_invoices(invoice.customer_id)] == ["void"]
 
 
@@ -338,7 +338,7 @@ def test_a_void_that_was_begun_is_finished(world: BillingWorld, finisher: str) -
     invoice = billed(world, name, payment_method=FAILING)
     world.stripe.fault("500_before", "GET", f"/v1/invoices/{invoice.stripe_invoice_id}", times=0)
     with pytest.raises(StripeFailure):
-        void_credit.void(world.stage.billing(), invoice, "wrong")
+        void_credit.void(world.context.billing(), invoice, "wrong")
     world.stripe.control("DELETE", "faults")
     assert only(world, name).voiding
     if finisher == "close":
@@ -363,12 +363,12 @@ def shown(world: BillingWorld, name: str) -> list[tuple[str, str, str]]:
 
 def test_a_credit_before_payment_lowers_what_is_to_pay(world: BillingWorld) -> None:
     invoice = billed(world, "credited_open", payment_method=FAILING)
-    after = void_credit.credit(world.stage.billing(), invoice, 3500, refund=False, reason="outage")
+    after = void_credit.credit(world.context.billing(), invoice, 3500, refund=False, reason="outage")
     assert shown(world, "credited_open") == [("credit_note", "35.00", "issued")]
     assert (after.state, after.document()["amount_remaining"]) == ("payment_failed", "100.00")
     with pytest.raises(NotPossible, match="nothing to refund"):
-        void_credit.credit(world.stage.billing(), invoice, 1, refund=True, reason="x")
-    after = void_credit.credit(world.stage.billing(), after, 10000, refund=False, reason="all of it")
+        void_credit.credit(world.context.billing(), invoice, 1, refund=True, reason="x")
+    after = void_credit.credit(world.context.billing(), after, 10000, refund=False, reason="all of it")
     assert (after.state, after.document()["amount_paid"]) == ("paid", "0.00")
     assert after.order is not None
     assert after.order.amount_paid == "0.00"
@@ -376,7 +376,7 @@ def test_a_credit_before_payment_lowers_what_is_to_pay(world: BillingWorld) -> N
 
 def test_a_credit_after_payment_goes_to_the_balance_or_back_to_the_card(world: BillingWorld) -> None:
     invoice = billed(world, "credited_paid")
-    billing = world.stage.billing()
+    billing = world.context.billing()
     void_credit.credit(billing, invoice, 1000, refund=False, reason="goodwill")
     after = void_credit.credit(billing, only(world, "credited_paid"), 2000, refund=True, reason="outage")
     assert shown(world, "credited_paid") == [
@@ -403,7 +403,7 @@ def test_a_credit_after_payment_goes_to_the_balance_or_back_to_the_card(world: B
 def test_one_credit_note_whatever_stripe_answers(world: BillingWorld, kind: str) -> None:
     invoice = billed(world, f"credit_{kind}")
     world.stripe.fault(kind, "POST", "/v1/credit_notes")
-    void_credit.credit(world.stage.billing(), invoice, 500, refund=True, reason="outage")
+    void_credit.credit(world.context.billing(), invoice, 500, refund=True, reason="outage")
     assert world.stripe.charges()[invoice.stripe_invoice_id or ""]["refunded"] == 500
     assert [each[0] for each in shown(world, invoice.customer_id)] == ["credit_note", "refund"]
 
@@ -413,7 +413,7 @@ def test_a_credit_note_whose_issuer_was_killed_is_issued_once(world: BillingWorl
     invoice = billed(world, f"credit_killed_{finisher}")
     world.stripe.fault("500_after", "POST", "/v1/credit_notes")
     world.stripe.fault("500_before", "GET", "/v1/credit_notes", times=0)
-    billing = world.stage.billing()
+    billing = world.context.billing()
     with pytest.raises(StripeFailure):
         void_credit.credit(billing, invoice, 500, refund=True, reason="outage")
     world.stripe.control("DELETE", "faults")
@@ -459,7 +459,7 @@ with void_credit.opened(Settings()) as billing:
         process.wait(30)
     world.stripe.control("DELETE", "faults")
     assert world.close().ok
-    billing, invoice = world.stage.billing(), only(world, invoice.customer_id)
+    billing, invoice = world.context.billing(), only(world, invoice.customer_id)
     if step == "void":
         assert void_credit.void(billing, invoice, "wrong").state == "void"
         assert [each["status"] for each in world.stripe_invoices(invoice.customer_id)] == ["void"]
@@ -479,7 +479,7 @@ def test_the_sweep_hears_of_refunds_and_disputes_made_at_stripe(world: BillingWo
     world.at_stripe(
         "POST", "/v1/credit_notes", invoice=invoice.stripe_invoice_id or "", amount="100", credit_amount="100"
     )
-    following = Sweep(world.stage.billing(), 0.0)
+    following = Poller(world.context.billing(), 0.0)
     following.run()
     assert sorted(shown(world, "elsewhere")) == [
         ("credit_note", "1.00", "issued"),
@@ -520,7 +520,7 @@ def test_tax_by_rates_is_added_to_our_prices(world: BillingWorld) -> None:
     assert (document["total"], document["tax"], document["amount_paid"]) == ("135.00", "25.65", "160.65")
     assert invoice.order is not None
     assert invoice.order.amount_paid == "160.65"
-    after = void_credit.credit(world.stage.billing(), invoice, 16065, refund=True, reason="all")
+    after = void_credit.credit(world.context.billing(), invoice, 16065, refund=True, reason="all")
     assert world.stripe.charges()[after.stripe_invoice_id or ""]["refunded"] == 16065
 
 

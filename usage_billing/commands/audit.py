@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from billing_job.invoice.cycle_audit import CyclesAudit, audit_cycles
-from billing_job.invoice.usage_reader import Counts
+from billing_job.invoice.usage_reader import UsageReader
 from catalog.cycles import Affected
 from catalog.store import CatalogStore, CatalogUnavailable
 from ledger.store import LedgerLog, LedgerUnavailable
@@ -58,7 +58,7 @@ def audit(
                 reconciler.close()
             faults = projection_faults(client, settings, organization)
             found = audited(client, settled(client, settings)[1], partitions, organization).with_faults(faults)
-        with LedgerLog(settings) as ledger, Counts(settings) as counts:
+        with LedgerLog(settings) as ledger, UsageReader(settings) as counts:
             cycles = audit_cycles(ledger.state, counts, found.watermark, organization)
     except (*_AWAY, UnknownTopic, UnreadableTotal, KafkaException) as error:
         fail(str(error))

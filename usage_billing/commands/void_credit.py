@@ -13,8 +13,7 @@ from billing_job.collect.steps import Billing, InvoiceStopped
 from billing_job.collect.void_credit import NotPossible, credit_amount, opened, reissue, settle_paid_twice
 from billing_job.collect.void_credit import credit as credit_invoice
 from billing_job.collect.void_credit import void as void_invoice
-from billing_job.stripe.api import StripeFailure
-from ledger.invoice import Invoice
+from billing_job.stripe.errors import StripeFailure
 from ledger.records import CreditFor
 from ledger.store import LedgerUnavailable
 from usage_billing.console import DONE, fail, settings_for, wrong_usage

@@ -8,14 +8,13 @@ import pytest
 import stripe
 from pydantic import SecretStr
 
-from billing_job.stripe.api import (
+from billing_job.stripe.errors import (
     IdempotencyMisuse,
     StripeDeclined,
     StripeFailure,
     StripeRefused,
     StripeReplayed,
     StripeUnknown,
-    calls_per_second,
     classified,
 )
 from billing_job.stripe.objects import (
@@ -31,8 +30,9 @@ from billing_job.stripe.objects import (
     seen_adjustment,
     seen_invoice,
 )
-from ledger.invoice import Attempt
-from ledger.snapshot import InvoiceFixed, Line, Seller
+from billing_job.stripe.rate import calls_per_second
+from ledger.records import InvoiceFixed, Line, Seller
+from ledger.view import Attempt
 from schemas.customer import Customer, TaxId
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings
