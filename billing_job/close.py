@@ -23,8 +23,9 @@ from billing_job.invoice.due import DueCycle, due_cycles, joined, require_past
 from billing_job.invoice.to_do import in_force, split_begun, unfixed
 from billing_job.invoice.usage_reader import NotCovered
 from billing_job.snapshots import compute, record_waiting, store, supersede
-from ledger.records import InvoiceFixed
-from ledger.view import Invoice, InvoiceLedger, just_fixed
+from ledger.invoice import Invoice, just_fixed
+from ledger.snapshot import InvoiceFixed
+from ledger.view import InvoiceLedger
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark

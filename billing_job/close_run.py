@@ -13,7 +13,7 @@ import structlog
 from billing_job.collect.steps import Billing, note_problem
 from billing_job.context import BillingContext
 from billing_job.loops import invoice_by_invoice
-from ledger.records import InvoiceFixed
+from ledger.snapshot import InvoiceFixed
 from ledger.view import InvoiceLedger
 from runtime.one_by_one import OneByOne
 

@@ -14,7 +14,8 @@ from billing_job.invoice.to_do import in_force, is_ours_to_do
 from billing_job.invoice.usage_reader import NotCovered
 from billing_job.loops import invoice_by_invoice
 from billing_job.stripe.errors import StripeFailure
-from ledger.records import InvoiceFixed, InvoiceStep, WaitCode
+from ledger.records import InvoiceStep, WaitCode
+from ledger.snapshot import InvoiceFixed
 from schemas.watermark import Watermark
 
 

@@ -11,8 +11,8 @@ from fastapi.routing import APIRoute
 
 from catalog.store import CatalogStore
 from dashboard import control, events_document, read, schema_registry
+from dashboard.billing_port import BillingPort
 from dashboard.examples import EXAMPLES
-from dashboard.invoice_desk import InvoiceDesk
 from dashboard.live import LiveTotals
 from dashboard.pages import install_pages
 from dashboard.problems import ProblemDocument, install_problem_handlers, problem_responses
@@ -31,8 +31,8 @@ _DELIVERY_SECONDS = 5.0  # of the few records that a page or a webhook writes
 class Dashboard:
     """The application and what it keeps running. start() and stop() belong to the process that serves it."""
 
-    def __init__(self, settings: Settings, catalog: CatalogStore, desk: InvoiceDesk | None = None) -> None:
-        writer = AckedProducer(settings.kafka_properties, delivery_seconds=_DELIVERY_SECONDS, more={"linger.ms": 0})
+    def __init__(self, settings: Settings, catalog: CatalogStore, billing: BillingPort | None = None) -> None:
+        writer = LogWriter(settings)
         deliveries = DeliveryLog(settings, writer)
         self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         live = LiveTotals(settings)
@@ -45,7 +45,7 @@ class Dashboard:
             EventVoids(settings, writer),
             RevenueBook(catalog.view, live.view),
             self._webhooks.check,
-            desk,
+            billing,
         )
         self.app = create_app(self.services)
 

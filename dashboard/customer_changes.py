@@ -8,8 +8,8 @@ from collections.abc import Callable
 import structlog
 
 from catalog.view import CatalogView
-from dashboard.desk_access import answered
-from dashboard.invoice_desk import DeskUnavailable
+from dashboard.billing_access import answered
+from dashboard.billing_port import BillingUnavailable
 from dashboard.problems import field_problem
 from dashboard.services import Services
 from dashboard.writes import change, create, found, require_match
@@ -44,20 +44,20 @@ async def change_customer(
     if not before.archived:
         await _check(services, before, after)
     customer, version = await change(store, Customer, organization_id, id_, if_match, edit)
-    desk = services.desk
-    if desk is not None:
+    billing = services.billing
+    if billing is not None:
         try:
-            await asyncio.to_thread(desk.customer_changed, before, customer, by)
-        except DeskUnavailable as error:  # it is saved, and Stripe hears of it with the next invoice
+            await asyncio.to_thread(billing.customer_changed, before, customer, by)
+        except BillingUnavailable as error:  # it is saved, and Stripe hears of it with the next invoice
             log.warning("customer_not_told_to_billing", customer=id_, reason=str(error))
     return customer, version
 
 
 async def _check(services: Services, before: Customer | None, after: Customer) -> None:
     """Raises Problem 422 and 503. A process without a ledger leaves the question to billing."""
-    desk = services.desk
-    if desk is not None:
-        await answered(lambda: desk.check_customer(before, after))
+    billing = services.billing
+    if billing is not None:
+        await answered(lambda: billing.check_customer(before, after))
 
 
 def is_reachable(customer: Customer) -> bool:

@@ -8,23 +8,17 @@ currency, instants in RFC 3339. The first three are views in ClickHouse too; an 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from catalog.view import CatalogView
-from dashboard.invoice_desk import InvoiceDesk, LateUsage
-from dashboard.preview import Preview, previews
 from dashboard.usage_queries import trimmed
 from runtime.csv_text import csv_rows, safe_cell
-from runtime.one_by_one import OneByOne
+from schemas.accrual import Accrual, AccruedLine
 from schemas.currency import amount_text
 from schemas.decimals import plain
-from schemas.meter import Meter
-from schemas.period import DAY_US, Cycle, format_rfc3339, parse_rfc3339
-from schemas.subscription import Subscription
-from warehouse.client import ClickHouseError, Client, concerns_all, unavailable
+from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
+from warehouse.client import ClickHouseError, Client, unavailable
 
 Cells = list[str]
 Table = tuple[tuple[str, ...], Iterator[list[Cells]]]
@@ -153,27 +147,7 @@ REPORTS: dict[str, Callable[[Client, str, Cycle], Table]] = {
 # --- Accrual ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Accrued:
-    """What one price of a cycle comes to by a date. period: what was used in it, up to the date at most."""
-
-    customer_id: str
-    subscription_id: str
-    product_id: str
-    line: int
-    meter_id: str
-    meter: str
-    period: Cycle
-    quantity: Decimal
-    net: Decimal
-    currency: str
-
-
-LATE_USAGE = "late_usage"
-"""In the place of a meter's name: what a cycle costs beyond what was invoiced for it. As the invoice's line has it."""
-_LATE_LINE = 65_535  # behind every line of a cycle
-
-ACCRUAL_AHEAD_US_MAX = 366 * DAY_US
+ACCRUAL_AHEAD_US_MAX = 366 * 86_400 * SECOND_US
 
 
 class TooFarAhead(ValueError):
@@ -190,96 +164,6 @@ ACCRUAL = (
     "customer_id", "subscription_id", "product_id", "meter_id", "meter", "period_start", "period_end", "quantity",
     "net", "currency",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Accrual:
-    """lines: what is accrued. missing: subscriptions of which that is not known; the rest is complete."""
-
-    lines: Sequence[Accrued]
-    missing: Sequence[NotAccrued] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NotAccrued:
-    customer_id: str
-    subscription_id: str
-    product_id: str
-    reason: str
-
-
-def accrual(client: Client, desk: InvoiceDesk, view: CatalogView, organization_id: str, at_us: int) -> Accrual:
-    """What was used before a date and was on no issued invoice then, priced as if each cycle ended there.
-
-    Flat fees and minimums are prorated up to the date. What cycles that were invoiced by then cost beyond that, late
-    usage, is a line of its own. Every event counts that was acknowledged before the call. A subscription that can't be
-    counted or priced is left out, with all its lines, and named. Raises DeskUnavailable, WarehouseUnavailable.
-    """
-    lines: list[Accrued] = []
-    with desk.everything_stored() as watermark:
-        invoiced = desk.invoiced_by(organization_id, at_us, watermark)
-        problems = dict(invoiced.problems)
-
-        def accrued(subscriptions: Sequence[Subscription]) -> list[Accrued]:
-            wanted = [
-                (subscription, cycle)
-                for subscription in subscriptions
-                for cycle in _begun(subscription, at_us)
-                if (subscription.id, cycle.start_us) not in invoiced.cycles
-            ]
-            made = previews(client, view, wanted, watermark, until_us=at_us)
-            return [each for preview in made for each in _accrued(view, preview)]
-
-        loop = OneByOne("accrual", concerns_all, problems.__setitem__)
-        subscriptions = view.all(Subscription, organization_id)
-        for part in loop.by_halves(subscriptions, accrued, lambda subscription: subscription.id):
-            lines += part
-    lines += map(_late, invoiced.late)
-    return Accrual(
-        [each for each in lines if each.subscription_id not in problems],
-        [
-            NotAccrued(each.customer_id, each.id, each.product_id, problems[each.id])
-            for each in subscriptions
-            if each.id in problems
-        ],
-    )
-
-
-def _begun(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
-    until = at_us if subscription.ends_at is None else min(at_us, subscription.ends_at)
-    return subscription.calendar.between(subscription.charged_from, until)
-
-
-def _accrued(view: CatalogView, preview: Preview) -> Iterator[Accrued]:
-    for number, line in enumerate(preview.computed.lines):
-        meter = view.get(Meter, preview.subscription.organization_id, line.meter_id) if line.meter_id else None
-        yield Accrued(
-            customer_id=preview.subscription.customer_id,
-            subscription_id=preview.subscription.id,
-            product_id=preview.product.id,
-            line=number,
-            meter_id=line.meter_id or "",
-            meter=meter.name if meter else line.model,
-            period=Cycle(preview.cycle.start_us, preview.active_until),
-            quantity=line.quantity,
-            net=line.amount,
-            currency=preview.computed.currency,
-        )
-
-
-def _late(late: LateUsage) -> Accrued:
-    return Accrued(
-        customer_id=late.customer_id,
-        subscription_id=late.subscription_id,
-        product_id=late.product_id,
-        line=_LATE_LINE,
-        meter_id="",
-        meter=LATE_USAGE,
-        period=late.period,
-        quantity=Decimal(1),
-        net=late.net,
-        currency=late.currency,
-    )
 
 
 NOT_COMPUTED = "not_computed"
@@ -310,7 +194,7 @@ def accrual_table(accrual: Accrual) -> Table:
 
 
 def keep_accrual(
-    client: Client, organization_id: str, at_us: int, computed_at_us: int, accrued: Sequence[Accrued]
+    client: Client, organization_id: str, at_us: int, computed_at_us: int, accrued: Sequence[AccruedLine]
 ) -> None:
     """Into `finance_accrual`; an accrual of the same date that was kept before is replaced as a whole."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hmac import compare_digest
 
-from dashboard.desk_access import answered
+from dashboard.billing_access import answered
 from dashboard.problems import field_problem
 from dashboard.services import Services
 from dashboard.writes import change, found, require_match
@@ -55,7 +55,7 @@ async def change_settings(
     kept = operators_fields_kept(edit, operator=is_operator(services, organization_id, key_id))
     before, version = found(services.catalog, Organization, organization_id, organization_id)
     require_match(if_match, version)
-    after, desk = kept(before), services.desk
-    if desk is not None:
-        await answered(lambda: desk.check_settings(before, after))
+    after, billing = kept(before), services.billing
+    if billing is not None:
+        await answered(lambda: billing.check_settings(before, after))
     return await change(services.catalog, Organization, organization_id, organization_id, if_match, kept)

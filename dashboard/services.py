@@ -10,8 +10,8 @@ from typing import Any, cast
 from fastapi import Request
 
 from catalog.store import CatalogStore
+from dashboard.billing_port import BillingPort, BillingRun, CyclesBilled
 from dashboard.counting import Countings, Rounds
-from dashboard.invoice_desk import BillingRun, CyclesBilled, InvoiceDesk
 from dashboard.live import LiveTotals
 from dashboard.revenue_book import RevenueBook
 from dashboard.usage_figures import Figures
@@ -34,7 +34,7 @@ class Upcoming:
 
 @dataclass(frozen=True)
 class Services:
-    """catalog, live, warehouse: started and stopped by the owner. desk None: invoices can't be verified from here.
+    """catalog, live, warehouse: started and stopped by the owner. billing None: this process has no ledger.
 
     figures, upcoming: of usage and invoices of open cycles, being counted; audits: of every event. stopping: set when
     open streams should end.
@@ -48,7 +48,7 @@ class Services:
     voids: EventVoids
     revenue: RevenueBook
     webhooks: Check
-    desk: InvoiceDesk | None = None
+    billing: BillingPort | None = None
     figures: Countings[Figures] = field(default_factory=Countings[Figures])
     upcoming: Countings[Upcoming] = field(default_factory=Countings[Upcoming])
     runs: Countings[BillingRun] = field(default_factory=Countings[BillingRun])

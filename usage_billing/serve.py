@@ -39,8 +39,8 @@ from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.organization import Scope as KeyScope
 from schemas.settings import Settings
 from usage_billing.access_log import AccessLog
+from usage_billing.billing_adapter import BillingAdapter
 from usage_billing.bootstrap import bootstrap
-from usage_billing.invoice_desk import LedgerDesk
 from usage_billing.session_secret import with_session_secret
 
 log = structlog.get_logger(__name__)
@@ -175,9 +175,9 @@ async def _serve(settings: Settings, catalog: CatalogStore, *, gateway: bool, da
             webhooks = StripeWebhooks(settings)
             await asyncio.to_thread(webhooks.start)
             parts.push_async_callback(webhooks.stop)
-            desk = LedgerDesk(settings, catalog, webhooks.ledger)
-            parts.callback(desk.close)
-            pages = Dashboard(with_session_secret(settings), catalog, desk)
+            billing = BillingAdapter(settings, catalog, webhooks.ledger)
+            parts.callback(billing.close)
+            pages = Dashboard(with_session_secret(settings), catalog, billing)
             pages.start()
             parts.push_async_callback(pages.stop)
             checks |= pages.checks

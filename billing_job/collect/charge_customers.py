@@ -12,7 +12,8 @@ from billing_job.collect.customers import ensure_stripe_customer, forget_stripe_
 from billing_job.collect.steps import InvoiceStopped
 from billing_job.stripe.api import Json
 from billing_job.stripe.errors import StripeDeclined, StripeFailure, StripeRefused, StripeUnknown
-from ledger.records import InvoiceFixed, Phase
+from ledger.records import Phase
+from ledger.snapshot import InvoiceFixed
 from schemas.customer import Customer
 
 

@@ -15,8 +15,8 @@ from billing_job.invoice.approved import is_approved_already
 from billing_job.invoice.checks import above_maximum
 from billing_job.invoice.to_do import is_ours_to_do
 from billing_job.stripe.errors import StripeFailure
-from ledger.records import InvoiceFixed
-from ledger.view import Invoice
+from ledger.invoice import Invoice
+from ledger.snapshot import InvoiceFixed
 
 
 def collect_invoices(run: CloseRun, invoice_ids: Sequence[str]) -> None:

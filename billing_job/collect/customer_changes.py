@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import structlog
 
 from billing_job.collect.customers import CUSTOMER_TAKEN, ensure_stripe_customer, own_stripe_customer, says_no
 from billing_job.collect.payment_methods import attached_payment_method
-from billing_job.collect.steps import Billing, InvoiceStopped
-from billing_job.service import asked
+from billing_job.collect.requests import record_request
+from billing_job.collect.steps import InvoiceStopped
+from billing_job.context import BillingContext
 from billing_job.stripe.errors import StripeDeclined, StripeFailure, StripeRefused
 from catalog.view import CatalogView
 from ledger.invoice import Invoice, may_pay_again
@@ -17,9 +16,6 @@ from schemas.customer import Customer
 from schemas.organization import Organization
 
 log = structlog.get_logger(__name__)
-
-Opened = Callable[[], Billing]
-"""Ledger and Stripe, which is connected to when it is first needed."""
 
 
 class StripeDoesNotTake(ValueError):
@@ -31,17 +27,18 @@ class StripeDoesNotTake(ValueError):
         self.code = code
 
 
-def check(opened: Opened, view: CatalogView, before: Customer | None, after: Customer) -> None:
+def check_customer(context: BillingContext, before: Customer | None, after: Customer) -> None:
     """Ask Stripe about an id or a payment method that is new. Raises StripeDoesNotTake, StripeFailure.
 
     A card of a customer that Stripe has is attached, so that one that is refused is known while someone is there to
-    enter another. It is charged only after `changed`.
+    enter another. It is charged only after `apply_customer_change`.
     """
+    view = context.catalog.view
     account = _account(view, after)
     given = after.stripe_customer_id
     if given is not None and (before is None or before.stripe_customer_id != given):
         try:
-            own_stripe_customer(opened(), after, account, given)
+            own_stripe_customer(context.billing(), after, account, given)
         except StripeRefused as refused:
             if refused.code == CUSTOMER_TAKEN:
                 raise StripeDoesNotTake("stripe_customer_id", CUSTOMER_TAKEN, str(refused)) from refused
@@ -55,7 +52,7 @@ def check(opened: Opened, view: CatalogView, before: Customer | None, after: Cus
         return
     if not view.subscriptions_of(after.organization_id, after.id):
         return  # never billed: it is attached when it is made at Stripe
-    billing = opened()
+    billing = context.billing()
     known = billing.log.state.link(after.organization_id, after.id, account, billing.api.owner)
     if known is None or known.stripe_customer_id is None or given not in (None, known.stripe_customer_id):
         return
@@ -67,21 +64,22 @@ def check(opened: Opened, view: CatalogView, before: Customer | None, after: Cus
         raise StripeDoesNotTake("payment_method", "payment_method_refused", refused.reason) from refused
 
 
-def changed(opened: Opened, view: CatalogView, before: Customer | None, after: Customer, by: str) -> None:
+def apply_customer_change(context: BillingContext, before: Customer | None, after: Customer, by: str) -> None:
     """Have what waited for the change tried again, and bring it to Stripe, where the customer is one there already.
 
     What Stripe does not take now reaches it with the customer's next invoice. Raises LedgerUnavailable.
     """
+    view = context.catalog.view
     if before is None or before == after or not view.subscriptions_of(after.organization_id, after.id):
         return
-    billing, account = opened(), _account(view, after)
+    billing, account = context.billing(), _account(view, after)
     new_method = before.payment_method != after.payment_method
     for invoice in billing.log.state.of_customer(after.organization_id, after.id):
         # What is uncollectible was given up: only a person asks for that.
         is_open = invoice.stripe is not None and invoice.stripe.status == "open"
         pays_now = new_method and after.payment_method and is_open and may_pay_again(invoice)
         if waits_for_customer(invoice) or pays_now:
-            asked(billing.log, invoice, "retry", by)
+            record_request(billing.log, invoice, "retry", by)
     try:
         known = billing.log.state.link(after.organization_id, after.id, account, billing.api.owner)
         if known is not None and known.stripe_customer_id is not None:
@@ -96,13 +94,13 @@ def waits_for_customer(invoice: Invoice) -> bool:
     return invoice.fixed is not None and invoice.stripe_invoice_id is None and failed and not invoice.voiding
 
 
-def check_settings(opened: Opened, before: Organization, after: Organization) -> None:
+def check_settings(context: BillingContext, before: Organization, after: Organization) -> None:
     """Ask Stripe about an account or tax rates that are new. Raises StripeDoesNotTake, StripeFailure."""
     account = after.stripe_account_id
     moved = account != before.stripe_account_id
     if moved and account is not None:
         try:
-            opened().api.account(account)
+            context.billing().api.account(account)
         except StripeRefused as refused:
             if refused.status not in (400, 403, 404):
                 raise
@@ -111,7 +109,7 @@ def check_settings(opened: Opened, before: Organization, after: Organization) ->
         if not moved and rate in before.tax_rates:
             continue
         try:
-            opened().api.tax_rate(rate, account)
+            context.billing().api.tax_rate(rate, account)
         except StripeRefused as refused:
             if refused.status not in (400, 404):
                 raise

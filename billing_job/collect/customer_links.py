@@ -9,8 +9,8 @@ import structlog
 from billing_job.collect.steps import Billing
 from billing_job.stripe.api import Json
 from billing_job.stripe.errors import StripeFailure, StripeReplayed
+from ledger.customers import StripeCustomerState
 from ledger.records import Phase, StripeCustomer
-from ledger.view import StripeCustomerState
 from schemas.customer import Customer
 
 log = structlog.get_logger(__name__)

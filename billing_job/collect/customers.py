@@ -20,8 +20,8 @@ from billing_job.stripe.objects import (
     details_digest,
     metadata_of,
 )
+from ledger.customers import StripeCustomerState
 from ledger.records import Phase
-from ledger.view import StripeCustomerState
 from schemas.customer import Customer
 from schemas.period import SECOND_US
 

@@ -12,7 +12,7 @@ from billing_job.collect.charge import hold
 from billing_job.invoice.checks import Difference, explained, quantity_differences
 from billing_job.invoice.late import Counted, counted_for
 from billing_job.invoice.usage_reader import NotCovered
-from ledger.records import InvoiceFixed
+from ledger.snapshot import InvoiceFixed
 
 log = structlog.get_logger(__name__)
 

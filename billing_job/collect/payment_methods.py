@@ -11,7 +11,7 @@ from billing_job.collect.steps import Billing
 from billing_job.stripe.api import Json
 from billing_job.stripe.errors import IdempotencyMisuse, StripeDeclined, StripeRefused
 from billing_job.stripe.objects import customer_call_key
-from ledger.view import StripeCustomerState
+from ledger.customers import StripeCustomerState
 from schemas.customer import Customer
 
 log = structlog.get_logger(__name__)

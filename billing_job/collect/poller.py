@@ -14,7 +14,7 @@ from billing_job.collect.stripe_events import OF_AN_ADJUSTMENT, apply_event, rea
 from billing_job.collect.void_credit import NotPossible, finish_credits, unfinished_credits, void
 from billing_job.loops import stripe_is_away
 from billing_job.stripe.errors import StripeFailure, StripeRefused
-from ledger.view import Invoice
+from ledger.invoice import Invoice
 from runtime.one_by_one import OneByOne
 from schemas.period import SECOND_US
 

@@ -6,8 +6,6 @@ sweep.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -18,16 +16,14 @@ import structlog
 from billing_job.collect.charge import discard, observe, void_at_stripe
 from billing_job.collect.steps import Billing, InvoiceStopped, Outcome, take
 from billing_job.collect.stripe_events import record_adjustment, settle_second_payment
-from billing_job.stripe.api import Json, StripeApi
+from billing_job.stripe.api import Json
 from billing_job.stripe.errors import StripeRefused
 from billing_job.stripe.objects import CREDIT, credit_note_params, metadata_of, of_invoice
 from ledger.invoice import Attempt, Invoice, StepKey
 from ledger.records import CreditFor, CreditTarget, InvoiceAdjusted
 from ledger.snapshot import InvoiceFixed
-from ledger.store import LedgerLog
 from schemas.currency import NotMinorUnits, from_minor, to_minor
 from schemas.decimals import plain
-from schemas.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -73,13 +69,6 @@ class Asked:
     request: str | None
     by: str | None
     credit_for: CreditFor
-
-
-@contextmanager
-def opened(settings: Settings) -> Generator[Billing]:
-    """Ledger and Stripe. Raises LedgerUnavailable."""
-    with LedgerLog(settings) as ledger, StripeApi(settings) as api:
-        yield Billing(ledger, api)
 
 
 def may_void(invoice: Invoice) -> bool:

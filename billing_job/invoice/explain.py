@@ -10,8 +10,9 @@ from typing import Any
 
 from billing_job.invoice.late import counted_before, fixed_invoice_of
 from billing_job.invoice.usage_reader import Need, UsageReader, need_of
-from ledger.records import Correction, InvoiceFixed, Line, Reissue
-from ledger.view import Invoice, InvoiceLedger
+from ledger.invoice import Invoice
+from ledger.snapshot import Correction, InvoiceFixed, Line, Reissue
+from ledger.view import InvoiceLedger
 from runtime.csv_text import csv_rows, safe_cell
 from schemas.currency import amount_text, from_minor
 from schemas.decimals import decimal_text, plain

@@ -9,20 +9,19 @@ from typing import Any
 
 import msgspec
 
+from billing_job.invoice.estimate import PricedCycle, price_cycles
 from billing_job.invoice.pricing import line_of
-from billing_job.invoice.usage_reader import Need, UsageReader
+from billing_job.invoice.usage_reader import UsageReader
 from catalog.view import CatalogView
 from ledger.cycle_bills import cycle_bills
 from ledger.view import InvoiceLedger
-from pricing.invoice_lines import InvoiceComputation, price_lines
-from pricing.proration import prorated_share
+from pricing.invoice_lines import InvoiceComputation
 from schemas.currency import from_minor
 from schemas.decimals import plain
 from schemas.meter import Meter
-from schemas.period import Cycle, windows_between
-from schemas.product import ProductSpec
+from schemas.period import SECOND_US, Cycle, windows_between
+from schemas.product import Product, ProductSpec
 from schemas.subscription import Subscription
-from schemas.watermark import Watermark
 
 CYCLES_MAX = 400
 
@@ -44,7 +43,7 @@ class Billed:
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
+class SimulatedCycle:
     """One cycle. active_until: µs, end of what is priced. billed None: it was not invoiced."""
 
     cycle: Cycle
@@ -69,46 +68,42 @@ class Simulated:
         }
 
 
-def simulated(
+def simulate(
     view: CatalogView,
     ledger: InvoiceLedger,
     usage: UsageReader,
     *,
     organization_id: str,
     customer_id: str,
-    product: ProductSpec,
+    product: ProductSpec | str,
     period: Cycle,
-    watermark: Watermark,
-) -> list[Simulated]:
-    """The product priced over every cycle of the customer that begins within the period, oldest first.
+) -> list[SimulatedCycle]:
+    """The product, or that of an id, priced over each cycle of the customer that begins in the period, oldest first.
 
     Cycles are those of the customer's subscriptions; without any, calendar months in the organization's zone. Raises
     NotSimulable, WarehouseUnavailable.
     """
-    meters = {meter_id: _meter(view, organization_id, meter_id) for meter_id in product.meter_ids}
+    spec = view.get(Product, organization_id, product) if isinstance(product, str) else product
+    if spec is None:
+        raise NotSimulable("product_id", f"there is no product {str(product)[:80]!r}")
+    if not view.has_customer(organization_id, customer_id):
+        raise NotSimulable("customer_id", f"there is no customer {customer_id[:80]!r}")
+    watermark = usage.covered()
+    meters = {meter_id: _meter(view, organization_id, meter_id) for meter_id in spec.meter_ids}
     billed = _billed(ledger, organization_id, customer_id)
     spans = _spans(view, organization_id, customer_id, period)
     if len(spans) > CYCLES_MAX:
         raise NotSimulable("from", f"more than {CYCLES_MAX} cycles begin within the period")
-    needs = [
-        Need(str(number), organization_id, customer_id, cycle.start_us, until, tuple(meters.values()))
-        for number, (cycle, until) in enumerate(spans)
-    ]
-    quantities = usage.totals(needs, watermark)
+    cycles = [PricedCycle(customer_id, spec, meters, cycle, until) for cycle, until in spans]
+    computed = price_cycles(usage, organization_id, cycles, watermark)
     return [
-        Simulated(
-            cycle,
-            until,
-            price_lines(
-                product,
-                quantities[str(number)],
-                meters=meters,
-                proration=prorated_share(cycle, cycle.start_us, until),
-            ),
-            billed.get(cycle.start_us),
-        )
-        for number, (cycle, until) in enumerate(spans)
+        SimulatedCycle(cycle, until, invoice, billed.get(cycle.start_us))
+        for (cycle, until), invoice in zip(spans, computed, strict=True)
     ]
+
+
+def past_year(now_us: int) -> Cycle:
+    return Cycle(now_us - 366 * 86_400 * SECOND_US, now_us)
 
 
 def _meter(view: CatalogView, organization_id: str, meter_id: str) -> Meter:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from billing_job.invoice.due import DueCycle
-from ledger.view import Invoice, InvoiceLedger
+from ledger.invoice import Invoice
+from ledger.view import InvoiceLedger
 
 
 def unfixed(ledger: InvoiceLedger, due: Sequence[DueCycle]) -> list[DueCycle]:

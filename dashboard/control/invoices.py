@@ -8,8 +8,8 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from dashboard.auth import Caller, Principal
+from dashboard.billing_access import answered, billing_of
 from dashboard.control.common import IdempotencyKey
-from dashboard.desk_access import answered, desk_of
 from dashboard.problems import problem_responses
 from dashboard.read.invoices import InvoiceOut, own_invoice
 from dashboard.routing import AdminRoute, api_router
@@ -90,8 +90,8 @@ class AskedOut(BaseModel):
 
 async def _ask(request: Request, caller: Principal, id_: str, what: Literal["approve", "retry"]) -> AskedOut:
     await own_invoice(request, caller.organization_id, id_)
-    desk = desk_of(services_of(request))
-    return AskedOut(accepted=await answered(lambda: desk.ask(id_, what, caller.key_id)))
+    billing = billing_of(services_of(request))
+    return AskedOut(accepted=await answered(lambda: billing.ask(id_, what, caller.key_id)))
 
 
 @router.post("/invoices/{id}/approve", responses=problem_responses(404, 503))
@@ -113,8 +113,8 @@ async def void_invoice(
     """Void an unpaid invoice, in Stripe too. Idempotent, with or without an Idempotency-Key."""
     require_idempotency_key(idempotency_key)
     await own_invoice(request, caller.organization_id, id)
-    desk = desk_of(services_of(request))
-    made = await answered(lambda: desk.void(id, reason=body.reason, reissue=body.reissue, by=caller.key_id))
+    billing = billing_of(services_of(request))
+    made = await answered(lambda: billing.void(id, reason=body.reason, reissue=body.reissue, by=caller.key_id))
     return InvoiceVoidedOut(invoice=InvoiceOut.model_validate(made.invoice), reissued_as=made.reissued_as)
 
 
@@ -125,8 +125,8 @@ async def settle_invoice(request: Request, caller: Caller, id: str, body: Invoic
     A full refund at Stripe ends it without this.
     """
     await own_invoice(request, caller.organization_id, id)
-    desk = desk_of(services_of(request))
-    return InvoiceOut.model_validate(await answered(lambda: desk.settle(id, reason=body.reason, by=caller.key_id)))
+    billing = billing_of(services_of(request))
+    return InvoiceOut.model_validate(await answered(lambda: billing.settle(id, reason=body.reason, by=caller.key_id)))
 
 
 @router.post("/invoices/{id}/credit", status_code=201, responses=problem_responses(404, 409, 503))
@@ -139,9 +139,9 @@ async def credit_invoice(
     """
     require_idempotency_key(idempotency_key)
     await own_invoice(request, caller.organization_id, id)
-    desk = desk_of(services_of(request))
+    billing = billing_of(services_of(request))
     made = await answered(
-        lambda: desk.credit(
+        lambda: billing.credit(
             id,
             body.amount,
             reason=body.reason,

@@ -7,8 +7,8 @@ from collections import Counter
 
 from fastapi import APIRouter, Request, Response
 
-from dashboard.desk_access import answered, desk_of
-from dashboard.invoice_desk import BillingRun
+from dashboard.billing_access import answered, billing_of
+from dashboard.billing_port import BillingRun
 from dashboard.pages.invoices import shown
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
@@ -22,10 +22,10 @@ LISTED_MAX = 200
 def _running(request: Request, visitor: Session, *, dry_run: bool) -> asyncio.Task[BillingRun]:
     """One at a time for an organization: a second click waits for the first one's run."""
     services, organization = services_of(request), visitor.organization_id
-    desk = desk_of(services)
+    billing = billing_of(services)
 
     async def run() -> BillingRun:
-        return await answered(lambda: desk.run_billing(organization, dry_run=dry_run))
+        return await answered(lambda: billing.run_billing(organization, dry_run=dry_run))
 
     return services.runs.begun((organization, dry_run), run)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from dashboard.billing_access import answered, billing_of
+from dashboard.billing_port import Credited, Possible, Voided
 from dashboard.control.common import validated
 from dashboard.control.invoices import InvoiceCreditRequest, InvoiceSettleRequest, InvoiceVoidRequest
-from dashboard.desk_access import answered, desk_of
-from dashboard.invoice_desk import Credited, Possible, Voided
 from dashboard.pages.formats import money
 from dashboard.pages.forms import NO_ERRORS, REQUEST_FIELD, Errors, attempted, filled, new_request_key, request_key
 from dashboard.pages.invoices import invoice_page, shown
@@ -22,8 +22,8 @@ router = APIRouter(include_in_schema=False)
 
 
 async def _possible(request: Request, id_: str) -> Possible:
-    desk = desk_of(services_of(request))
-    return await answered(lambda: desk.possible(id_))
+    billing = billing_of(services_of(request))
+    return await answered(lambda: billing.possible(id_))
 
 
 async def _not_possible(request: Request, visitor: Session, document: dict[str, Any], problem: str) -> Response:
@@ -53,9 +53,9 @@ async def void_invoice(request: Request, visitor: Visitor, form: Form, id: str) 
     document = await own_invoice(request, visitor.organization_id, id)
 
     async def voiding() -> Voided:
-        wanted, desk = validated(InvoiceVoidRequest, dict(filled(form))), desk_of(services_of(request))
+        wanted, billing = validated(InvoiceVoidRequest, dict(filled(form))), billing_of(services_of(request))
         by = f"dashboard, {visitor.key_id}"
-        return await answered(lambda: desk.void(id, reason=wanted.reason, reissue=wanted.reissue, by=by))
+        return await answered(lambda: billing.void(id, reason=wanted.reason, reissue=wanted.reissue, by=by))
 
     made, errors, status = await attempted(voiding())
     if status == 409:
@@ -110,10 +110,10 @@ async def credit_invoice(request: Request, visitor: Visitor, form: Form, id: str
     document = await own_invoice(request, visitor.organization_id, id)
 
     async def crediting() -> Credited:
-        wanted, desk = validated(InvoiceCreditRequest, dict(filled(form))), desk_of(services_of(request))
+        wanted, billing = validated(InvoiceCreditRequest, dict(filled(form))), billing_of(services_of(request))
         key, by = request_key(form), f"dashboard, {visitor.key_id}"
         return await answered(
-            lambda: desk.credit(
+            lambda: billing.credit(
                 id,
                 wanted.amount,
                 reason=wanted.reason,
@@ -142,8 +142,8 @@ async def settle_invoice(request: Request, visitor: Visitor, form: Form, id: str
     document = await own_invoice(request, visitor.organization_id, id)
 
     async def settling() -> dict[str, Any]:
-        wanted, desk = validated(InvoiceSettleRequest, dict(filled(form))), desk_of(services_of(request))
-        return await answered(lambda: desk.settle(id, reason=wanted.reason, by=f"dashboard, {visitor.key_id}"))
+        wanted, billing = validated(InvoiceSettleRequest, dict(filled(form))), billing_of(services_of(request))
+        return await answered(lambda: billing.settle(id, reason=wanted.reason, by=f"dashboard, {visitor.key_id}"))
 
     made, errors, _ = await attempted(settling())
     if made is None:

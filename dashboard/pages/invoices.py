@@ -8,8 +8,8 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 
 from catalog.view import CatalogView
+from dashboard.billing_port import NOTHING_POSSIBLE, BillingPort, BillingUnavailable, Possible, Verified
 from dashboard.counting import soon
-from dashboard.invoice_desk import NOTHING_POSSIBLE, DeskUnavailable, InvoiceDesk, Possible, Verified
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Form, Session, Visitor
 from dashboard.read.invoices import decoded_after, invoice_place, own_invoice, previewed
@@ -110,14 +110,14 @@ async def invoice_page(
 ) -> Response:
     """verified, explained: None unless they were asked for. problem: why it could not be done. done: what was."""
     services = services_of(request)
-    possible, view = await _possible(services.desk, document["id"]), services.catalog.view
+    possible, view = await _possible(services.billing, document["id"]), services.catalog.view
     return render(
         request,
         "invoice.html",
         visitor,
         status=status,
         invoice=shown(document, view),
-        can_verify=services.desk is not None and document.get("hash") is not None,
+        can_verify=services.billing is not None and document.get("hash") is not None,
         verified=verified,
         explained=explained,
         problem=problem,
@@ -138,13 +138,13 @@ def _approved_text(view: CatalogView, organization_id: str, by: str | None) -> s
     return f"Approved by {f'{key.name} (key …{key.hint})' if key else by}. {_SOON}"
 
 
-async def _possible(desk: InvoiceDesk | None, id_: str) -> Possible:
+async def _possible(billing: BillingPort | None, id_: str) -> Possible:
     """Nothing, where the ledger can't be asked: what is known is shown all the same."""
-    if desk is None:
+    if billing is None:
         return NOTHING_POSSIBLE
     try:
-        return await asyncio.to_thread(desk.possible, id_)
-    except DeskUnavailable:
+        return await asyncio.to_thread(billing.possible, id_)
+    except BillingUnavailable:
         return NOTHING_POSSIBLE
 
 
@@ -157,14 +157,14 @@ async def invoice(request: Request, visitor: Visitor, id: str) -> Response:
 async def verify_invoice(request: Request, visitor: Visitor, _: Form, id: str) -> Response:
     """Count its events again and compare; and tell how its amounts came about."""
     document = await own_invoice(request, visitor.organization_id, id)
-    desk = services_of(request).desk
-    if desk is None:
+    billing = services_of(request).billing
+    if billing is None:
         raise Problem(404, "not_found", "this process has no access to billing's ledger")
     try:
         verified, explained = await asyncio.gather(
-            asyncio.to_thread(desk.verify, id), asyncio.to_thread(desk.explain, id)
+            asyncio.to_thread(billing.verify, id), asyncio.to_thread(billing.explain, id)
         )
-    except DeskUnavailable as error:
+    except BillingUnavailable as error:
         return await invoice_page(request, visitor, document, status=503, problem=str(error))
     return await invoice_page(request, visitor, document, verified=verified, explained=explained)
 
@@ -182,13 +182,13 @@ async def ask_for_invoice(
 ) -> Response:
     """Let it be charged, or tried again, by the next close."""
     document = await own_invoice(request, visitor.organization_id, id)
-    desk = services_of(request).desk
-    if desk is None:
+    billing = services_of(request).billing
+    if billing is None:
         raise Problem(404, "not_found", "this process has no access to billing's ledger")
     try:
         by = f"dashboard, {visitor.key_id}"
-        asked = await asyncio.to_thread(desk.ask, id, what, by)
-    except DeskUnavailable as error:
+        asked = await asyncio.to_thread(billing.ask, id, what, by)
+    except BillingUnavailable as error:
         return await invoice_page(request, visitor, document, status=503, problem=str(error))
     if what == "approve" and asked:
         done = _approved_text(services_of(request).catalog.view, visitor.organization_id, by)

@@ -8,7 +8,6 @@ from dashboard.read import (
     benefits,
     duplicates,
     finance,
-    invoice_desk,
     invoices,
     live_usage,
     stream,
@@ -19,6 +18,5 @@ from dashboard.read import (
 def routers() -> list[APIRouter]:
     """All routes of the read API."""
     return [
-        module.router
-        for module in (live_usage, usage, duplicates, invoices, invoice_desk, benefits, finance, alerts, audit, stream)
+        module.router for module in (live_usage, usage, duplicates, invoices, benefits, finance, alerts, audit, stream)
     ]

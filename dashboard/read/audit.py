@@ -7,8 +7,8 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 
 from dashboard.auth import Caller
-from dashboard.desk_access import answered
-from dashboard.invoice_desk import CyclesBilled
+from dashboard.billing_access import answered
+from dashboard.billing_port import CyclesBilled
 from dashboard.read.invoices import CycleText
 from dashboard.read.usage import WatermarkOut
 from dashboard.routing import ReadRoute, api_router
@@ -138,9 +138,9 @@ async def audit_of(services: Services, organization_id: str) -> AuditOut:
 
 async def _counted(services: Services, organization_id: str) -> tuple[Audit, CyclesBilled | None]:
     found = await services.warehouse.run_aside(_audit, services, organization_id)
-    if (desk := services.desk) is None:
+    if (billing := services.billing) is None:
         return found, None
-    return found, await answered(lambda: desk.cycles_billed(organization_id, found.watermark))
+    return found, await answered(lambda: billing.cycles_billed(organization_id, found.watermark))
 
 
 def _audit(client: Client, services: Services, organization_id: str) -> Audit:

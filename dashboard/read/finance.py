@@ -8,8 +8,8 @@ from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
 from dashboard.auth import Caller
-from dashboard.desk_access import answered, desk_of
-from dashboard.finance import REPORTS, Table, TooFarAhead, accrual, accrual_table, all_time, csv_chunks, require_near
+from dashboard.billing_access import answered, billing_of
+from dashboard.finance import REPORTS, Table, TooFarAhead, accrual_table, all_time, csv_chunks, require_near
 from dashboard.problems import field_problem
 from dashboard.read.parameters import From, To, instant, period
 from dashboard.read.usage import csv_response
@@ -67,8 +67,8 @@ async def get_finance_accrual(
         require_near(when, now_us())
     except TooFarAhead as error:
         raise field_problem("at", "at_range", str(error)) from None
-    desk, view, organization_id = desk_of(services), services.catalog.view, caller.organization_id
-    found = await answered(lambda: accrual(services.warehouse.client(), desk, view, organization_id, when))
+    billing, organization_id = billing_of(services), caller.organization_id
+    found = await answered(lambda: billing.accrue(organization_id, when))
     answer = _answer(accrual_table(found), "accrual", format)
     if isinstance(answer, FinanceRows):
         problems = {each.subscription_id: each.reason for each in found.missing}

@@ -1,19 +1,20 @@
-"""/api/v1/invoices, /orders: what was billed and paid."""
+"""/api/v1/invoices, /simulations, /orders: what was billed and paid; previewed, recomputed, explained, simulated."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Query, Request
-from pydantic import BaseModel, ConfigDict
+from fastapi import Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dashboard.auth import Caller
+from dashboard.billing_access import answered, billing_of
 from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
-from dashboard.desk_access import answered
 from dashboard.objects import Instant, Page
-from dashboard.preview import open_cycles, preview_document, previews
 from dashboard.problems import problem_responses
-from dashboard.read.parameters import decoded_place, encoded_place, instant
+from dashboard.read.parameters import decoded_place, encoded_place, instant, period
+from dashboard.read.usage import csv_response
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, orders
@@ -22,7 +23,9 @@ from runtime.clock import now_us
 from runtime.problem import Problem
 from schemas.currency import amount_text
 from schemas.customer import Customer
-from schemas.period import parse_rfc3339
+from schemas.organization import Identifier
+from schemas.period import SECOND_US, Cycle, parse_rfc3339
+from schemas.product import ProductSpec
 
 router = api_router(ReadRoute, "Invoices")
 
@@ -63,6 +66,45 @@ class OrderOut(BaseModel):
     currency: str
     amount_paid: str
     paid_at: Instant
+
+
+class SimulationRequest(BaseModel):
+    """A customer's past usage and a product: one that exists, or one as it would be posted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    customer_id: Identifier
+    product_id: Identifier | None = None
+    product: ProductSpec | None = None
+    from_: Annotated[str | None, Field(alias="from", description="RFC 3339; a year ago without it")] = None
+    to: Annotated[str | None, Field(description="RFC 3339; now without it")] = None
+
+    @model_validator(mode="after")
+    def _one_product(self) -> SimulationRequest:
+        if (self.product_id is None) == (self.product is None):
+            raise ValueError("give one of product_id and product")
+        return self
+
+
+class SimulatedCycle(BaseModel):
+    """One cycle. billed: by invoices and corrections, null where none was; difference: total less billed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cycle: CycleText
+    currency: str
+    lines: list[dict[str, Any]]
+    total: str
+    billed: str | None
+    difference: str | None
+
+
+class VerificationOut(BaseModel):
+    """hash: of what was recomputed. differences: what is not as it was invoiced, the first one first."""
+
+    ok: bool
+    hash: str
+    differences: list[str]
 
 
 def decoded_after(cursor: str | None) -> tuple[int, str] | None:
@@ -117,13 +159,9 @@ async def preview_invoices(
 
 
 async def previewed(services: Services, organization_id: str, customer_id: str, at: int) -> list[dict[str, Any]]:
-    """Documents of a customer's invoices as they would be; with late usage where billing's ledger can be asked."""
-    if (desk := services.desk) is not None:
-        return await answered(lambda: desk.preview(organization_id, customer_id, at))
-    cycles = open_cycles(services.catalog.view, organization_id, customer_id, at)
-    watermark = await services.warehouse.stored()
-    made = await services.warehouse.run(previews, services.catalog.view, cycles, watermark)
-    return [preview_document(each, watermark) for each in made]
+    """Documents of a customer's invoices as they would be. Raises Problem 503 in a process without a ledger."""
+    billing = billing_of(services)
+    return await answered(lambda: billing.preview(organization_id, customer_id, at))
 
 
 async def own_invoice(request: Request, organization_id: str, id_: str) -> dict[str, Any]:
@@ -157,3 +195,42 @@ async def list_orders(
         for row in page
     ]
     return Page(data=data, next_cursor=following)
+
+
+@router.post("/simulations", responses=problem_responses(404, 503))
+async def simulate_invoices(request: Request, caller: Caller, body: SimulationRequest) -> Page[SimulatedCycle]:
+    """What a price would have charged: any product over a customer's real past usage, beside what was billed."""
+    services, now = services_of(request), now_us()
+    found(services.catalog, Customer, caller.organization_id, body.customer_id)
+    wanted = period(body.from_, body.to, Cycle(now - 366 * 86_400 * SECOND_US, now))
+    product = body.product if body.product is not None else body.product_id
+    assert product is not None
+    billing = billing_of(services)
+    made = await answered(lambda: billing.simulate(caller.organization_id, body.customer_id, product, wanted))
+    return Page(data=[SimulatedCycle.model_validate(each) for each in made], next_cursor=None)
+
+
+@router.get("/invoices/{id}/verify", responses=problem_responses(404, 503))
+async def verify_invoice(request: Request, caller: Caller, id: str) -> VerificationOut:
+    """Count the invoice's events again from raw rows, price them by its snapshot, and compare."""
+    await own_invoice(request, caller.organization_id, id)
+    billing = billing_of(services_of(request))
+    verified = await answered(lambda: billing.verify(id))
+    return VerificationOut(ok=not verified.differences, hash=verified.hash, differences=list(verified.differences))
+
+
+@router.get(
+    "/invoices/{id}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problem_responses(404, 503)},
+)
+async def list_invoice_events(
+    request: Request,
+    caller: Caller,
+    id: str,
+    line: Annotated[int | None, Query(ge=0, description="only this line's, numbered from 0")] = None,
+) -> Response:
+    """Every event behind an invoice's lines, as CSV: counted, late, or voided since it was invoiced."""
+    await own_invoice(request, caller.organization_id, id)
+    billing = billing_of(services_of(request))
+    return csv_response(await answered(lambda: billing.events(id, line)), "events.csv")

@@ -15,7 +15,9 @@ from billing_job.collect.customers import ensure_stripe_customer, forget_stripe_
 from billing_job.collect.steps import Billing
 from billing_job.stripe.api import StripeApi
 from billing_job.stripe.errors import StripeRefused
-from ledger.records import InvoiceFixed, LedgerRecord
+from ledger.invoice import Invoice
+from ledger.records import LedgerRecord
+from ledger.snapshot import InvoiceFixed
 from ledger.store import LedgerLog
 from ledger.view import InvoiceLedger
 from schemas.customer import Customer

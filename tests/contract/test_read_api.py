@@ -338,18 +338,9 @@ async def test_an_export_holds_every_event_and_no_formula(api: httpx.AsyncClient
     assert {row["value"] for row in rows if row["event_name"] == "delay"} == {"-5"}
 
 
-async def test_a_preview_prices_what_is_stored(api: httpx.AsyncClient) -> None:
-    answer = await api.get("/invoices/preview", params={"customer_id": "UA", "at": "2026-03-15T00:00:00Z"})
-    (invoice,) = answer.json()["data"]
-    assert invoice["state"] == "preview"
-    assert invoice["cycle"] == {"start": "2026-03-01T05:00:00Z", "end": "2026-04-01T04:00:00Z"}
-    assert [(line["meter_id"], line["amount"]) for line in invoice["lines"]] == [
-        ("mtr_miles", "135.00"), ("mtr_flights", "1.50"), (None, "49.00"),
-    ]  # fmt: skip
-    assert invoice["total"] == "185.50"
-    assert [Decimal(tier["amount"]) for tier in invoice["lines"][0]["tiers"]] == [20, 90, 25]
-    assert [line["quantity"] for line in invoice["lines"]] == ["150000", "4", "1"]
-    assert invoice["watermark"] == AS_OF
+async def test_a_process_without_a_ledger_previews_nothing(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/invoices/preview", params={"customer_id": "UA"})
+    assert (answer.status_code, answer.json()["title"]) == (503, "Service Unavailable")
     assert (await api.get("/invoices/preview", params={"customer_id": "nobody"})).status_code == 404
 
 

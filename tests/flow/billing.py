@@ -18,8 +18,7 @@ from stripe_standin.process import StripeStandin
 
 from billing_job.close import CloseReport, close, close_cycles
 from billing_job.context import BillingContext
-from billing_job.invoice.usage_reader import UsageReader
-from billing_job.stripe.api import StripeApi
+from billing_job.service import BillingService
 from catalog.store import CatalogStore
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
@@ -126,16 +125,14 @@ class BillingWorld:
                 0,
             )
         self.sink.start()
-        self.context = BillingContext(
-            self.settings, self.catalog, LedgerLog(self.settings), StripeApi(self.settings), UsageReader(self.settings)
-        )
-        self.context.log.start()
+        ledger = LedgerLog(self.settings)
+        ledger.start()
+        self.context = BillingContext(self.settings, catalog=self.catalog, ledger=ledger)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.context.close()
         self.context.log.stop()
-        self.context.api.close()
-        self.context.usage.__exit__()
         self._ends.close()
         self.sink.stop()
         self.catalog.stop()
@@ -252,6 +249,16 @@ class BillingWorld:
         )
         with (self.directory / "close.log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-c", code], env=os.environ | self.env, stdout=log, stderr=log)
+
+    @property
+    def service(self) -> BillingService:
+        """billing's service, with a ledger that is read to its end now."""
+        self.ledger_size()
+        return BillingService(self.context)
+
+    def preview(self, customer: str, at_us: int) -> list[dict[str, Any]]:
+        """The invoices of the customer's cycles at that time, as they would be now."""
+        return self.service.preview(self.catalog.view.subscriptions_of(DEFAULT_ORGANIZATION, customer), at_us)
 
     def invoices(self, customer: str) -> list[Invoice]:
         """A customer's invoices as the ledger has them now."""

@@ -34,7 +34,7 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_ALERTS, USAGE_TOTALS, topic_name
 from schemas.totals import UsageTotal
 from tests.waiting import until
-from usage_billing.invoice_desk import LedgerDesk
+from usage_billing.billing_adapter import BillingAdapter
 from warehouse.migrate import migrate
 
 ZONE = "America/New_York"
@@ -108,8 +108,8 @@ def serve(board: Dashboard, port: int, stopping: threading.Event) -> threading.T
 @contextmanager
 def billing_board(settings: Settings, catalog: CatalogStore, ledger: LedgerLog) -> Generator[str]:
     """The address of a dashboard that may change invoices, until the block ends."""
-    desk = LedgerDesk(settings, catalog, ledger)
-    board = Dashboard(settings, catalog, desk)
+    billing = BillingAdapter(settings, catalog, ledger)
+    board = Dashboard(settings, catalog, billing)
     (port,) = free_ports(1)
     stopping = threading.Event()
     thread = serve(board, port, stopping)
@@ -117,7 +117,7 @@ def billing_board(settings: Settings, catalog: CatalogStore, ledger: LedgerLog) 
     yield f"http://127.0.0.1:{port}"
     stopping.set()
     thread.join(20)
-    desk.close()
+    billing.close()
 
 
 @contextmanager

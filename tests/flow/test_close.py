@@ -9,9 +9,9 @@ import pytest
 
 from billing_job.close import UnknownOrganization
 from billing_job.collect.poller import Poller
-from billing_job.invoice import verify as invoices
 from billing_job.invoice.due import AsOfInFuture
 from billing_job.invoice.usage_reader import NotCovered
+from billing_job.service import UnknownInvoice
 from ledger.snapshot import canonical_hash
 from schemas.customer import Customer
 from schemas.organization import DEFAULT_ORGANIZATION
@@ -331,7 +331,7 @@ def test_nothing_is_finalized_while_the_counts_differ(world: BillingWorld) -> No
     assert invoice.state == "mismatch"
     assert invoice.reason == "mtr_calls: 150000 invoiced, 150007 found (+7)"
     assert world.stripe_invoices("counted") == []
-    found = invoices.verify(world.settings, invoice.id)
+    found = world.service.verify(invoice.id)
     assert not found.ok
     assert found.recorded != found.recomputed
     assert found.differences[0] == "mtr_calls: 150000 invoiced, 150007 found (+7)"
@@ -342,7 +342,7 @@ def test_nothing_is_finalized_while_the_counts_differ(world: BillingWorld) -> No
     assert world.close().ok
     (invoice,) = world.invoices("counted")
     assert invoice.state == "paid"
-    assert invoices.verify(world.settings, invoice.id).ok
+    assert world.service.verify(invoice.id).ok
 
 
 def test_a_voided_event_is_on_no_invoice_that_is_fixed_after_it(world: BillingWorld) -> None:
@@ -357,7 +357,7 @@ def test_a_voided_event_is_on_no_invoice_that_is_fixed_after_it(world: BillingWo
     world.void("voided", "c")
     world.use("voided", "5", at=APRIL)
     assert world.close(MAY).ok
-    assert invoices.verify(world.settings, invoice.id).ok
+    assert world.service.verify(invoice.id).ok
     (stored,) = world.query("SELECT count(), sum(value) FROM usage WHERE customer_id = 'voided'")
     assert stored == (2, 105)
 
@@ -475,26 +475,25 @@ def test_show_explain_verify_and_preview(world: BillingWorld) -> None:
     previews: list[dict[str, Any]] = []
 
     def covered() -> bool:
-        previews[:] = invoices.preview(world.settings, customer_id="shown", now_us=now)
+        previews[:] = world.preview("shown", now)
         return previews[0]["total"] == "21.00"
 
     world.until(covered)
     assert previews[0]["lines"][0]["included"] == "1000"
     assert world.invoices("shown") == []
-    with pytest.raises(invoices.NothingToPreview):
-        invoices.preview(world.settings, customer_id="nobody")
+    assert world.preview("nobody", now) == []
 
     world.subscribe("shown_march", {**TIERS, "included_units": "1000"})
     world.use("shown_march", "12000")
     assert world.close().ok
     (invoice,) = world.invoices("shown_march")
-    document = invoices.show(world.settings, invoice.id)
+    document = world.service.invoice(invoice.id).document()
     assert (document["total"], document["state"]) == ("21.00", "paid")
-    told = "\n".join(invoices.explain(world.settings, invoice.id))
+    told = "\n".join(world.service.explain(invoice.id))
     assert "12000 - 1000 included = 11000 priced" in told
     assert "above 0 to 10000: 10000 x 0.002 = 20" in told
-    assert invoices.verify(world.settings, invoice.id).ok
+    assert world.service.verify(invoice.id).ok
     assert invoice.fixed is not None
     assert canonical_hash(invoice.fixed) == document["hash"]
-    with pytest.raises(invoices.UnknownInvoice):
-        invoices.show(world.settings, "inv_of_nobody")
+    with pytest.raises(UnknownInvoice):
+        world.service.invoice("inv_of_nobody").document()

@@ -14,7 +14,7 @@ from msgspec import structs
 from playwright.sync_api import Page, Route, expect
 
 from dashboard.app import Dashboard
-from dashboard.invoice_desk import DeskUnavailable
+from dashboard.billing_port import BillingUnavailable
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
 from schemas import totals
@@ -229,10 +229,10 @@ def test_nothing_of_another_organization_is_on_a_page(running: Running) -> None:
 def test_closed_invoices_are_shown_though_the_open_cycle_cannot_be_priced(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = Mock(preview=Mock(side_effect=DeskUnavailable("no sink has read usage.events yet")))
+    away = Mock(preview=Mock(side_effect=BillingUnavailable("no sink has read usage.events yet")))
     # By its dictionary: a State has its attributes there alone, so an undone setattr would leave none.
     state: dict[str, Any] = running.board.app.state._state  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(state, "services", replace(running.board.services, desk=away))
+    monkeypatch.setitem(state, "services", replace(running.board.services, billing=away))
     with signed_in(running) as client:
         page = client.get("/invoices", params={"customer_id": "UA"})
     assert page.status_code == 200

@@ -18,16 +18,18 @@ import pytest
 
 from billing_job.collect import void_credit
 from billing_job.collect.poller import Poller
+from billing_job.invoice.usage_reader import NotCovered
 from dashboard.app import Dashboard
-from dashboard.finance import Accrued, keep_accrual
-from dashboard.invoice_desk import DeskUnavailable
+from dashboard.billing_port import BillingUnavailable
+from dashboard.finance import keep_accrual
 from deploy.local.clickhouse_http import ClickHouseLocal
 from deploy.local.kafka import KafkaBroker
-from schemas.organization import ApiKey, Scope, new_secret, secret_digest
+from schemas.accrual import AccruedLine
+from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Scope, new_secret, secret_digest
 from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
 from schemas.product import Product
 from tests.flow.billing import APRIL, MAY, TIERS, BillingWorld
-from usage_billing.invoice_desk import LedgerDesk
+from usage_billing.billing_adapter import BillingAdapter
 from warehouse.client import connect
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.anyio]
@@ -86,14 +88,14 @@ def until_projected(world: BillingWorld) -> None:
 
 @pytest.fixture(scope="module")
 async def api(world: BillingWorld) -> AsyncIterator[httpx.AsyncClient]:
-    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
-    board = Dashboard(world.settings, world.catalog, desk)
+    billing = BillingAdapter(world.settings, world.catalog, world.context.log)
+    board = Dashboard(world.settings, world.catalog, billing)
     transport = httpx.ASGITransport(board.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://usage/api/v1") as client:
         client.headers["Authorization"] = f"Bearer {KEY}"
         yield client
     board.services.warehouse.close()
-    desk.close()
+    billing.close()
 
 
 def run(world: BillingWorld, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -238,13 +240,13 @@ async def test_an_accrual_is_what_was_used_and_not_invoiced_at_a_date(
 
 
 def test_an_accrual_is_of_everything_in_one_store_or_none(world: BillingWorld) -> None:
-    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
-    with closing(desk):
-        with desk.everything_stored() as watermark:
+    billing = BillingAdapter(world.settings, world.catalog, world.context.log)
+    with closing(billing):
+        with world.service.all_stored() as watermark:
             assert sum(watermark.offsets.values()) > 0
         with (
-            pytest.raises(DeskUnavailable, match="older copy"),
-            desk.everything_stored(),
+            pytest.raises(NotCovered, match="older copy"),
+            world.service.all_stored(),
             connect(world.settings) as client,
         ):
             client.command("TRUNCATE TABLE store_marks")  # as a copy of before has them
@@ -252,24 +254,23 @@ def test_an_accrual_is_of_everything_in_one_store_or_none(world: BillingWorld) -
         # What the sink has not stored yet is waited for, and told of when that takes too long.
         world.sink.pause()
         world.use("paid", "1", at=APRIL + 2)
-        hasty = LedgerDesk(
+        hasty = BillingAdapter(
             world.settings.model_copy(update={"coverage_timeout_seconds": 0.5}), world.catalog, world.context.log
         )
         with (
             closing(hasty),
-            pytest.raises(DeskUnavailable, match="does not have all events"),
-            hasty.everything_stored(),
+            pytest.raises(BillingUnavailable, match="does not have all events"),
         ):
-            pytest.fail("less than everything")
+            hasty.accrue(DEFAULT_ORGANIZATION, APRIL)
         world.sink.resume()
-        with desk.everything_stored():
+        with world.service.all_stored():
             assert world.query(
                 f"SELECT count() FROM usage WHERE timestamp = fromUnixTimestamp64Micro({APRIL + 2})"
             ) == [(1,)]
 
 
 def test_an_accrual_of_nothing_replaces_what_was_kept(world: BillingWorld) -> None:
-    one = Accrued("c", "sub", "prod", 0, "mtr", "Calls", Cycle(0, MAY), Decimal(1), Decimal(2), "eur")
+    one = AccruedLine("c", "sub", "prod", 0, "mtr", "Calls", Cycle(0, MAY), Decimal(1), Decimal(2), "eur")
     kept = "SELECT organization_id, customer_id FROM finance_accrual WHERE organization_id LIKE 'org_k%' ORDER BY 1"
     with connect(world.settings) as client:
         for organization in ("org_k1", "org_k2"):

@@ -19,7 +19,7 @@ from dashboard.app import Dashboard
 from ledger.invoice import StepKey
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Scope, new_secret, secret_digest
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
-from usage_billing.invoice_desk import LedgerDesk
+from usage_billing.billing_adapter import BillingAdapter
 
 pytestmark = pytest.mark.timeout(300)
 PER_UNIT = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}
@@ -48,11 +48,11 @@ def key_of(world: BillingWorld, organization_id: str, scope: Scope) -> dict[str,
 
 @pytest.fixture(scope="module")
 def api(world: BillingWorld) -> Iterator[TestClient]:
-    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
-    board = Dashboard(world.settings, world.catalog, desk)
+    billing = BillingAdapter(world.settings, world.catalog, world.context.log)
+    board = Dashboard(world.settings, world.catalog, billing)
     headers = key_of(world, DEFAULT_ORGANIZATION, Scope.ADMIN)
     yield TestClient(board.app, base_url="http://usage/api/v1", headers=headers)
-    desk.close()
+    billing.close()
 
 
 def projected(world: BillingWorld, customer: str, state: str) -> str:
@@ -112,9 +112,9 @@ def test_a_simulation(world: BillingWorld, api: TestClient) -> None:
 
 def possible(world: BillingWorld, invoice_id: str) -> tuple[bool, bool]:
     """Whether the page offers to approve it, and whether it says that someone has."""
-    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
-    found = desk.possible(invoice_id)
-    desk.close()
+    billing = BillingAdapter(world.settings, world.catalog, world.context.log)
+    found = billing.possible(invoice_id)
+    billing.close()
     return found.approve, found.approved
 
 
@@ -281,13 +281,13 @@ def test_an_unknown_outcome_is_told_and_settled_by_the_same_key(world: BillingWo
 @pytest.fixture(scope="module")
 def pages(world: BillingWorld) -> Iterator[TestClient]:
     """A browser that is signed in."""
-    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
-    board = Dashboard(world.settings, world.catalog, desk)
+    billing = BillingAdapter(world.settings, world.catalog, world.context.log)
+    board = Dashboard(world.settings, world.catalog, billing)
     client = TestClient(board.app, base_url="http://usage")
     key = key_of(world, DEFAULT_ORGANIZATION, Scope.ADMIN)["Authorization"].removeprefix("Bearer ")
     assert client.post("/sign-in", data={"key": key}, follow_redirects=False).status_code == 303
     yield client
-    desk.close()
+    billing.close()
 
 
 def hidden(page: str) -> dict[str, str]:

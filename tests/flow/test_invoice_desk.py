@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from contextlib import closing
 from typing import Any
 
 import msgspec
 import pytest
 
-from billing_job import service as desk
 from billing_job.collect import void_credit
 from billing_job.collect.steps import system_clock
-from billing_job.invoice import verify as invoices
 from billing_job.invoice.explain import NoSuchLine
+from billing_job.invoice.verify import verify_invoices
+from billing_job.service import UnknownInvoice
 from ledger.invoice import Invoice
 from ledger.records import IDEMPOTENCY_ERROR
 from ledger.snapshot import InvoiceFixed
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import SECOND_US
 from tests.flow.billing import APRIL, MARCH, MAY, BillingWorld
-from usage_billing.invoice_desk import LedgerDesk
 from warehouse.client import connect
 
 pytestmark = pytest.mark.timeout(300)
@@ -35,8 +33,8 @@ def fixed_of(world: BillingWorld, customer: str) -> InvoiceFixed:
 
 
 def events_csv(world: BillingWorld, invoice_id: str, line: int | None = None) -> list[dict[str, str]]:
-    with invoices.line_events(world.settings, invoice_id, line) as blocks:
-        return list(csv.DictReader(io.StringIO("".join(blocks))))
+    blocks = world.service.line_events(invoice_id, line)
+    return list(csv.DictReader(io.StringIO("".join(blocks))))
 
 
 def change(world: BillingWorld, statement: str) -> None:
@@ -70,11 +68,11 @@ def test_the_events_behind_a_line(world: BillingWorld) -> None:
     assert [row["timestamp"] for row in rows] == ["2026-03-01T00:00:00.000001Z"] * 3
     assert len(events_csv(world, first.invoice_id, 1)) == 1
     assert events_csv(world, first.invoice_id, 2) == []
-    told = list(invoices.explain_events(world.settings, first.invoice_id, 0))
+    told = list(world.service.explain_events(first.invoice_id, 0))
     assert told[0] == "mtr_calls: 3.5 units: 3.50 eur"
     assert told[-1].startswith("  2026-03-01T00:00:00.000001Z calls 2 b (epoch 1, partition ")
     with pytest.raises(NoSuchLine):
-        list(invoices.explain_events(world.settings, first.invoice_id, 3))
+        list(world.service.explain_events(first.invoice_id, 3))
 
     world.use("told", "4", identities=["c:late"])
     assert world.close(MAY).ok
@@ -87,7 +85,7 @@ def test_the_events_behind_a_line(world: BillingWorld) -> None:
         ("late", "late"),
         ("7", "counted"),
     ]
-    assert "  15.50 - 11.50 = 4.00" in invoices.explain(world.settings, second.invoice_id)
+    assert "  15.50 - 11.50 = 4.00" in world.service.explain(second.invoice_id)
 
 
 # --- Verify -----------------------------------------------------------------------------------------------------------
@@ -98,9 +96,9 @@ def test_a_changed_row_is_named(world: BillingWorld) -> None:
     world.use("row_changed", "1", "2", "3")
     assert world.close(APRIL).ok
     fixed = fixed_of(world, "row_changed")
-    assert invoices.verify(world.settings, fixed.invoice_id).ok
+    assert world.service.verify(fixed.invoice_id).ok
     change(world, "ALTER TABLE usage_events UPDATE value = 20 WHERE customer_id = 'row_changed' AND value = 2")
-    found = invoices.verify(world.settings, fixed.invoice_id)
+    found = world.service.verify(fixed.invoice_id)
     assert not found.ok
     assert found.differences[0] == "mtr_calls: 6 invoiced, 24 found (+18)"
     place = world.query("SELECT kafka_partition, kafka_offset FROM usage_events WHERE value = 20")[0]
@@ -116,7 +114,7 @@ def test_a_removed_row_is_named(world: BillingWorld) -> None:
     assert world.close(APRIL).ok
     fixed = fixed_of(world, "row_removed")
     change(world, "ALTER TABLE usage_events DELETE WHERE customer_id = 'row_removed' AND value = 2.25")
-    found = invoices.verify(world.settings, fixed.invoice_id)
+    found = world.service.verify(fixed.invoice_id)
     assert not found.ok
     assert found.differences[1].startswith("row at epoch 1, partition ")
     assert found.differences[1].endswith(", index 1: not stored any more, value 2.25 accepted")
@@ -150,20 +148,20 @@ def test_a_changed_snapshot_is_named(world: BillingWorld, path: tuple[Any, ...],
         at = at[step]
     at[path[-1]] = values[path[-1]]
     state = world.context.log.state
-    (found,) = invoices.verified(state, [msgspec.convert(forged, InvoiceFixed)], world.context.usage)
+    (found,) = verify_invoices(state, [msgspec.convert(forged, InvoiceFixed)], world.context.usage)
     assert not found.ok
     assert told in found.differences, found.differences
     assert "the record in the ledger is not what its hash says" in found.differences
-    assert invoices.verified(state, [fixed], world.context.usage)[0].ok
+    assert verify_invoices(state, [fixed], world.context.usage)[0].ok
 
 
 def test_all_are_verified_at_once(world: BillingWorld) -> None:
     """The rows of two were changed above; every other invoice of this file is as it was, corrections included."""
-    found = {each.invoice_id: each for each in invoices.verify_all(world.settings, DEFAULT_ORGANIZATION)}
+    found = {each.invoice_id: each for each in world.service.verify_all(DEFAULT_ORGANIZATION)}
     changed = {fixed_of(world, name).invoice_id for name in ("row_changed", "row_removed")}
     assert {invoice_id for invoice_id, each in found.items() if not each.ok} == changed
     assert len(found) > 6
-    assert invoices.verify_all(world.settings, "another") == []
+    assert world.service.verify_all("another") == []
 
 
 # --- Retry and approval -----------------------------------------------------------------------------------------------
@@ -180,7 +178,7 @@ def test_what_had_failed_for_good_can_be_retried(world: BillingWorld) -> None:
     assert (attempt.phase, attempt.code) == ("failed", IDEMPOTENCY_ERROR)
     world.stripe.control("DELETE", "faults")
     assert not world.close(APRIL).ok, "it stays stopped until someone looks at it"
-    report = desk.retry(world.settings, [stuck.id], organization_id=DEFAULT_ORGANIZATION, by="test")
+    report = world.service.retry([stuck.id], organization_id=DEFAULT_ORGANIZATION, by="test")
     assert report.ok, report.problems
     (stuck,) = world.invoices("stuck")
     assert stuck.state == "paid"
@@ -198,20 +196,20 @@ def test_an_invoice_made_anew_can_be_retried_too(world: BillingWorld) -> None:
     second = max(world.invoices("anew"), key=lambda each: each.revision)
     assert (second.revision, second.state) == (2, "draft")
     world.stripe.control("DELETE", "faults")
-    report = desk.retry(world.settings, [second.id], organization_id=DEFAULT_ORGANIZATION, by="test")
+    report = world.service.retry([second.id], organization_id=DEFAULT_ORGANIZATION, by="test")
     assert report.ok, report.problems
     assert max(world.invoices("anew"), key=lambda each: each.revision).state == "payment_failed"
 
 
 def test_retry_of_all_leaves_what_is_well_alone(world: BillingWorld) -> None:
     before = (world.changes(), world.ledger_size())
-    assert desk.retry(world.settings, [], organization_id=None, by="test").ok
+    assert world.service.retry([], organization_id=None, by="test").ok
     assert (world.changes(), world.ledger_size()) == before
-    with pytest.raises(invoices.UnknownInvoice):
-        desk.retry(world.settings, ["inv_nobody"], organization_id=None, by="test")
+    with pytest.raises(UnknownInvoice):
+        world.service.retry(["inv_nobody"], organization_id=None, by="test")
     known = world.invoices("stuck")[0].id
-    with pytest.raises(invoices.UnknownInvoice):
-        desk.retry(world.settings, [known], organization_id="another", by="test")
+    with pytest.raises(UnknownInvoice):
+        world.service.retry([known], organization_id="another", by="test")
 
 
 def test_nothing_is_charged_before_it_is_approved(world: BillingWorld) -> None:
@@ -233,9 +231,9 @@ def test_nothing_is_charged_before_it_is_approved(world: BillingWorld) -> None:
         assert world.close(APRIL).awaiting_approval == (invoice.id,)
         assert world.ledger_size() == size
 
-        approved = desk.approve(world.settings, [], organization_id=DEFAULT_ORGANIZATION, by="test")
+        approved = world.service.approve([], organization_id=DEFAULT_ORGANIZATION, by="test")
         assert [each.id for each in approved] == [invoice.id]
-        assert desk.approve(world.settings, [invoice.id], organization_id=None, by="test") == []
+        assert world.service.approve([invoice.id], organization_id=None, by="test") == []
         assert world.close(APRIL).ok
         (invoice,) = world.invoices("wanted")
         assert (invoice.state, len(world.stripe_invoices("wanted"))) == ("paid", 1)
@@ -256,7 +254,7 @@ def test_what_was_closed_by_hand_and_approved_is_charged_by_the_next_round(world
         (invoice,) = world.invoices("prompt")
         only = {invoice.id}
         assert invoice.state == "computed"
-        desk.approve(world.settings, [invoice.id], organization_id=None, by="test")
+        world.service.approve([invoice.id], organization_id=None, by="test")
         report = world.close(APRIL, scheduled=True, only=lambda due: due.invoice_id in only)
         assert report.ok
         assert world.invoices("prompt")[0].state == "paid"
@@ -275,7 +273,7 @@ def approved_and_voided(world: BillingWorld, name: str, *voided: str) -> list[In
         world.use(name, "5", "3", "2", identities=["c:five", "c:three", "c:two"])
         world.close(APRIL)
         (invoice,) = world.invoices(name)
-        assert desk.approve(world.settings, [invoice.id], organization_id=None, by="test")
+        assert world.service.approve([invoice.id], organization_id=None, by="test")
         if voided:
             world.void(name, *voided)
         assert world.close(APRIL).ok
@@ -292,10 +290,9 @@ def test_usage_that_was_voided_while_its_invoice_waited_is_not_charged(world: Bi
     assert first.steps["void", 0].by == "billing"
     (charged,) = world.stripe_invoices("reconsidered")
     assert (charged["metadata"]["usage_invoice_id"], charged["amount_paid"]) == (second.id, 700)
-    assert invoices.verify(world.settings, second.id).ok
-    found = LedgerDesk(world.settings, world.catalog, world.context.log)
-    with closing(found), found.everything_stored() as watermark:
-        billed = found.cycles_billed(DEFAULT_ORGANIZATION, watermark).document
+    assert world.service.verify(second.id).ok
+    with world.service.all_stored() as watermark:
+        billed = world.service.audit_cycles(DEFAULT_ORGANIZATION, watermark).document()
         assert [each for each in billed["faults"] if each["customer_id"] == "reconsidered"] == []
 
 

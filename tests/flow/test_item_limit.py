@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from billing_job.invoice import verify as invoices
 from billing_job.stripe import line_groups
 from schemas.period import SECOND_US, parse_rfc3339
 from tests.flow.billing import BillingWorld
@@ -40,7 +39,7 @@ def assert_charged(world: BillingWorld, customer: str, total: str, lines: int, i
     assert len(invoice.document()["lines"]) == lines
     (at_stripe,) = [each for each in world.stripe_invoices(customer) if each["id"] == invoice.stripe_invoice_id]
     assert (at_stripe["status"], len(world.context.api.items_of(at_stripe["id"], None))) == ("paid", items)
-    found = invoices.verify(world.settings, invoice.id)
+    found = world.service.verify(invoice.id)
     assert found.ok, found.differences
 
 

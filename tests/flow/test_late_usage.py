@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from billing_job.invoice import verify as invoices
 from billing_job.invoice.simulate import NotSimulable
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, parse_rfc3339
@@ -23,7 +22,7 @@ PER_UNIT = {"model": "per_unit", "meter_id": "mtr_calls", "unit_amount": "1"}
 
 def assert_verified(world: BillingWorld, customer: str) -> None:
     for invoice in world.invoices(customer):
-        found = invoices.verify(world.settings, invoice.id)
+        found = world.service.verify(invoice.id)
         assert found.ok, found.differences
 
 
@@ -78,8 +77,8 @@ def test_an_event_voided_after_its_invoice_is_a_credit(world: BillingWorld) -> N
     assert [invoice.document()["total"] for invoice in world.invoices("voided")] == ["130.00", "20.00", "0.00"]
     april = world.invoices("voided")[1]
     assert april.document()["corrections"][0]["amount"] == "-30.00"
-    with invoices.line_events(world.settings, april.id, 1) as blocks:
-        rows = list(csv.DictReader(io.StringIO("".join(blocks))))
+    blocks = world.service.line_events(april.id, 1)
+    rows = list(csv.DictReader(io.StringIO("".join(blocks))))
     assert [(row["event_id"], row["role"]) for row in rows] == [("a", "counted"), ("b", "voided")]
     assert_verified(world, "voided")
 
@@ -146,7 +145,7 @@ def test_a_preview_shows_what_is_pending(world: BillingWorld) -> None:
     shown: list[dict[str, Any]] = []
 
     def all_there() -> bool:
-        shown[:] = invoices.preview(world.settings, customer_id="pending", now_us=at)
+        shown[:] = world.preview("pending", at)
         # Each of both: a minimum makes the same total of the late ones alone.
         amounts = {line["model"]: line["amount"] for line in shown[0]["lines"]}
         return (amounts["per_unit"], amounts.get("late_usage")) == ("3.00", "20.00")
@@ -162,7 +161,7 @@ def test_a_preview_shows_what_is_pending(world: BillingWorld) -> None:
     ]
     assert [(each["billed_before"], each["total"]) for each in found["corrections"]] == [("101.00", "121.00")]
     # What was invoiced is shown as it would be now, by itself.
-    (march,) = invoices.preview(world.settings, customer_id="pending", now_us=MARCH)
+    (march,) = world.preview("pending", MARCH)
     assert (march["total"], march["corrections"]) == ("121.00", [])
     assert world.close(MAY).ok
     assert world.invoices("pending")[-1].document()["lines"] == found["lines"]
@@ -174,9 +173,8 @@ def test_a_preview_after_the_end_is_the_final_invoice(world: BillingWorld) -> No
     assert world.close(APRIL).ok
     world.use("leaving", "20")
     at = parse_rfc3339("2026-04-10T00:00:00Z")
-    world.until(lambda: invoices.preview(world.settings, customer_id="leaving", now_us=at)[0]["total"] == "20.00")
-    with pytest.raises(invoices.NothingToPreview):
-        invoices.preview(world.settings, customer_id="leaving", now_us=MAY)
+    world.until(lambda: world.preview("leaving", at)[0]["total"] == "20.00")
+    assert world.preview("leaving", MAY) == []
 
 
 def test_what_would_another_price_have_charged(world: BillingWorld) -> None:
@@ -193,13 +191,7 @@ def test_what_would_another_price_have_charged(world: BillingWorld) -> None:
     )
 
     def simulated(product: ProductSpec | str) -> list[tuple[str, str, str, str]]:
-        found = invoices.simulate(
-            world.settings,
-            organization_id=DEFAULT_ORGANIZATION,
-            customer_id="asked",
-            product=product,
-            period=Cycle(MARCH, JUNE),
-        )
+        found = world.service.simulate(DEFAULT_ORGANIZATION, "asked", product, Cycle(MARCH, JUNE))
         return [(each["cycle"]["start"][:10], each["total"], each["billed"], each["difference"]) for each in found]
 
     assert simulated(spec) == [

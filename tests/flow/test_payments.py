@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from billing_job.collect.customer_changes import changed
+from billing_job.collect.customer_changes import apply_customer_change
 from billing_job.collect.poller import Poller
-from billing_job.service import may_retry, retried
+from billing_job.collect.requests import may_retry
 from ledger.benefits import benefits_state, unpaid
 from ledger.invoice import Invoice
 from schemas.customer import Customer
@@ -55,7 +55,7 @@ def retry(world: BillingWorld, name: str) -> Invoice:
     """What `POST /invoices/{id}/retry` and the next close do."""
     invoice = only(world, name)
     assert may_retry(invoice)
-    retried(world.context, [invoice.id], organization_id=None, by="a test")
+    world.service.retry([invoice.id], organization_id=None, by="a test")
     return only(world, name)
 
 
@@ -149,7 +149,7 @@ def test_a_lost_answer_to_a_retry_charges_once(world: BillingWorld) -> None:
     change(world, "lost_retry", payment_method="pm_card_visa")
     world.stripe.fault("reset_before", "POST", "/v1/invoices/*/pay", times=50)
     invoice = only(world, "lost_retry")
-    retried(world.context, [invoice.id], organization_id=None, by="a test")
+    world.service.retry([invoice.id], organization_id=None, by="a test")
     assert only(world, "lost_retry").state == "payment_failed"
     world.stripe.control("DELETE", "faults")
     world.close()
@@ -228,5 +228,5 @@ def test_a_new_card_alone_does_not_collect_what_was_written_off(world: BillingWo
     known = world.catalog.view.get(Customer, DEFAULT_ORGANIZATION, "forgiven")
     assert known is not None
     after = known.model_copy(update={"payment_method": "pm_card_visa"})
-    changed(world.context.billing, world.catalog.view, known, after, "a test")
+    apply_customer_change(world.context, known, after, "a test")
     assert only(world, "forgiven").retry_asked_at == invoice.retry_asked_at

@@ -12,8 +12,7 @@ from starlette.testclient import TestClient
 from stripe_standin.process import StripeStandin
 
 from billing_job.context import BillingContext
-from billing_job.invoice.verify import verified
-from billing_job.stripe.api import StripeApi
+from billing_job.invoice.verify import verify_invoices
 from dashboard.app import Dashboard
 from ledger.invoice import Invoice
 from schemas.customer import Customer
@@ -21,7 +20,7 @@ from schemas.organization import DEFAULT_ORGANIZATION, ApiKey, Organization, Sco
 from schemas.settings import Settings
 from tests.flow.billing import MAY, BillingWorld
 from tests.standin import stripe_standin
-from usage_billing.invoice_desk import LedgerDesk
+from usage_billing.billing_adapter import BillingAdapter
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("faults_end")]
 
@@ -33,12 +32,12 @@ def api(world: BillingWorld) -> Iterator[TestClient]:
     secret = new_secret()
     key = {"id": "key_customers", "organization_id": DEFAULT_ORGANIZATION, "scopes": (Scope.ADMIN,), "created_at": 0}
     world.catalog.write(ApiKey.model_validate({**key, "sha256": secret_digest(secret), "hint": secret[-4:]}), 0)
-    desk = LedgerDesk(world.settings, world.catalog, world.context.log)
+    billing = BillingAdapter(world.settings, world.catalog, world.context.log)
     headers = {"Authorization": f"Bearer {secret}"}
     yield TestClient(
-        Dashboard(world.settings, world.catalog, desk).app, base_url="http://usage/api/v1", headers=headers
+        Dashboard(world.settings, world.catalog, billing).app, base_url="http://usage/api/v1", headers=headers
     )
-    desk.close()
+    billing.close()
 
 
 @pytest.fixture
@@ -248,7 +247,7 @@ def test_a_corrected_setting_reaches_what_is_not_at_stripe_yet(world: BillingWor
     assert after.fixed is not None
     assert (after.state, after.reason, after.document()["tax"]) == ("paid", None, "9.31")
     assert (after.fixed.lines, after.fixed.watermark) == (before.fixed.lines, before.fixed.watermark)
-    (found,) = verified(world.context.log.state, [after.fixed], world.context.usage)
+    (found,) = verify_invoices(world.context.log.state, [after.fixed], world.context.usage)
     assert found.differences == ()
 
 
@@ -272,7 +271,7 @@ def at_another_stripe(world: BillingWorld, standin: StripeStandin) -> BillingCon
             update={"stripe_api_base": standin.address, "stripe_api_key": standin.api_key}
         ).model_dump()
     )
-    return BillingContext(changed, world.catalog, world.context.log, StripeApi(changed), world.context.usage)
+    return BillingContext(changed, catalog=world.catalog, ledger=world.context.log, usage=world.context.usage)
 
 
 def test_a_step_to_another_stripe_makes_new_customers(world: BillingWorld, tmp_path: Path) -> None:

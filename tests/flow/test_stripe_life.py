@@ -16,7 +16,6 @@ from billing_job.collect import void_credit
 from billing_job.collect.charge import discard
 from billing_job.collect.poller import Poller
 from billing_job.collect.void_credit import NotPossible
-from billing_job.invoice import verify as invoices
 from billing_job.stripe.errors import StripeFailure
 from ledger.benefits import benefits_state, unpaid
 from ledger.invoice import Invoice
@@ -198,7 +197,7 @@ def test_what_was_credited_on_an_open_invoice_is_on_its_reissue_and_late_usage_i
     at_stripe = world.at_stripe("GET", f"/v1/invoices/{second.stripe_invoice_id}")
     assert (second.fixed.total, at_stripe["subtotal"]) == ("100.00", 10000)
     for invoice in world.invoices("kept"):
-        assert invoices.verify(world.settings, invoice.id).ok
+        assert world.service.verify(invoice.id).ok
 
 
 def test_a_waived_cycle_is_given_back_what_other_invoices_billed_for_it(world: BillingWorld) -> None:
@@ -209,7 +208,7 @@ def test_a_waived_cycle_is_given_back_what_other_invoices_billed_for_it(world: B
     assert world.close(JUNE).ok
     assert [each.document()["total"] for each in world.invoices("waived")] == ["135.00", "0.50", "-0.50"]
     for invoice in world.invoices("waived"):
-        assert invoices.verify(world.settings, invoice.id).ok
+        assert world.service.verify(invoice.id).ok
 
 
 def test_usage_that_was_credited_and_voided_is_credited_once(world: BillingWorld) -> None:
@@ -444,8 +443,10 @@ def test_killed_while_it_corrects_and_run_again(world: BillingWorld, step: str, 
     world.stripe.fault(f"timeout_{when}", method, path, seconds=1)
     code = f"""
 from billing_job.collect import void_credit
+from billing_job.service import open_service
 from schemas.settings import Settings
-with void_credit.opened(Settings()) as billing:
+with open_service(Settings()) as service:
+    billing = service.context.billing()
     invoice = billing.invoice({invoice.id!r})
     {call}
 """

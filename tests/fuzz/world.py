@@ -23,8 +23,8 @@ from runtime.kafka.admin import create_topics
 from runtime.logging import configure_logging
 from schemas.organization import DEFAULT_ORGANIZATION, ApiKey
 from schemas.settings import Settings
+from usage_billing.billing_adapter import BillingAdapter
 from usage_billing.bootstrap import ADMIN_KEY_ID, bootstrap
-from usage_billing.invoice_desk import LedgerDesk
 from usage_billing.serve import Composition
 from warehouse.migrate import migrate
 
@@ -71,9 +71,9 @@ class FuzzWorld:
         webhooks = StripeWebhooks(self.settings)
         await asyncio.to_thread(webhooks.start)
         parts.push_async_callback(webhooks.stop)
-        desk = LedgerDesk(self.settings, self.catalog, webhooks.ledger)
-        parts.callback(desk.close)
-        pages = Dashboard(self.settings, self.catalog, desk)
+        billing = BillingAdapter(self.settings, self.catalog, webhooks.ledger)
+        parts.callback(billing.close)
+        pages = Dashboard(self.settings, self.catalog, billing)
         pages.start()
         parts.push_async_callback(pages.stop)
         self._routes = pages.app.routes

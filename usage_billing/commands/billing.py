@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from pydantic import ValidationError
@@ -14,20 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from billing_job.close import CloseReport, UnknownOrganization
 from billing_job.close import close as close_due
 from billing_job.collect.steps import system_clock
-from billing_job.invoice import verify as invoices
 from billing_job.invoice.due import AsOfInFuture
 from billing_job.invoice.explain import NoSuchLine
-from billing_job.invoice.simulate import NotSimulable
+from billing_job.invoice.simulate import NotSimulable, past_year
+from billing_job.service import BillingService, UnknownInvoice, open_service
 from catalog.store import CatalogUnavailable
 from ledger.store import LedgerUnavailable
 from schemas.decimals import loads_exact
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 from schemas.product import ProductSpec
+from schemas.settings import Settings
+from schemas.subscription import Subscription
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable
 
-T = TypeVar("T")
 AWAY = (CatalogUnavailable, LedgerUnavailable, WarehouseUnavailable)
 InvoiceId = Annotated[str, Parameter(help="Id of the invoice, inv_…", name="ID")]
 
@@ -101,10 +103,13 @@ app.command("usage_billing.commands.void_credit:settle", help="End the hold of a
 app.command("usage_billing.commands.void_credit:credit", help="Have Stripe issue a credit note, and refund it.")
 
 
-def asked(question: Callable[[], T]) -> T:
+@contextmanager
+def asked_of_billing(settings: Settings, *, charging: bool = False) -> Generator[BillingService]:
+    """billing's service for a command; its errors end the command with a message."""
     try:
-        return question()
-    except (invoices.UnknownInvoice, invoices.NothingToPreview, NoSuchLine, NotSimulable) as error:
+        with open_service(settings, charging=charging) as service:
+            yield service
+    except (UnknownInvoice, NoSuchLine, NotSimulable) as error:
         wrong_usage(str(error))
     except AWAY as error:
         fail(str(error))
@@ -117,8 +122,8 @@ def _print_json(document: Any) -> None:
 @app.command
 def show(invoice_id: InvoiceId, /) -> int:
     """Print an invoice as JSON."""
-    settings = settings_for("invoice")
-    _print_json(asked(lambda: invoices.show(settings, invoice_id)))
+    with asked_of_billing(settings_for("invoice")) as service:
+        _print_json(service.invoice(invoice_id).document())
     return DONE
 
 
@@ -132,20 +137,15 @@ def explain(
     csv: Annotated[bool, Parameter(help="The events alone, as CSV.", negative="")] = False,
 ) -> int:
     """Explain every amount of an invoice, down to the events behind it."""
-    settings = settings_for("invoice")
-
-    def told() -> None:
+    with asked_of_billing(settings_for("invoice")) as service:
         if csv:
-            with invoices.line_events(settings, invoice_id, line) as blocks:
-                for block in blocks:
-                    print(block, end="")
+            for block in service.line_events(invoice_id, line):
+                print(block, end="")
         elif events or line is not None:
-            for text in invoices.explain_events(settings, invoice_id, line):
+            for text in service.explain_events(invoice_id, line):
                 print(text)
         else:
-            print("\n".join(invoices.explain(settings, invoice_id)))
-
-    asked(told)
+            print("\n".join(service.explain(invoice_id)))
     return DONE
 
 
@@ -161,10 +161,8 @@ def verify(
     settings = settings_for("invoice")
     if (invoice_id is None) is not all:
         wrong_usage("name one invoice, or --all")
-    if invoice_id is not None:
-        found = [asked(lambda: invoices.verify(settings, invoice_id))]
-    else:
-        found = asked(lambda: invoices.verify_all(settings, organization))
+    with asked_of_billing(settings) as service:
+        found = service.verify_all(organization) if invoice_id is None else [service.verify(invoice_id)]
     wrong = [each for each in found if not each.ok]
     for each in wrong:
         for difference in each.differences:
@@ -184,16 +182,16 @@ def preview(
     organization: str = DEFAULT_ORGANIZATION,
 ) -> int:
     """Price the open cycle with the engine that invoices, as JSON."""
-    settings = settings_for("invoice")
     is_subscription = identifier.startswith("sub_")
-    found = asked(
-        lambda: invoices.preview(
-            settings,
-            customer_id=None if is_subscription else identifier,
-            subscription_id=identifier if is_subscription else None,
-            organization_id=organization,
-        )
-    )
+    with asked_of_billing(settings_for("invoice")) as service:
+        subscriptions = [
+            subscription
+            for subscription in service.context.catalog.view.all(Subscription, organization)
+            if identifier == (subscription.id if is_subscription else subscription.customer_id)
+        ]
+        found = service.preview(subscriptions, system_clock())
+    if not found:
+        wrong_usage("no subscription runs now")
     _print_json(found)
     return DONE
 
@@ -210,7 +208,7 @@ def simulate(
 ) -> int:
     """Price a customer's real past usage by any product, cycle by cycle, beside what was billed, as JSON."""
     settings = settings_for("invoice")
-    past = invoices.past_year(system_clock())
+    past = past_year(system_clock())
     try:
         period = Cycle(
             past.start_us if from_ is None else parse_rfc3339(from_), past.end_us if to is None else parse_rfc3339(to)
@@ -221,10 +219,7 @@ def simulate(
         wrong_usage("; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()))
     except (ValueError, OSError) as error:
         wrong_usage(str(error))
-    found = asked(
-        lambda: invoices.simulate(
-            settings, organization_id=organization, customer_id=customer, product=spec, period=period
-        )
-    )
+    with asked_of_billing(settings) as service:
+        found = service.simulate(organization, customer, spec, period)
     _print_json(found)
     return DONE

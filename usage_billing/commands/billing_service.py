@@ -24,16 +24,11 @@ def run() -> int:
 @app.command
 def retry(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None) -> int:
     """Try again now what waits, is held or failed, without its usual rest; also what had failed for good."""
-    from billing_job import service as desk
-    from usage_billing.commands.billing import asked, print_report, progress_bar, shown_on
+    from usage_billing.commands.billing import asked_of_billing, print_report, progress_bar, shown_on
 
     settings = settings_for("billing")
-    with progress_bar() as bar:
-        report = asked(
-            lambda: desk.retry(
-                settings, ids, organization_id=organization, by=getpass.getuser(), progress=shown_on(bar)
-            )
-        )
+    with progress_bar() as bar, asked_of_billing(settings, charging=True) as service:
+        report = service.retry(ids, organization_id=organization, by=getpass.getuser(), progress=shown_on(bar))
     print_report(report)
     return DONE if report.ok else FAILED
 
@@ -41,11 +36,10 @@ def retry(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only th
 @app.command
 def approve(*ids: Ids, organization: Annotated[str | None, Parameter(help="Only this organization's.")] = None) -> int:
     """Let invoices be charged, where an organization wants each to be approved; the next close charges them."""
-    from billing_job import service as desk
-    from usage_billing.commands.billing import asked
+    from usage_billing.commands.billing import asked_of_billing
 
-    settings = settings_for("billing")
-    approved = asked(lambda: desk.approve(settings, ids, organization_id=organization, by=getpass.getuser()))
+    with asked_of_billing(settings_for("billing")) as service:
+        approved = service.approve(ids, organization_id=organization, by=getpass.getuser())
     for invoice in approved:
         out.print(f"  {invoice.id}: {invoice.customer_id}, {invoice.document()['total']}", markup=False)
     out.print(f"  {len(approved)} invoices approved")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from catalog.store import CatalogStore, CatalogUnavailable
+from dashboard.billing_port import BillingUnavailable
 from dashboard.finance import (
     REPORTS,
     Table,
@@ -20,14 +21,12 @@ from dashboard.finance import (
     keep_accrual,
     require_near,
 )
-from dashboard.finance import accrual as accrued_at
-from dashboard.invoice_desk import DeskUnavailable
 from ledger.store import LedgerLog, LedgerUnavailable
 from runtime.clock import now_us
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
+from usage_billing.billing_adapter import BillingAdapter
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
-from usage_billing.invoice_desk import LedgerDesk
 from warehouse.client import WarehouseUnavailable, connect
 
 _NAMED_MAX = 20
@@ -89,15 +88,15 @@ def accrual(
     try:
         with CatalogStore(settings) as catalog, LedgerLog(settings) as ledger, connect(settings) as client:
             _require(catalog, organization)
-            with closing(LedgerDesk(settings, catalog, ledger)) as desk:
-                accrued = accrued_at(client, desk, catalog.view, organization, at_us)
+            with closing(BillingAdapter(settings, catalog, ledger)) as billing:
+                accrued = billing.accrue(organization, at_us)
             if keep and not accrued.missing:
                 keep_accrual(client, organization, at_us, now_us(), accrued.lines)
         _print(accrual_table(accrued), format_)
         if accrued.missing:
             named = "; ".join(f"{each.subscription_id}: {each.reason}" for each in accrued.missing[:_NAMED_MAX])
             fail(f"{len(accrued.missing)} subscriptions are not computed{' and nothing is kept' * keep}: {named}")
-    except (CatalogUnavailable, DeskUnavailable, LedgerUnavailable, WarehouseUnavailable) as error:
+    except (CatalogUnavailable, BillingUnavailable, LedgerUnavailable, WarehouseUnavailable) as error:
         fail(str(error))
     return DONE
 

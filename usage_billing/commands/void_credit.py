@@ -10,10 +10,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from billing_job.collect.steps import Billing, InvoiceStopped
-from billing_job.collect.void_credit import NotPossible, credit_amount, opened, reissue, settle_paid_twice
+from billing_job.collect.void_credit import NotPossible, credit_amount, reissue, settle_paid_twice
 from billing_job.collect.void_credit import credit as credit_invoice
 from billing_job.collect.void_credit import void as void_invoice
+from billing_job.service import UnknownInvoice, open_service
 from billing_job.stripe.errors import StripeFailure
+from ledger.invoice import Invoice
 from ledger.records import CreditFor
 from ledger.store import LedgerUnavailable
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
@@ -96,12 +98,10 @@ def settle(invoice_id: InvoiceId, /, *, reason: Reason) -> int:
 
 def _done(invoice_id: str, act: Callable[[Billing, Invoice], str]) -> int:
     try:
-        with opened(settings_for("invoice")) as billing:
-            found = billing.log.state.get(invoice_id)
-            if found is None:
-                wrong_usage(f"there is no invoice {invoice_id!r}")
-            print(act(billing, found))
-    except NotPossible as error:
+        with open_service(settings_for("invoice")) as service:
+            invoice = service.invoice(invoice_id)
+            print(act(service.context.billing(), invoice))
+    except (NotPossible, UnknownInvoice) as error:
         wrong_usage(str(error))
     except StripeFailure as failure:
         fail(f"{invoice_id}: {failure.reason}")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from whenever import OffsetDateTime
 
-from billing_job.invoice.verify import verify_all
+from billing_job.service import open_service
 from catalog.store import CatalogStore
 from deploy.local import stack
 from runtime.clock import now_us
@@ -333,7 +333,8 @@ class Demo:
 
     def verify_invoices(self) -> None:
         """Each once more, from raw events and the snapshot in the ledger."""
-        found = verify_all(self.settings, self.organization_id)
+        with open_service(self.settings) as service:
+            found = service.verify_all(self.organization_id)
         wrong = [each for each in found if not each.ok]
         if wrong or not found:
             raise DemoFailed(f"{len(wrong)} of {len(found)} invoices can't be verified: {wrong[:1]}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_job.stripe.api import _Pace
+from billing_job.stripe.rate import Pace
 from billing_job.worker_group import rate_share
 
 
@@ -43,7 +43,7 @@ def test_all_together_keep_the_limit(partitions: int, workers: int, closers: int
 
 def test_calls_are_spaced_by_the_part_that_is_held_then() -> None:
     parts = iter([Fraction(0), *[Fraction(1, 2)] * 10, *[Fraction(1)] * 20])
-    pace = _Pace(100, lambda: next(parts))
+    pace = Pace(100, lambda: next(parts))
     with ThreadPoolExecutor(5) as pool:
         started = time.monotonic()
         list(pool.map(lambda _: pace.wait(), range(30)))

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from catalog.record import CatalogObject, CatalogRecord
 from catalog.view import CatalogView
 from dashboard.app import create_app
-from dashboard.invoice_desk import BillingRun, DeskUnavailable
+from dashboard.billing_port import BillingRun, BillingUnavailable
 from dashboard.services import Services
 from schemas.organization import ApiKey, Organization, Scope, secret_digest
 from schemas.settings import Settings
@@ -26,7 +26,7 @@ def run(*invoices: dict[str, Any], **more: Any) -> BillingRun:
     return BillingRun(**fields)
 
 
-def signed_in(desk: object) -> tuple[TestClient, str]:
+def signed_in(billing: object) -> tuple[TestClient, str]:
     view = CatalogView()
     states: tuple[CatalogObject, ...] = (
         Organization(id="default", organization_id="default", created_at=0),
@@ -43,7 +43,7 @@ def signed_in(desk: object) -> tuple[TestClient, str]:
         assert view.apply(CatalogRecord(state, 0, 0)) is None
     catalog: Any = SimpleNamespace(view=view)
     part: Any = Mock()
-    held: Any = desk
+    held: Any = billing
     app = create_app(Services(Settings(), catalog, part, part, part, part, part, part, held))
     client = TestClient(app, base_url="http://usage", headers={"Accept": "text/html"})
     assert client.post("/sign-in", data={"key": "k"}, follow_redirects=False).status_code == 303
@@ -52,13 +52,13 @@ def signed_in(desk: object) -> tuple[TestClient, str]:
 
 
 def test_a_list_of_what_is_due_bills_nothing() -> None:
-    desk = Mock(run_billing=Mock(return_value=run(DUE, later=2)))
-    client, _ = signed_in(desk)
+    billing = Mock(run_billing=Mock(return_value=run(DUE, later=2)))
+    client, _ = signed_in(billing)
     text = client.get("/invoices/run/due").text
     assert "cus_1" in text
     assert "€7.00" in text
     assert "2 more billing periods have ended" in text
-    assert [call.kwargs for call in desk.run_billing.call_args_list] == [{"dry_run": True}]
+    assert [call.kwargs for call in billing.run_billing.call_args_list] == [{"dry_run": True}]
     assert "What will be billed" in client.get("/invoices/run", params={"wait": True}).text
 
 
@@ -72,19 +72,19 @@ def test_a_list_of_what_is_due_bills_nothing() -> None:
     ],
 )
 def test_the_button_bills_and_says_what_came_of_it(found: BillingRun, said: str) -> None:
-    desk = Mock(run_billing=Mock(return_value=found))
-    client, token = signed_in(desk)
+    billing = Mock(run_billing=Mock(return_value=found))
+    client, token = signed_in(billing)
     assert client.post("/invoices/run", data={"csrf_token": "x"}).status_code == 403
-    desk.run_billing.assert_not_called()
+    billing.run_billing.assert_not_called()
     answer = client.post("/invoices/run", data={"csrf_token": token})
     assert answer.status_code == 200
     assert said in answer.text
-    assert [call.kwargs for call in desk.run_billing.call_args_list] == [{"dry_run": False}]
+    assert [call.kwargs for call in billing.run_billing.call_args_list] == [{"dry_run": False}]
 
 
 def test_an_outage_is_said_and_not_a_500() -> None:
-    desk = Mock(run_billing=Mock(side_effect=DeskUnavailable("ClickHouse is away")))
-    client, token = signed_in(desk)
+    billing = Mock(run_billing=Mock(side_effect=BillingUnavailable("ClickHouse is away")))
+    client, token = signed_in(billing)
     for answer in (client.get("/invoices/run/due"), client.post("/invoices/run", data={"csrf_token": token})):
         assert answer.status_code == 503
         assert "ClickHouse is away" in answer.text

@@ -9,8 +9,9 @@ import pytest
 
 from billing_job.collect.steps import invoice_rests_until, rests_until
 from billing_job.invoice.to_do import is_ours_to_do
-from ledger.records import InvoiceFixed, OrderRecorded, Seller, StripeInvoice
-from ledger.view import Attempt, Invoice
+from ledger.invoice import Attempt, Invoice
+from ledger.records import OrderRecorded, StripeInvoice
+from ledger.snapshot import InvoiceFixed, Seller
 
 MINUTE, HOUR = 60_000_000, 3_600_000_000
 

@@ -31,8 +31,8 @@ from billing_job.stripe.objects import (
     seen_invoice,
 )
 from billing_job.stripe.rate import calls_per_second
-from ledger.records import InvoiceFixed, Line, Seller
-from ledger.view import Attempt
+from ledger.invoice import Attempt
+from ledger.snapshot import InvoiceFixed, Line, Seller
 from schemas.customer import Customer, TaxId
 from schemas.period import parse_rfc3339
 from schemas.settings import Settings

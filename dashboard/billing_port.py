@@ -1,14 +1,14 @@
-"""What billing can tell about invoices, and be asked of them. The process that serves pages and API provides it."""
+"""The port through which pages and API reach billing. The process that serves them provides its adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from ledger.records import CreditFor
+from schemas.accrual import Accrual
 from schemas.customer import Customer
 from schemas.organization import Organization
 from schemas.period import Cycle
@@ -16,7 +16,7 @@ from schemas.product import ProductSpec
 from schemas.watermark import Watermark
 
 
-class DeskUnavailable(Exception):
+class BillingUnavailable(Exception):
     """The ledger or ClickHouse does not answer; trying again may help."""
 
 
@@ -28,7 +28,7 @@ class Verified:
     differences: tuple[str, ...]
 
 
-class DeskRefused(ValueError):
+class BillingRefused(ValueError):
     """What was asked for can't be done. field: of the request; None: no single one. code: stable, for programs."""
 
     def __init__(self, field: str | None, message: str, code: str = "not_possible") -> None:
@@ -37,7 +37,7 @@ class DeskRefused(ValueError):
         self.code = code
 
 
-class DeskConflict(Exception):
+class BillingConflict(Exception):
     """The invoice is in no state in which that could be done. code: stable, for programs."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -64,30 +64,6 @@ class Possible:
 
 
 NOTHING_POSSIBLE = Possible(void=False, credit=None, refund=False)
-
-
-@dataclass(frozen=True, slots=True)
-class LateUsage:
-    """What a cycle costs now beyond what was invoiced for it; net: major units, before tax, negative for a credit."""
-
-    customer_id: str
-    subscription_id: str
-    product_id: str
-    period: Cycle
-    net: Decimal
-    currency: str
-
-
-@dataclass(frozen=True, slots=True)
-class InvoicedBy:
-    """What was invoiced by a date. cycles: (subscription, start in µs), those too whose invoice is void for good.
-
-    late: what they cost beyond that. problems: subscription → why that is not known.
-    """
-
-    cycles: frozenset[tuple[str, int]]
-    late: tuple[LateUsage, ...]
-    problems: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +104,8 @@ class Credited:
     invoice: dict[str, Any]
 
 
-class InvoiceDesk(Protocol):
-    """Every method blocks, and raises DeskUnavailable. The caller knows whose invoice or customer it is."""
+class BillingPort(Protocol):
+    """Every method blocks, and raises BillingUnavailable. The caller knows whose invoice or customer it is."""
 
     def verify(self, invoice_id: str) -> Verified:
         """Count its events again, price them by its snapshot, and compare."""
@@ -140,7 +116,7 @@ class InvoiceDesk(Protocol):
         ...
 
     def events(self, invoice_id: str, line: int | None) -> Iterator[str]:
-        """The events behind one line or (None) all of them, as CSV in blocks. Raises DeskRefused."""
+        """The events behind one line or (None) all of them, as CSV in blocks. Raises BillingRefused."""
         ...
 
     def preview(self, organization_id: str, customer_id: str, at_us: int) -> list[dict[str, Any]]:
@@ -150,19 +126,15 @@ class InvoiceDesk(Protocol):
     def simulate(
         self, organization_id: str, customer_id: str, product: ProductSpec | str, period: Cycle
     ) -> list[dict[str, Any]]:
-        """What a product (or that of an id) would have charged, cycle by cycle. Raises DeskRefused."""
+        """What a product (or that of an id) would have charged, cycle by cycle. Raises BillingRefused."""
         ...
 
-    def everything_stored(self) -> AbstractContextManager[Watermark]:
-        """Where the log ends now, once ClickHouse has all below it; what is asked within is answered by one store.
+    def accrue(self, organization_id: str, at_us: int) -> Accrual:
+        """What was used by a date and on no invoice issued by then; every event counts that is acknowledged now.
 
-        Raises DeskUnavailable where that takes more than some seconds, or no sink has read the log yet, and at its end
-        where an older copy took ClickHouse's place meanwhile.
+        Raises BillingUnavailable where ClickHouse does not have all of them within some seconds, no sink has read the
+        log yet, or a restored backup takes the store's place meanwhile.
         """
-        ...
-
-    def invoiced_by(self, organization_id: str, at_us: int, watermark: Watermark) -> InvoicedBy:
-        """What was invoiced by a date, and the late usage below the watermark that was not."""
         ...
 
     def cycles_billed(self, organization_id: str, stored: Watermark) -> CyclesBilled:
@@ -179,12 +151,13 @@ class InvoiceDesk(Protocol):
     def check_customer(self, before: Customer | None, after: Customer) -> None:
         """Have Stripe look at what is new of a customer: the id given exists and is its own, the card can be attached.
 
-        before: as the catalog has it; None: it is new. Raises DeskRefused and DeskUnavailable: nothing is changed then.
+        before: as the catalog has it; None: it is new. Raises BillingRefused and BillingUnavailable: then nothing is
+        changed.
         """
         ...
 
     def check_settings(self, before: Organization, after: Organization) -> None:
-        """Have Stripe look at a new account and new tax rates. Raises DeskRefused and DeskUnavailable."""
+        """Have Stripe look at a new account and new tax rates. Raises BillingRefused and BillingUnavailable."""
         ...
 
     def customer_changed(self, before: Customer | None, after: Customer, by: str) -> None:
@@ -202,7 +175,7 @@ class InvoiceDesk(Protocol):
     def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:
         """Make it void, at Stripe too; with reissue the next close invoices its cycle anew. Twice is once.
 
-        by: who asks, for the log. Raises DeskConflict, DeskRefused.
+        by: who asks, for the log. Raises BillingConflict, BillingRefused.
         """
         ...
 
@@ -222,13 +195,13 @@ class InvoiceDesk(Protocol):
         credit_for: `usage` counts as billed less, `goodwill` does not.
 
         request: the client's Idempotency-Key; the same one is answered with the credit note that it made before.
-        Raises DeskConflict, DeskRefused.
+        Raises BillingConflict, BillingRefused.
         """
         ...
 
     def settle(self, invoice_id: str, *, reason: str, by: str) -> dict[str, Any]:
         """End the hold of an invoice that was paid twice: someone has dealt with the money. Its document.
 
-        Raises DeskConflict.
+        Raises BillingConflict.
         """
         ...
