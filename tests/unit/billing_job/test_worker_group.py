@@ -27,8 +27,8 @@ from billing_job.worker_group import rate_share
         (False,  0, 2, 2, Fraction(1, 3)),
     ],
 )  # fmt: skip
-def test_share(is_worker: bool, own: int, workers: int, closers: int, group: Fraction) -> None:
-    assert rate_share(is_worker=is_worker, own=own, partitions=12, workers=workers, closers=closers) == group
+def test_share(is_worker: bool, own: int, workers: int, closers: int, share: Fraction) -> None:
+    assert rate_share(is_worker=is_worker, own=own, partitions=12, workers=workers, closers=closers) == share
 
 
 @given(st.integers(1, 12), st.integers(0, 20), st.integers(0, 5))
