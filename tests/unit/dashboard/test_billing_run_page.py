@@ -1,4 +1,4 @@
-"""Pages to run billing: what is due, what came of billing it, and why it could not be done; with a desk of this test."""
+"""Pages to run billing: what is due, what came of billing it, and why it could not be done; with the port of this test."""
 
 from types import SimpleNamespace
 from typing import Any
