@@ -337,8 +337,12 @@ class CyclesAreBilledWhatTheyCost(RuleBasedStateMachine):
         assert made, "the final invoice"
         bills = cycle_bills(world.ledger.of_subscription(ORG, SUB))
         cost = 0
-        for bill in bills.values():
-            assert bill.counted_to == world.stored.end or bill.waived
+        # A cycle whose last correction is void keeps its watermark until an invoice corrects it again.
+        undone = {
+            each.cycle_start for i in world.invoices if i.state == "void" and i.fixed for each in i.fixed.corrections
+        }
+        for start, bill in bills.items():
+            assert bill.counted_to == world.stored.end or bill.waived or start in undone
             assert bill.billed_minor == world.costs(bill, world.stored.end)
             cost += bill.billed_minor
         assert charged(world) == cost - self.goodwill(), "all that the customer pays"
@@ -367,6 +371,16 @@ class CyclesAreBilledWhatTheyCost(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.settle()
+
+
+def test_late_usage_that_was_corrected_by_a_void_invoice_and_then_voided_costs_nothing() -> None:
+    """The final invoice finds no difference, so it records no correction; the cycle is billed what it costs all the same."""
+    state = CyclesAreBilledWhatTheyCost()
+    state.close_next()
+    state.use_late(number=0, value="49.3")
+    state.void_usage(number=0)
+    state.waive(number=1)
+    state.settle()
 
 
 TestCyclesAreBilledWhatTheyCost = CyclesAreBilledWhatTheyCost.TestCase
