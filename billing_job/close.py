@@ -36,17 +36,17 @@ _FIX_ATTEMPTS_MAX = 5
 
 
 class UnknownOrganization(ValueError):
-    """There is no organization of that id."""
+    """No organization has that id."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseReport:
-    """What a close came to.
+    """The result of a close.
 
     invoices: every one that is due, as it is now (of a dry run: as it would be fixed), oldest cycle first; those not
     fixed are left out. fixed: how many this run fixed. in_grace: ended by as_of, closed later. waiting: why those in
     waiting_for could not be fixed. awaiting_approval: ids of those that someone has to let be charged. problems:
-    invoice id → why it could not go on now. seconds: part → time it took.
+    invoice id → why it could not be finished now. seconds: part → time it took.
     """
 
     as_of: int
@@ -112,8 +112,8 @@ def close_cycles(
     stopping: threading.Event | None = None,
     only: Callable[[DueCycle], bool] = _all,
 ) -> CloseReport:
-    """`close` with what is open already. scheduled: wait for imports, and longer after each failure. only: of what is
-    due, as the invoice in force, what is this run's to do.
+    """`close` with what is open already. scheduled: wait for imports, and longer after each failure. only:
+    whether a due cycle, with its current revision, is this run's to do.
     """
     run = CloseRun(context, context.billing(scheduled=scheduled), progress or _silent, stopping or threading.Event())
     now = system_clock() if now_us is None else now_us
@@ -171,7 +171,7 @@ def _closed(run: CloseRun, due: Sequence[DueCycle], *, as_of_us: int, dry_run: b
                 break
             with run.timed("fix"):
                 fixed += store(run, computed)
-            # Where another run fixed a subscription's invoice a moment before, what followed it is computed anew.
+            # Another run fixed an earlier invoice of the subscription meanwhile: compute those that follow it again.
             lost = {each.invoice_id for each in computed}
             open_cycles = [each for each in unfixed(run.ledger, open_cycles) if each.invoice_id in lost]
         else:
@@ -203,7 +203,7 @@ def _closed(run: CloseRun, due: Sequence[DueCycle], *, as_of_us: int, dry_run: b
 def _as_if_fixed(
     due: Sequence[DueCycle], computed: Sequence[InvoiceFixed], ledger: InvoiceLedger
 ) -> tuple[Invoice, ...]:
-    """What a dry run shows: what is fixed as it is, the rest as it would be fixed now."""
+    """The invoices of a dry run: fixed ones from the ledger, the others as they would be fixed now."""
     as_fixed = {fixed.invoice_id: just_fixed(fixed) for fixed in computed}
     return _that_are_fixed(as_fixed.get(each.invoice_id) or ledger.get(each.invoice_id) for each in due)
 

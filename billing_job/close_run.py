@@ -28,7 +28,7 @@ class CloseRun:
     """One close.
 
     seconds: part → time it took.
-    problems: invoice id → why it could not go on now.
+    problems: invoice id → why it could not be finished now.
     unchecked: ids of approved invoices → why they can't be charged yet.
     down: why Stripe is not called any more in this run; None: it answers.
     """

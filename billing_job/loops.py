@@ -1,4 +1,4 @@
-"""billing's loops over customers and invoices: which exception is one invoice's, and which concerns all of them."""
+"""Billing's loops over customers and invoices: which exceptions concern one invoice, and which all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AWAY = (LedgerUnavailable, CatalogUnavailable, WarehouseUnavailable, KafkaExcep
 
 
 def concerns_all(error: Exception) -> bool:
-    """Whether a part is away that every invoice needs. A count that is too large for ClickHouse is one invoice's."""
+    """Whether a part does not answer that every invoice needs. A count too large for ClickHouse concerns one."""
     return isinstance(error, _AWAY) and not isinstance(error, TooMuch)
 
 

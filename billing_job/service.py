@@ -1,7 +1,7 @@
-"""billing for people: what pages, the API and commands ask of invoices, and have done to them.
+"""Billing's requests, as pages, the API and commands make them.
 
-Every method works on the one context and raises billing's own errors; who calls puts them in the words of a page or of
-a command. LedgerUnavailable, WarehouseUnavailable and KafkaException mean that a part is away.
+Every method works on one context and raises billing's own errors, which the caller translates for a page or a command.
+LedgerUnavailable, WarehouseUnavailable and KafkaException mean that a part does not answer.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class BillingService:
     def simulate(
         self, organization_id: str, customer_id: str, product: ProductSpec | str, period: Cycle
     ) -> list[dict[str, Any]]:
-        """What a product, or that of an id, would have charged for each cycle that began in the period.
+        """The amounts that a product (or that of an id) would have charged for each cycle that began in the period.
 
         Raises NotSimulable.
         """
@@ -167,7 +167,7 @@ class BillingService:
             yield watermark
 
     def accrue(self, organization_id: str, at_us: int) -> Accrual:
-        """What was used by a date and not invoiced by then; every event counts that was acknowledged before the call.
+        """Usage before a date that is on no invoice issued by then; every event counts that is acknowledged by now.
 
         Raises NotCovered.
         """
@@ -194,7 +194,7 @@ class BillingService:
         return awaits_approval(self.context.catalog.view, invoice)
 
     def approve(self, ids: Sequence[str], *, organization_id: str | None, by: str) -> list[Invoice]:
-        """Let invoices be charged: those named, or all that await it. Raises UnknownInvoice."""
+        """Let invoices be charged: those named, or all that await approval. Raises UnknownInvoice."""
         waiting = [each for each in self._named(ids, organization_id) if self.awaits_approval(each)]
         return [each for each in waiting if record_request(self.context.log, each, "approve", by)]
 

@@ -56,13 +56,13 @@ def _computed(run: CloseRun, due: Sequence[DueCycle], watermark: Watermark, *, d
 
 
 def store(run: CloseRun, computed: Sequence[InvoiceFixed]) -> int:
-    """How many of the records are in force. One that the log does not take stops no other."""
+    """Write the records. Returns how many of them won; a record that the log refuses does not stop the others."""
     parts = run.one_by_one("fix").by_halves(computed, run.context.log.append_all, lambda fixed: fixed.invoice_id)
     return sum(sum(won) for won in parts)
 
 
 def supersede(run: CloseRun, due: Sequence[DueCycle]) -> list[DueCycle]:
-    """What is due, with a revision in place of each approved invoice of which less is owed by now."""
+    """The due cycles, with a revision for each approved invoice of which less is owed by now."""
     known = [run.ledger.get(each.invoice_id) for each in due]
     approved = [each for each in known if each is not None and is_untouched(each) and is_ours_to_do(each)]
     if not approved:

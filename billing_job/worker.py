@@ -1,4 +1,4 @@
-"""`usage-billing billing`: closes what is due, by itself, and follows payments that no webhook told of."""
+"""`usage-billing billing`: closes due cycles and polls Stripe for payments whose webhooks were missed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Worker:
         }
 
     def round(self, stopping: threading.Event) -> None:
-        """Close what is due now, then look at open invoices. What is away is told and tried again next time."""
+        """Close the cycles that are due, then poll Stripe. A part that does not answer is reported and retried."""
         try:
             report = close_cycles(
                 self._context,

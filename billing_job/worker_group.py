@@ -43,7 +43,7 @@ def rate_share(*, is_worker: bool, own: int, partitions: int, workers: int, clos
 
 
 class WorkerGroup:
-    """A process's part, kept current by a thread. A context manager. Thread-safe.
+    """A process's share of the customers, kept current by a thread. A context manager. Thread-safe.
 
     Until a worker's group has given it partitions it has none. A process that no worker shares with has them all.
     """
@@ -70,7 +70,7 @@ class WorkerGroup:
         self._thread.join(_STOP_SECONDS)
 
     def is_mine(self, organization_id: str, customer_id: str) -> bool:
-        """Whether this process looks after the customer now."""
+        """Whether this process bills the customer now."""
         return partition_of(organization_id, customer_id, self._partitions) in self._own
 
     @property
@@ -128,7 +128,7 @@ class WorkerGroup:
                         self._members = (workers, closers)
                     except KafkaException as error:
                         log.warning("groups_not_counted", error=str(error))
-                        admin = admin_client(self._settings)  # one that was told of no brokers never works again
+                        admin = admin_client(self._settings)  # a client that received no brokers never recovers
         finally:
             consumer.close()
 

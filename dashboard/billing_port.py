@@ -17,19 +17,19 @@ from schemas.watermark import Watermark
 
 
 class BillingUnavailable(Exception):
-    """The ledger or ClickHouse does not answer; trying again may help."""
+    """The ledger, ClickHouse or Stripe does not answer; trying again may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An invoice recomputed from raw events. differences: what is not as it was invoiced; none: all is."""
+    """An invoice recomputed from raw events. differences: from the invoice; empty: it is the same."""
 
     hash: str
     differences: tuple[str, ...]
 
 
 class BillingRefused(ValueError):
-    """What was asked for can't be done. field: of the request; None: no single one. code: stable, for programs."""
+    """The request can't be done. field: of the request; None: no single one. code: stable, for programs."""
 
     def __init__(self, field: str | None, message: str, code: str = "not_possible") -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class BillingRefused(ValueError):
 
 
 class BillingConflict(Exception):
-    """The invoice is in no state in which that could be done. code: stable, for programs."""
+    """The invoice's state does not allow it. code: stable, for programs."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -47,11 +47,14 @@ class BillingConflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Possible:
-    """What may be done to an invoice now. credit: up to how much, tax included; None: nothing. refund: it was paid.
+    """Actions that an invoice's state allows now.
 
-    approve: it waits for someone's approval. approved: someone approved it, and it is not charged yet. approved_by: a
-    key or user; None: not known.
-    retry: something failed, or it is open and its payment was refused.
+    credit: the largest credit note, major units, tax included; None: none.
+    refund: the invoice was paid, so a credit note may be refunded.
+    approve: it waits for a person's approval.
+    approved: a person approved it, and it is not charged yet.
+    approved_by: a key or user; None: not known.
+    retry: a step failed, or the invoice is open and its payment was refused.
     """
 
     void: bool
@@ -76,10 +79,10 @@ class CyclesBilled:
 
 @dataclass(frozen=True, slots=True)
 class BillingRun:
-    """What billing every ended period came to, or would come to.
+    """The result of billing every ended period, or what it would be.
 
-    invoices: documents of those that were not settled before. problems: invoice id → why it could not go on. later: how
-    many periods have ended and still wait for late events. waiting: why nothing more can be counted now.
+    invoices: documents of those that were not settled before. problems: invoice id → why it could not go on. later: the
+    number of ended periods that still wait for late events. waiting: why no more can be counted now.
     """
 
     invoices: tuple[dict[str, Any], ...]
@@ -105,7 +108,7 @@ class Credited:
 
 
 class BillingPort(Protocol):
-    """Every method blocks, and raises BillingUnavailable. The caller knows whose invoice or customer it is."""
+    """Every method blocks, and raises BillingUnavailable. The caller checks whose invoice or customer it is."""
 
     def verify(self, invoice_id: str) -> Verified:
         """Count its events again, price them by its snapshot, and compare."""
@@ -126,11 +129,11 @@ class BillingPort(Protocol):
     def simulate(
         self, organization_id: str, customer_id: str, product: ProductSpec | str, period: Cycle
     ) -> list[dict[str, Any]]:
-        """What a product (or that of an id) would have charged, cycle by cycle. Raises BillingRefused."""
+        """The amounts that a product (or that of an id) would have charged, cycle by cycle. Raises BillingRefused."""
         ...
 
     def accrue(self, organization_id: str, at_us: int) -> Accrual:
-        """What was used by a date and on no invoice issued by then; every event counts that is acknowledged now.
+        """Usage before a date that is on no invoice issued by then; every event counts that is acknowledged now.
 
         Raises BillingUnavailable where ClickHouse does not have all of them within some seconds, no sink has read the
         log yet, or a restored backup takes the store's place meanwhile.
@@ -138,18 +141,18 @@ class BillingPort(Protocol):
         ...
 
     def cycles_billed(self, organization_id: str, stored: Watermark) -> CyclesBilled:
-        """Count again what every invoice counted, and hold what was billed for each cycle against what it costs.
+        """Count every invoice's events again, and compare the amounts billed for each cycle with its cost.
 
         stored: up to where ClickHouse has everything.
         """
         ...
 
     def ask(self, invoice_id: str, what: Literal["approve", "retry"], by: str) -> bool:
-        """Let it be charged, or tried again now, by the next close; False: it was not waiting for that."""
+        """Have the next close charge the invoice, or retry it; False: it does not wait for that."""
         ...
 
     def check_customer(self, before: Customer | None, after: Customer) -> None:
-        """Have Stripe look at what is new of a customer: the id given exists and is its own, the card can be attached.
+        """Check a customer's new fields at Stripe: the given id exists and is its own, the card can be attached.
 
         before: as the catalog has it; None: it is new. Raises BillingRefused and BillingUnavailable: then nothing is
         changed.
@@ -157,11 +160,11 @@ class BillingPort(Protocol):
         ...
 
     def check_settings(self, before: Organization, after: Organization) -> None:
-        """Have Stripe look at a new account and new tax rates. Raises BillingRefused and BillingUnavailable."""
+        """Check a new account and new tax rates at Stripe. Raises BillingRefused and BillingUnavailable."""
         ...
 
     def customer_changed(self, before: Customer | None, after: Customer, by: str) -> None:
-        """What the catalog has now reaches Stripe, and what waited for it is tried again by the next close."""
+        """Send the customer's changes to Stripe; the next close retries the invoices that waited for them."""
         ...
 
     def run_billing(self, organization_id: str, *, dry_run: bool) -> BillingRun:
@@ -169,13 +172,13 @@ class BillingPort(Protocol):
         ...
 
     def possible(self, invoice_id: str) -> Possible:
-        """What the invoice's state allows, as far as the ledger knows."""
+        """The actions that the invoice's state in the ledger allows."""
         ...
 
     def void(self, invoice_id: str, *, reason: str, reissue: bool, by: str) -> Voided:
-        """Make it void, at Stripe too; with reissue the next close invoices its cycle anew. Twice is once.
+        """Make it void, at Stripe too; with reissue the next close invoices its cycle again. Idempotent.
 
-        by: who asks, for the log. Raises BillingConflict, BillingRefused.
+        by: key or user, for the log. Raises BillingConflict, BillingRefused.
         """
         ...
 
@@ -200,7 +203,7 @@ class BillingPort(Protocol):
         ...
 
     def settle(self, invoice_id: str, *, reason: str, by: str) -> dict[str, Any]:
-        """End the hold of an invoice that was paid twice: someone has dealt with the money. Its document.
+        """End the hold of an invoice that was paid twice: a person has dealt with the second payment. Returns its document.
 
         Raises BillingConflict.
         """

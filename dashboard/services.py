@@ -1,4 +1,4 @@
-"""What the routes work with, made once a process."""
+"""The parts that routes use, created once in a process."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ class BillingAdapter:
     # -- errors --------------------------------------------------------------------------------------------------------
 
     def _changed(self, change: Callable[[], T]) -> T:
-        """A change at Stripe, or why there is none, in the dashboard's words."""
+        """Make a change at Stripe; its errors in the dashboard's words."""
         try:
             return self._answered(change)
         except NotPossible as refused:
@@ -218,7 +218,7 @@ class BillingAdapter:
             ) from failure
 
     def _checked(self, question: Callable[[], None]) -> None:
-        """What Stripe refuses of an entry, as an error of its field."""
+        """A refusal by Stripe as an error of the field that was entered."""
         try:
             self._answered(question)
         except StripeDoesNotTake as refused:

@@ -81,7 +81,7 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
         seen = billing.api.invoice(seen["id"], account)
         if not _subtotal_agrees(billing, fixed, seen):
             return billing.invoice(fixed.invoice_id)
-        # Only the draft shows the tax. What is finalized can't be charged and is the customer's to see.
+        # Only the draft shows the tax, and a finalized invoice is visible to the customer: check before finalizing.
         if reason := above_maximum(fixed, billing.digits_max, seen["total"]):
             hold(billing, fixed, "amount_above_maximum", reason)
             return billing.invoice(fixed.invoice_id)
@@ -90,7 +90,7 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
     else:
         observe(billing, billing.invoice(fixed.invoice_id), seen)
     if seen["status"] in ("open", "paid") and not _subtotal_agrees(billing, fixed, seen):
-        if seen["status"] == "open":  # Stripe would charge it by itself
+        if seen["status"] == "open":  # Stripe would charge it automatically
             void_at_stripe(billing, fixed, seen["id"], "its subtotal is another than ours")
         return billing.invoice(fixed.invoice_id)
     if seen["status"] in PAYABLE and fixed.seller.collection_method == "charge_automatically":
@@ -99,7 +99,7 @@ def settle(billing: Billing, fixed: InvoiceFixed, stripe_customer_id: str, liste
 
 
 def observe(billing: Billing, invoice: Invoice, seen: Json) -> Invoice:
-    """Record what Stripe shows of an invoice, where it is news; and its order when it is paid."""
+    """Record Stripe's view of an invoice where it changed, and the order when it is paid."""
     assert invoice.fixed is not None
     failure: Json | None = seen.get("last_finalization_error") if seen["status"] == "draft" else None
     reason = f"not finalized: {failure.get('message')}" if failure else None
@@ -160,7 +160,7 @@ def pass_gate(billing: Billing, fixed: InvoiceFixed) -> None:
 
 
 def hold(billing: Billing, fixed: InvoiceFixed, code: HoldCode, reason: str) -> None:
-    """Record that the totals differ; the same news is not written twice."""
+    """Record that the totals differ; the same reason is not recorded twice."""
     invoice = billing.invoice(fixed.invoice_id)
     if invoice.gate != "failed" or invoice.reason != reason:
         billing.log.append(billing.record(fixed, "gate", "failed", code=code, reason=reason))
@@ -195,7 +195,7 @@ def _draft(
 
     def make(key: str, may_have_run: bool) -> Outcome:
         nonlocal made_here
-        # The ledger has no draft, but Stripe may: where the ledger was lost and began anew.
+        # The ledger has no draft, but Stripe may: after the ledger was lost and recreated.
         known = None if may_have_run else _adopted(of_invoice(listed(), fixed.invoice_id))
         if known is not None:
             return known
@@ -223,7 +223,7 @@ def _draft(
 def _in_use(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str, stripe_customer_id: str) -> Json | None:
     """The Stripe invoice that the ledger names; None: it is discarded, and another one is to be made."""
     account = fixed.seller.stripe_account_id
-    # What was finalized can't be deleted at Stripe; a draft can, and is not known to another Stripe.
+    # Stripe deletes drafts only; another Stripe account does not know the draft.
     why = "draft was deleted"
     try:
         seen = billing.api.invoice(stripe_invoice_id, account)
@@ -317,7 +317,7 @@ def _pay(billing: Billing, fixed: InvoiceFixed, stripe_invoice_id: str) -> None:
             return Outcome(seen)
         if seen_invoice(seen, billing.clock()).processing:
             return _processing(seen)
-        # A later attempt is not told from the first by the invoice: the same key asks for it once more.
+        # Stripe's invoice does not show which attempt failed: repeat the call with the same key.
         is_first = attempt is None or attempt.number == 1
         failed = Outcome(seen, code="payment_failed", reason="the payment failed")
         return failed if seen["attempted"] and is_first else None

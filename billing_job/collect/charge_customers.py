@@ -79,7 +79,7 @@ def _charge_customer(run: CloseRun, invoices: Sequence[InvoiceFixed], progress: 
 
 
 def _stripe_customer(run: CloseRun, fixed: InvoiceFixed, gone: StripeRefused | None = None) -> str:
-    """Id at Stripe of the invoice's customer. gone: that of the one in force is not known there any more.
+    """Id at Stripe of the invoice's customer. gone: Stripe does not know the linked customer any more.
 
     The invoice carries the reason when there is none. Raises StripeFailure, InvoiceStopped.
     """
@@ -105,7 +105,7 @@ def _stripe_customer(run: CloseRun, fixed: InvoiceFixed, gone: StripeRefused | N
 
 
 def _without_customer(run: CloseRun, fixed: InvoiceFixed, phase: Phase, code: str | None, reason: str) -> None:
-    """Record why the invoice can't go on; the same news is written again only to let it rest longer."""
+    """Record why the invoice has no customer; a known reason is recorded again only to lengthen the rest."""
     invoice = run.billing.invoice(fixed.invoice_id)
     known = invoice.attempt("customer")
     if invoice.reason == reason and (phase == "unknown" or not run.billing.scheduled):

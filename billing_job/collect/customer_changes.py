@@ -1,4 +1,4 @@
-"""what is entered of customers and settings → asked of Stripe before it is saved, brought to Stripe afterwards."""
+"""entries of customers and settings → checked at Stripe before they are saved, sent to Stripe afterwards."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def apply_customer_change(context: BillingContext, before: Customer | None, afte
     billing, account = context.billing(), _account(view, after)
     new_method = before.payment_method != after.payment_method
     for invoice in billing.log.state.of_customer(after.organization_id, after.id):
-        # What is uncollectible was given up: only a person asks for that.
+        # An uncollectible invoice was given up: only a person retries it.
         is_open = invoice.stripe is not None and invoice.stripe.status == "open"
         pays_now = new_method and after.payment_method and is_open and may_pay_again(invoice)
         if waits_for_customer(invoice) or pays_now:

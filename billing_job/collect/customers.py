@@ -38,7 +38,7 @@ _CLOCK_SLACK_SECONDS = 24 * 3600  # between our clock and Stripe's; a listing th
 def ensure_stripe_customer(
     billing: Billing, customer: Customer, account: str | None, *, asked_at: int = 0
 ) -> StripeCustomerState:
-    """The customer at Stripe in force, made if there is none, with the catalog's payment method attached.
+    """The linked customer at Stripe, created if there is none, with the catalog's payment method attached.
 
     A payment method that is refused is recorded with the reason and stops nothing: the invoice is made and stays open.
     asked_at: when someone last asked for a payment to be tried again; what was refused before is attached once more.
@@ -55,7 +55,7 @@ def ensure_stripe_customer(
 
 
 def own_stripe_customer(billing: Billing, customer: Customer, account: str | None, stripe_customer_id: str) -> Json:
-    """The customer at Stripe that was given for ours. Raises StripeRefused: there is none, or it is another's."""
+    """The customer at Stripe that was given for ours. Raises StripeRefused: it does not exist, or is another's."""
     seen = billing.api.customer(stripe_customer_id, account)
     if seen.get("deleted"):
         reason = f"the customer '{stripe_customer_id}' was deleted at Stripe"
@@ -73,7 +73,7 @@ def own_stripe_customer(billing: Billing, customer: Customer, account: str | Non
 
 
 def says_no(refused: StripeRefused) -> bool:
-    """Whether Stripe has said that the customer is none, or another's. A key that may not ask says neither."""
+    """Whether Stripe has said that the customer does not exist, or is another's. A restricted key says neither."""
     return refused.code in ("resource_missing", CUSTOMER_TAKEN)
 
 
@@ -83,7 +83,7 @@ def is_gone(failure: StripeFailure) -> bool:
 
 
 def forget_stripe_customer(billing: Billing, customer: Customer, account: str | None, failure: StripeFailure) -> None:
-    """Record that the customer in force is gone at Stripe: what follows links another one, or makes it."""
+    """Record that the linked customer is gone at Stripe: the next step links or creates another one."""
     known = current_link(billing, customer, account)
     if known is not None and known.stripe_customer_id is not None:
         log.warning("stripe_customer_gone", customer=customer.id, stripe_customer=known.stripe_customer_id)
@@ -95,7 +95,7 @@ def forget_stripe_customer(billing: Billing, customer: Customer, account: str | 
 
 
 def _given(billing: Billing, customer: Customer, account: str | None, given: str) -> StripeCustomerState:
-    """The link to a customer that was given, in place of the one there was. It was looked at when it was entered."""
+    """Link the customer that was given instead of the one before. It was checked at Stripe when it was entered."""
     known = current_link(billing, customer, account)
     return _found(billing, customer, account, given, replaces=known.stripe_customer_id if known else None)
 
@@ -181,7 +181,7 @@ def _link(billing: Billing, customer: Customer, account: str | None, asked_at: i
             phase: Phase = "failed" if isinstance(failure, StripeRefused) else "unknown"
             billing.log.append(link_record(billing, customer, account, phase, attempt=attempt, failure=failure))
             raise
-        # One that was found may have been made with details of before: they are told again.
+        # A customer that was found may have older details: send them again.
         details = details_digest(customer) if fresh else None
         billing.log.append(
             link_record(
@@ -226,7 +226,7 @@ def _update(
     assert stripe_customer_id is not None
 
     def key(*call: object) -> str:
-        # The state that this starts from is part of it: details that come back are told again.
+        # The state that this starts from is part of it: details that return to an earlier value are sent again.
         return customer_call_key(customer.organization_id, customer.id, *call, digest, known.attempt.begun_at)
 
     changes = customer_changes(customer)
@@ -259,7 +259,7 @@ def _add_tax_id(
     params: Json = dict(zip(("type", "value"), place, strict=True))
 
     def add(n: int) -> Json:
-        # After an error that Stripe keeps, only the list tells whether it is there.
+        # After an error that Stripe keeps, only the list shows whether it exists.
         there = billing.api.tax_ids_of(stripe_customer_id, account) if n else []
         for each in there:
             if (each["type"], each["value"]) == place:

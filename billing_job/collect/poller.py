@@ -1,4 +1,4 @@
-"""open invoices, events at Stripe → what became of them: asks for news that no webhook brought, ends what was begun."""
+"""Polls Stripe for changes whose webhooks were missed; finishes interrupted voids and credit notes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def rest_seconds(readings_in_vain: int, every_seconds: float) -> float:
 
 
 class Poller:
-    """Reads what may have changed at Stripe: soon after there was news, then ever less often, down to `every_seconds`.
+    """Reads open invoices and events at Stripe: soon after a change, then ever less often, down to `every_seconds`.
 
     A payment that is made by hand is made soon after the bill; what is open for weeks is worth few calls.
 
-    is_mine: (organization_id, customer_id) → whether this process looks after the customer.
+    is_mine: (organization_id, customer_id) → whether this process bills the customer.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Poller:
         self._every = every_seconds
         self._is_mine = is_mine
         self._read_at: dict[str, float] = {}
-        self._in_vain: dict[str, int] = {}  # invoice → readings since there was news of it
+        self._in_vain: dict[str, int] = {}  # invoice → readings since its last change
         self._listed_at: dict[str | None, float] = {}
         self._listed_to: dict[str | None, int] = {}
         self._applied: dict[str, int] = {}  # event id → when it was created, s
@@ -66,7 +66,7 @@ class Poller:
         self._loop = OneByOne("sweep", stripe_is_away)
 
     def run(self, stopping: threading.Event | None = None) -> int:
-        """Number of invoices whose state changed. Ends early when Stripe does not answer: the next run goes on."""
+        """Number of invoices whose state changed. Ends early when Stripe does not answer; the next run continues."""
         changed = 0
         stopped = stopping.is_set if stopping is not None else lambda: False
         try:
@@ -110,7 +110,7 @@ class Poller:
         return after
 
     def _attempted(self, what: Callable[[Invoice], None], invoice: Invoice) -> None:
-        """What is refused of one invoice stops no other. Raises StripeFailure when Stripe does not answer."""
+        """A refusal for one invoice does not stop the others. Raises StripeFailure when Stripe does not answer."""
         try:
             what(self._billing.invoice(invoice.id))
         except StripeRefused as refused:
@@ -156,7 +156,7 @@ class Poller:
         return sorted(used - self._refused, key=str)
 
     def _list_events(self, account: str | None) -> None:
-        """Credit notes, refunds and disputes of which no webhook came. (Invoices are read each by itself.)"""
+        """Apply credit notes, refunds and disputes whose webhooks were missed. (Invoices are read one by one.)"""
         if time.monotonic() - self._listed_at.get(account, -self._every) < self._every:
             return
         now = self._billing.clock() // SECOND_US
@@ -164,7 +164,7 @@ class Poller:
         try:
             events = self._billing.api.events_since(since, tuple(OF_AN_ADJUSTMENT), account)
         except StripeRefused as refused:
-            # A restricted key may not list events. Webhooks, and reading open invoices, go on without.
+            # A restricted key may not list events. Webhooks and reading open invoices work without.
             log.warning("events_not_listed", account=account, reason=refused.reason)
             self._refused.add(account)
             return

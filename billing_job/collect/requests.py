@@ -13,7 +13,7 @@ from ledger.store import LedgerLog
 
 
 def awaits_approval(view: CatalogView, invoice: Invoice) -> bool:
-    """Whether it would be charged if someone approved it. Pure."""
+    """Whether the invoice would be charged once a person approves it. Pure."""
     organization = view.organization(invoice.organization_id)
     return (
         organization is not None
@@ -26,7 +26,7 @@ def awaits_approval(view: CatalogView, invoice: Invoice) -> bool:
 
 
 def is_held(invoice: Invoice) -> bool:
-    """Whether something failed or differed, and it is ours to go on with. Pure."""
+    """Whether a step failed or a total differed, and a close can continue. Pure."""
     if invoice.fixed is None:
         return invoice.state == "waiting"
     failed = any(attempt.phase in ("failed", "unknown") for attempt in invoice.steps.values())
@@ -34,7 +34,7 @@ def is_held(invoice: Invoice) -> bool:
 
 
 def may_retry(invoice: Invoice) -> bool:
-    """Whether to ask for it once more can help: something failed or differed, or an open invoice is not paid. Pure."""
+    """Whether a retry can help: a step failed, a total differed, or an open invoice is not paid. Pure."""
     return is_held(invoice) or may_pay_again(invoice)
 
 

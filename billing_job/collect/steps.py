@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step came to. thing: the object at Stripe. code, reason: of a refusal that is a result, not a failure."""
+    """The result of a step. thing: the object at Stripe. code, reason: of a refusal that is a result, not a failure."""
 
     thing: Json
     code: str | None = None
@@ -41,11 +41,11 @@ Call = Callable[[str, bool], Outcome]
 ATTEMPTS_MAX = 3  # in one run; only a kept 5xx lets the next one begin at once
 _REST_SECONDS = 60
 _REST_SECONDS_MAX = 6 * 3600
-_MISMATCH_ATTEMPT = 3  # rests as long as after a third attempt: people have to look at it
+_MISMATCH_ATTEMPT = 3  # rests as long as after a third attempt: a person has to act
 
 
 class InvoiceStopped(Exception):
-    """This invoice can't go on in this run; the message says why. Others can."""
+    """This invoice is not finished in this run; the message says why. Others are."""
 
 
 def system_clock() -> int:
@@ -112,7 +112,7 @@ class Begun:
 
 
 def note_problem(billing: Billing, invoice_id: str, reason: str) -> None:
-    """Have a fixed invoice say why it could not be handled; the same news is not written twice."""
+    """Have a fixed invoice say why it could not be handled; the same reason is not recorded twice."""
     invoice = billing.log.state.get(invoice_id)
     if invoice is not None and invoice.fixed is not None and invoice.state != "mismatch" and invoice.reason != reason:
         billing.log.append(billing.record(invoice.fixed, "problem", "failed", reason=reason))
@@ -124,7 +124,7 @@ def rests_until(begun_at_us: int, attempt: int) -> int:
 
 
 def invoice_rests_until(invoice: Invoice) -> int:
-    """When a scheduled run looks again at an invoice that is held or has a step that failed. µs; 0: at once.
+    """When a scheduled run retries an invoice that is held or has a failed step. µs; 0: at once.
 
     Someone who asks for a retry ends the rest.
     """
@@ -182,7 +182,7 @@ def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, cal
             try:
                 outcome = call(invoice_key(fixed.invoice_id, *key, begun.attempt), not begun.fresh)
             except StripeFailure as failure:
-                # What is refused may be so because it is done: finalized or paid by another run.
+                # A call may be refused because another run has done it: finalized, or paid.
                 outcome = _found(find) if may_be_done(failure) else None
                 if outcome is None:
                     failed(billing, fixed, key, begun, failure)
@@ -195,7 +195,7 @@ def take(billing: Billing, fixed: InvoiceFixed, key: StepKey, *, find: Find, cal
 
 
 def _found(find: Find) -> Outcome | None:
-    """What a look finds after a refusal; where that is refused, too, nothing is there."""
+    """The object that a refused call was for, if it exists; None, too, where reading it is refused."""
     try:
         return find()
     except StripeRefused as refused:
@@ -204,7 +204,7 @@ def _found(find: Find) -> Outcome | None:
 
 
 def may_be_done(failure: StripeFailure) -> bool:
-    """Whether a look at the objects can tell more than this failure does."""
+    """Whether reading the objects can say more than this failure does."""
     if isinstance(failure, StripeReplayed):
         return True
     certain = isinstance(failure, StripeRefused) and not isinstance(failure, IdempotencyMisuse)
@@ -224,7 +224,7 @@ def failed(billing: Billing, fixed: InvoiceFixed, key: StepKey, begun: Begun, fa
     )
     known = billing.invoice(fixed.invoice_id).steps.get(key)
     if isinstance(failure, StripeUnknown) and not certain and known is not None and known.reason == failure.reason:
-        return  # the same news again
+        return  # recorded already
     billing.log.append(
         billing.record(
             fixed,

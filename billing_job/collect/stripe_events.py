@@ -1,6 +1,6 @@
 """events of Stripe → ledger: an event is a hint. The object that it names is read again, and recorded as it is.
 
-Webhooks bring events, and the sweep asks for those that never came: both end here, so that it makes no difference in
+Webhooks bring events, and the poller lists those that never came: both end here, so that it makes no difference in
 which order, how often, or how late an event comes.
 """
 
@@ -54,7 +54,7 @@ Outcome = Literal["ignored", "known", "applied"]
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What an event names. account: the connected account that it is of; None: the owner's, or not said."""
+    """The object that an event names. account: the connected account that it is of; None: the owner's, or not said."""
 
     type: str
     thing: Json
@@ -141,7 +141,7 @@ def _apply_adjustment(billing: Billing, hint: Hint, kind: AdjustmentKind) -> Out
 
 
 def _settle_refunded(billing: Billing, refund: Json, account: str | None) -> Outcome:
-    """A second payment for an invoice that was paid twice is back with the customer: all of it ends the hold."""
+    """A second payment for an invoice that was paid twice is back with the customer: a full refund ends the hold."""
     intent: str | None = refund.get("payment_intent")
     if refund["object"] != "refund" or intent is None or not refund.get("charge"):
         return "ignored"
@@ -201,7 +201,7 @@ def _adjusted_invoice(billing: Billing, seen: Json, account: str | None) -> Invo
 
 
 def record_adjustment(billing: Billing, invoice: Invoice, seen: Json) -> InvoiceAdjusted:
-    """Record what Stripe shows of a credit note, refund or dispute, where it is news."""
+    """Record Stripe's view of a credit note, refund or dispute, where it changed."""
     assert invoice.fixed is not None
     record = seen_adjustment(seen, invoice.fixed, billing.clock(), billing.log.writer)
     known = billing.invoice(invoice.id).adjustments.get(record.object_id)

@@ -1,7 +1,6 @@
-"""an issued invoice that is wrong → void, invoiced anew as the next revision, or credited: in the ledger and at Stripe.
+"""a wrong invoice → void, replaced by its next revision, or credited: in the ledger and at Stripe.
 
-Each begins with an intent in the ledger, and goes on from there when it is killed: by the command run again, or by the
-sweep.
+Each begins with an intent in the ledger. After a crash the command, run again, or the poller continues from there.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def _begin_void(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, reason:
 
 
 def _void_once(billing: Billing, invoice: Invoice, fixed: InvoiceFixed) -> bool:
-    """One look at Stripe's invoice, and what follows from it; whether it is void now."""
+    """Read Stripe's invoice once and act on its status; whether it is void now."""
     account, attempt = fixed.seller.stripe_account_id, invoice.attempt("void")
     assert attempt is not None
     if invoice.stripe_invoice_id is None:
@@ -174,7 +173,7 @@ def _paid_meanwhile(billing: Billing, invoice: Invoice, fixed: InvoiceFixed, att
 
 
 def reissue(billing: Billing, invoice: Invoice) -> str:
-    """Have the next close invoice the cycle of a void invoice anew; id of that next revision."""
+    """Have the next close invoice the cycle of a void invoice again. Returns the id of the next revision."""
     if invoice.state != "void" or invoice.fixed is None:
         raise NotPossible("not_void", f"invoice {invoice.id} is {invoice.state}: only a void one is invoiced anew")
     if not invoice.reissued:

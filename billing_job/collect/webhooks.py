@@ -1,4 +1,4 @@
-"""POST /webhooks/stripe → events that Stripe signed → stripe_news."""
+"""POST /webhooks/stripe → events that Stripe signed → stripe_events."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""approved invoices, usage as it stands now → those of which less is owed by now; a revision takes their place.
+"""approved invoices, usage as it stands now → those of which less is owed by now; a revision replaces them.
 
-While an invoice waits for someone, usage that it bills may be voided. What nobody has been sent yet is not charged and
-credited later, but computed again. Late usage does not count here: the next invoice has it.
+While an invoice waits for someone, usage that it bills may be voided. An invoice that nobody has been sent is
+computed again, instead of charged and credited later. Late usage does not count here: the next invoice has it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def is_untouched(invoice: Invoice) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Owed:
-    """What an invoice would say. bills: of the cycles that it corrects, without it. others_minor: taken off its own."""
+    """An invoice as it would be now.
+
+    bills: of the cycles that it corrects, without it.
+    others_minor: taken off its own.
+    """
 
     fixed: InvoiceFixed
     bills: Sequence[CycleBill]
@@ -71,7 +75,7 @@ def superseded(
 
 
 def is_approved_already(ledger: InvoiceLedger, fixed: InvoiceFixed) -> bool:
-    """Whether it took the place of an invoice that was approved, and is not of more than that."""
+    """Whether it replaces an approved invoice of at least the same amount."""
     before = ledger.get(invoice_id(fixed.organization_id, fixed.subscription_id, fixed.cycle_start, fixed.revision - 1))
     if before is None or before.fixed is None or not before.approved:
         return False

@@ -1,7 +1,7 @@
 """ledger, ClickHouse → whether every cycle was billed what it cost: short or doubled counts, sums that are off.
 
-Two things are compared. What each invoice in force says was counted, with what the same windows hold below the same
-watermark; and for every cycle, what everything in force billed for it, with what it costs as it was counted.
+Two comparisons: the quantities of each invoice that is not void with the events in the same windows below the same
+watermark; and for every cycle the sum of what those invoices billed with its cost by those quantities.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ class CyclesAudit:
 
 
 class CountsAt(Protocol):
-    """What is asked of ClickHouse; see billing_job.invoice.usage_reader.UsageReader."""
+    """The queries that the audit needs; see billing_job.invoice.usage_reader.UsageReader."""
 
     def totals_at(self, wanted: Sequence[CountedAt], organization_id: str | None) -> Mapping[CountedAt, UsageTotal]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What an invoice, or all of a cycle's, says was counted below a watermark."""
+    """Quantities that one invoice, or all invoices of a cycle, counted below a watermark."""
 
     invoice_id: str
     need: Need
@@ -164,7 +164,7 @@ def audit_cycles(
 
 
 def _said(ledger: InvoiceLedger, invoices: Iterable[Invoice], bills: Iterable[CycleBill]) -> Iterator[_Said]:
-    """Of each invoice in force; and of each cycle as those who looked at it since found nothing new."""
+    """One for each invoice that is not void, and one for each cycle up to the watermark of its last comparison."""
     own = {each.cycle_start: each.fixed for each in invoices if each.fixed is not None and not each.fixed.final}
     for invoice in invoices:
         if invoice.fixed is None or invoice.state == "void":

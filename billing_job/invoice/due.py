@@ -1,7 +1,7 @@
 """subscriptions, as_of, now → the cycles that are due, and those whose grace still runs. Pure.
 
-A cycle is billed up to its end, or up to the end of a subscription that ended within it. What comes late for the last
-one is on a final invoice, FINAL_AFTER_DAYS later.
+A cycle is billed up to its end, or up to the end of a subscription that ended within it. Late usage of
+the last cycle is on a final invoice, FINAL_AFTER_DAYS later.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DueCycle(msgspec.Struct, frozen=True):
 
     active_until: µs, end of what is billed. closable_at: µs, from when on it may be closed. final: it is the time after
     a subscription's end, of which nothing is billed but corrections of what was before. revision: of its invoice; a
-    later one where that of before is void and was to be made anew.
+    later one where the one before is void and is to be reissued.
     """
 
     invoice_id: str
@@ -87,7 +87,7 @@ def require_past(as_of_us: int, now_us: int) -> None:
 
 
 def joined(parts: Iterable[DueCycles]) -> DueCycles:
-    """What was found of several parts of the subscriptions, as one."""
+    """The due cycles of several parts of the subscriptions, as one."""
     found = list(parts)
     if len(found) == 1:
         return found[0]

@@ -121,7 +121,7 @@ def correction_of_line(fixed: InvoiceFixed, line: Line) -> Correction:
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """What a line's amount was counted from. invoiced: what is not below it came late."""
+    """The events behind a line's amount. invoiced: events at or after it came late; None: no event is marked late."""
 
     need: Need
     meters: tuple[Meter, ...]

@@ -1,8 +1,8 @@
 """what was invoiced + what ClickHouse has now → corrections of earlier cycles: late and voided events, each once.
 
 A correction is the price of a whole cycle by its own snapshot, less everything billed for it so far, so that however
-often events come late, what was billed adds up to what the cycle costs. The ledger holds what makes it so: it takes a
-correction only if the invoices that it counted are those in force.
+often events come late, what was billed adds up to what the cycle costs. The ledger ensures this: it accepts a
+correction only if the invoices that it counted are not void.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 class UsageSource(Protocol):
-    """What is asked of ClickHouse; see billing_job.invoice.usage_reader.UsageReader."""
+    """The queries that corrections need; see billing_job.invoice.usage_reader.UsageReader."""
 
     def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities: ...
     def with_late_events(self, needs: Sequence[Need], since: Watermark, watermark: Watermark) -> set[str]: ...
@@ -157,13 +157,13 @@ def _with_late_events(
 
 
 def _grouped(billed: Sequence[BilledSubscription]) -> Iterable[tuple[Watermark, list[BilledSubscription]]]:
-    """In a few groups whose members were counted up to about the same place, each with the lowest of its places."""
+    """A few groups that were counted up to about the same offsets, each with the lowest of them."""
     ordered = sorted(billed, key=lambda each: (each.since.epoch, sum(each.since.offsets.values()), each.key))
     size = max(1, -(-len(ordered) // _LATE_QUERIES_MAX))
     start = 0
     while start < len(ordered):
         group = ordered[start : start + size]
-        # What was counted up to the same place is asked for together.
+        # Subscriptions that were counted up to the same offsets are queried together.
         while start + len(group) < len(ordered) and ordered[start + len(group)].since == group[-1].since:
             group.append(ordered[start + len(group)])
         start += len(group)
@@ -171,7 +171,7 @@ def _grouped(billed: Sequence[BilledSubscription]) -> Iterable[tuple[Watermark, 
 
 
 def _span(billed: BilledSubscription) -> Need:
-    """All that was invoiced of a subscription, as one window."""
+    """One window over every cycle of the subscription that was invoiced."""
     fixed = [bill.fixed for bill in billed.counted]
     meters = {meter.id: meter for each in fixed for meter in each.priced_meters.values()}
     return Need(
@@ -189,7 +189,7 @@ def _span(billed: BilledSubscription) -> Need:
 
 @dataclass(frozen=True, slots=True)
 class PendingLate:
-    """What a cycle costs now beyond what was billed for it. fixed: the cycle's invoice; amount_minor: negative, too."""
+    """The cost of a cycle beyond what was billed for it. fixed: the cycle's invoice; amount_minor: negative, too."""
 
     fixed: InvoiceFixed
     amount_minor: int
@@ -288,7 +288,7 @@ def counted_for(ledger: InvoiceLedger, fixed: InvoiceFixed) -> list[Counted]:
 
 @dataclass(frozen=True, slots=True)
 class CountedBefore:
-    """What had billed a cycle when it was corrected, but for credit notes. Fields as of CycleBill."""
+    """The invoices that had billed a cycle when it was corrected, without credit notes. Fields as of CycleBill."""
 
     billed_minor: int
     quantities: Mapping[str, str]
@@ -351,7 +351,7 @@ def reissued_by(ledger: InvoiceLedger, due: DueCycle) -> Reissue | None:
 
 
 def billed_again(ledger: InvoiceLedger, fixed: InvoiceFixed) -> int:
-    """What a revision takes off for other invoices, by what those say. Raises LookupError."""
+    """The amount that a revision takes off for other invoices, from their lines. Raises LookupError."""
     reissue = fixed.reissue
     if reissue is None:
         return 0

@@ -154,7 +154,7 @@ def recomputed(
 ) -> InvoiceFixed:
     """The invoice again, from its own snapshot and these quantities: equal hashes mean that nothing differs.
 
-    corrections: those of the invoice, made again.
+    corrections: those of the invoice, recomputed.
     """
     currency = fixed.priced_product.currency
     own = () if fixed.final else priced_again(fixed, quantities).lines
@@ -197,7 +197,7 @@ def correction_of(bill: CycleBill, quantities: Mapping[str, Decimal]) -> LateCor
 
 
 def cost_minor(bill: CycleBill, quantities: Mapping[str, Decimal]) -> int:
-    """What a cycle costs with these quantities, minimum and flat fees included; a waived one costs nothing."""
+    """The cost of a cycle with these quantities, minimum and flat fees included; a waived cycle costs nothing."""
     return 0 if bill.waived else priced_again(bill.fixed, quantities).total_minor
 
 
@@ -221,7 +221,7 @@ def correction_lines(late: LateCorrection) -> list[Line]:
 
 
 def _changed_meters(late: LateCorrection) -> list[str]:
-    """In the order of the product's prices. None of a waived cycle: all of it is taken back."""
+    """In the order of the product's prices. None of a waived cycle: it is taken back as a whole."""
     now = late.correction.quantities
     return [
         each for each in late.corrected.priced_product.meter_ids if each in now and now[each] != late.before.get(each)

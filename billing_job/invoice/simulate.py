@@ -27,7 +27,7 @@ CYCLES_MAX = 400
 
 
 class NotSimulable(ValueError):
-    """What was asked for can't be computed; the message says why. field: of the request."""
+    """The simulation can't be computed; the message says why. field: of the request."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)

@@ -25,9 +25,9 @@ def in_force(ledger: InvoiceLedger, due: DueCycle) -> DueCycle:
 
 
 def split_begun(ledger: InvoiceLedger, in_grace: Iterable[DueCycle]) -> tuple[list[DueCycle], tuple[DueCycle, ...]]:
-    """Cycles whose invoice is fixed already, as the one in force, and those that are waited for.
+    """Cycles within their grace whose invoice is fixed already, and those without one.
 
-    What is fixed waits for no late events any more: someone closed it by hand, and may have approved it since.
+    A fixed invoice does not wait for late events: a person closed the cycle, and may have approved the invoice.
     """
     begun: list[DueCycle] = []
     waited_for: list[DueCycle] = []
@@ -42,7 +42,7 @@ def split_begun(ledger: InvoiceLedger, in_grace: Iterable[DueCycle]) -> tuple[li
 
 
 def is_ours_to_do(invoice: Invoice) -> bool:
-    """Whether a close has anything left to do for it. What is open and was tried is Stripe's to collect."""
+    """Whether a close has anything left to do. Stripe collects an open invoice once its payment was tried."""
     if invoice.finished or invoice.voiding:
         return not invoice.finished
     status = None if invoice.stripe is None else invoice.stripe.status

@@ -68,7 +68,7 @@ class Need(msgspec.Struct, frozen=True):
     meters: tuple[Meter, ...]
 
     def window(self, meter: Meter) -> TotalsRequest:
-        """What a meter's quantity is made of."""
+        """The events that make a meter's quantity."""
         return TotalsRequest(self.organization_id, self.customer_id, meter.event_name, self.start_us, self.end_us)
 
 
@@ -103,7 +103,7 @@ def quantities(needs: Sequence[Need], totals: Mapping[TotalsRequest, UsageTotal]
 
 
 class UsageReader:
-    """What billing asks of Kafka's offsets and of ClickHouse. A context manager; thread-safe for reading.
+    """Kafka's offsets and ClickHouse's totals, as billing reads them. A context manager; thread-safe for reading.
 
     prompt: for a page that someone waits for.
     """
@@ -259,7 +259,7 @@ class UsageReader:
         try:
             topic = describe_topic(self._settings, USAGE_EVENTS, self._admin)
         except KafkaException:
-            self._admin = admin_client(self._settings)  # one that was told of no brokers never works again
+            self._admin = admin_client(self._settings)  # a client that received no brokers never recovers
             raise
         try:
             return lookup_epochs(self._client, topic.topic_id)

@@ -58,7 +58,7 @@ def path_of(pattern: str, *ids: str) -> str:
 
 
 class StripeApi:
-    """What billing asks of Stripe. Thread-safe, a context manager. Objects come as dicts. Every call raises
+    """Billing's calls to Stripe. Thread-safe, a context manager. Objects come as dicts. Every call raises
     StripeFailure.
 
     share: this process's part of the rate, where there is a limit.
@@ -222,7 +222,7 @@ class StripeApi:
         return self._write("POST", "/v1/credit_notes", account, key, params, may_have_run=may_have_run)
 
     def delete_invoice(self, invoice_id: str, account: str | None) -> None:
-        """Only a draft can be deleted. One that is gone already is no error."""
+        """Only a draft can be deleted. A missing one is not an error."""
         self._delete(path_of("/v1/invoices/{}", invoice_id), account)
 
     def delete_item(self, item_id: str, account: str | None) -> None:
@@ -309,7 +309,7 @@ class StripeApi:
             failure = refused
         else:
             raise AssertionError("unreachable")
-        # What is refused before Stripe looks at the key says nothing about an earlier call with it.
+        # A refusal before Stripe reads the key says nothing about an earlier call with it.
         if may_run and isinstance(failure, StripeRefused) and failure.status in (401, 403, 429):
             raise StripeUnknown(
                 str(failure), status=failure.status, code=failure.code, request_id=failure.request_id

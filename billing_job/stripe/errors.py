@@ -48,11 +48,11 @@ class StripeUnknown(StripeFailure):
 
 
 class StripeReplayed(StripeUnknown):
-    """A 5xx that Stripe kept under the key: it will answer no better. Only a look at the objects tells."""
+    """A 5xx that Stripe kept under the key: repeating the call does not help, only reading the objects does."""
 
 
 def classified(error: stripe.StripeError) -> StripeFailure:
-    """What is known after an error of the SDK."""
+    """The failure that an error of the SDK stands for."""
     status, code = error.http_status, error.code
     kind: type[StripeFailure]
     if isinstance(error, stripe.IdempotencyError) and status in (400, 404):

@@ -48,7 +48,7 @@ def customer_call_key(organization_id: str, customer_id: str, *call: object) -> 
 
 
 def invoice_params(fixed: InvoiceFixed, stripe_customer_id: str) -> dict[str, Any]:
-    """A draft that neither advances by itself nor takes in what else is pending for the customer.
+    """A draft that Stripe neither advances automatically nor fills with other pending items of the customer.
 
     Source: Stripe, "Create an invoice". Our prices exclude tax, so tax is said explicitly.
     """
@@ -106,13 +106,13 @@ def item_metadata(index: int, lines: Sequence[Line]) -> dict[str, str]:
 
 
 def customer_changes(customer: Customer) -> dict[str, Any]:
-    """What `customer_params` says but for the tax ids, as an update: what there is no more is cleared."""
+    """`customer_params` without the tax ids, as an update: absent fields are cleared."""
     address = {name: value or "" for name, value in customer.address.model_dump().items()} if customer.address else ""
     return {"name": customer.name, "email": customer.email or "", "address": address}
 
 
 def details_digest(customer: Customer) -> str:
-    """Changes when anything does that Stripe is told of the customer."""
+    """A digest of the customer's fields that are sent to Stripe."""
     told = {**customer_params(customer), **customer_changes(customer)}
     return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()[:16]
 
@@ -135,7 +135,7 @@ def credit_note_params(stripe_invoice_id: str, index: int, begun: Attempt) -> di
 
 
 def customer_params(customer: Customer) -> dict[str, Any]:
-    """Who is billed: name, email, address and tax ids, found again by the ids in the metadata."""
+    """The billed customer: name, email, address and tax ids, found again by the ids in the metadata."""
     params: dict[str, Any] = {
         "name": customer.name,
         "metadata": {ORGANIZATION_ID: customer.organization_id, CUSTOMER_ID: customer.id},
