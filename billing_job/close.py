@@ -19,7 +19,7 @@ from billing_job.collect.collector import collect_invoices
 from billing_job.collect.steps import system_clock
 from billing_job.context import BillingContext, open_billing
 from billing_job.invoice.builder import trues_up
-from billing_job.invoice.due import DueCycle, due_cycles, joined, require_past
+from billing_job.invoice.due import DueCycle, due_cycles, join_due_cycles, require_past
 from billing_job.invoice.to_do import in_force, split_begun, unfixed
 from billing_job.invoice.usage_reader import NotCovered
 from billing_job.snapshots import compute, record_waiting, store, supersede
@@ -133,7 +133,7 @@ def close_cycles(
         ),
         key=lambda subscription: subscription.id,
     )
-    found = joined(parts)
+    found = join_due_cycles(parts)
     begun, in_grace = split_begun(context.log.state, found.in_grace)
     due = [each for each in (*(in_force(context.log.state, cycle) for cycle in found.due), *begun) if only(each)]
     report = replace(_closed(run, due, as_of_us=as_of_us, dry_run=dry_run), in_grace=in_grace)

@@ -25,8 +25,8 @@ from billing_job.invoice.explain import (
     event_text,
     events_csv,
     events_of_line,
-    explained_invoice,
-    explained_line,
+    explain_invoice,
+    explain_line,
 )
 from billing_job.invoice.preview import preview_invoices
 from billing_job.invoice.simulate import simulate
@@ -88,7 +88,7 @@ class BillingService:
 
     def explain(self, invoice_id: str) -> list[str]:
         """How every amount came about, a line of text each. Raises UnknownInvoice."""
-        return explained_invoice(self.invoice(invoice_id))
+        return explain_invoice(self.invoice(invoice_id))
 
     def explain_events(self, invoice_id: str, line: int | None = None) -> Iterator[str]:
         """`explain` with the events under each line; a line of text each. Raises as line_events."""
@@ -96,7 +96,7 @@ class BillingService:
         for number in range(len(fixed.lines)) if line is None else (line,):
             blocks = events_of_line(self._ledger, self.context.usage, fixed, number)
             first = next(blocks, None)
-            yield from explained_line(fixed, number)
+            yield from explain_line(fixed, number)
             for meter, block in () if first is None else chain([first], blocks):
                 for event in block:
                     yield f"  {event_text(event, meter)}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from billing_job.close_run import CloseRun
 from billing_job.collect.steps import InvoiceStopped
 from billing_job.collect.void_credit import NotPossible, reissue, void
-from billing_job.invoice.approved import SUPERSEDED_BY, is_untouched, superseded
+from billing_job.invoice.approved import SUPERSEDED_BY, find_superseded, is_untouched
 from billing_job.invoice.due import DueCycle
 from billing_job.invoice.to_do import in_force, is_ours_to_do
 from billing_job.invoice.usage_reader import NotCovered
@@ -72,7 +72,7 @@ def supersede(run: CloseRun, due: Sequence[DueCycle]) -> list[DueCycle]:
         with usage.one_store():
             watermark = usage.watermark()
             usage.wait_until_covered(watermark, run.stopping)
-            found = superseded(run.ledger, usage, approved, watermark)
+            found = find_superseded(run.ledger, usage, approved, watermark)
     except NotCovered as lag:
         run.unchecked |= {each.id: f"approved, and not counted again yet: {lag}" for each in approved}
         return list(due)

@@ -203,8 +203,8 @@ class BillingPort(Protocol):
         ...
 
     def settle(self, invoice_id: str, *, reason: str, by: str) -> dict[str, Any]:
-        """End the hold of an invoice that was paid twice: a person has dealt with the second payment. Returns its document.
+        """End the hold of an invoice that was paid twice: a person has dealt with the second payment.
 
-        Raises BillingConflict.
+        Returns the invoice's document. Raises BillingConflict.
         """
         ...

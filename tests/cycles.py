@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from billing_job.invoice.approved import superseded
+from billing_job.invoice.approved import find_superseded
 from billing_job.invoice.builder import build_snapshots
 from billing_job.invoice.cycle_audit import CyclesAudit, audit_cycles
 from billing_job.invoice.due import due_cycles
@@ -232,7 +232,7 @@ class World:
     def approve(self, invoice_id: str) -> None:
         """And the next close, if less is owed by now."""
         self.ledger.apply(InvoiceStep(invoice_id, ORG, "c", "approve", "done", 1))
-        for each in superseded(self.ledger, self.stored, [self.ledger.invoices[invoice_id]], self.stored.end):
+        for each in find_superseded(self.ledger, self.stored, [self.ledger.invoices[invoice_id]], self.stored.end):
             self.void_invoice(each.id)
             self.reissue(each.id)
 

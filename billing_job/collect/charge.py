@@ -18,7 +18,7 @@ from billing_job.collect.steps import (
     Outcome,
     take,
 )
-from billing_job.invoice.checks import above_maximum, explained, subtotal_differences
+from billing_job.invoice.checks import above_maximum, explain_differences, subtotal_differences
 from billing_job.stripe.api import Json
 from billing_job.stripe.errors import IdempotencyMisuse, StripeDeclined, StripeFailure, StripeRefused
 from billing_job.stripe.objects import (
@@ -169,7 +169,7 @@ def hold(billing: Billing, fixed: InvoiceFixed, code: HoldCode, reason: str) -> 
 def _subtotal_agrees(billing: Billing, fixed: InvoiceFixed, seen: Json) -> bool:
     differences = subtotal_differences(fixed, seen["subtotal"])
     if differences:
-        reason = explained(differences)
+        reason = explain_differences(differences)
         log.error("invoice_held", invoice=fixed.invoice_id, stripe_invoice=seen["id"], reason=reason)
         hold(billing, fixed, "subtotal", reason)
     return not differences

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from billing_job.close_run import CloseRun
 from billing_job.collect.charge import hold, pass_gate
 from billing_job.collect.charge_customers import charge_customers
-from billing_job.collect.gate import confirmed
+from billing_job.collect.gate import keep_confirmed
 from billing_job.collect.seller import with_current_seller
 from billing_job.collect.steps import InvoiceStopped, invoice_rests_until
 from billing_job.collect.void_credit import NotPossible, void
@@ -29,7 +29,7 @@ def collect_invoices(run: CloseRun, invoice_ids: Sequence[str]) -> None:
     if not unfinished:
         return
     with run.timed("gate"):
-        agreed = confirmed(run, unfinished)
+        agreed = keep_confirmed(run, unfinished)
     to_charge: list[InvoiceFixed] = []
     for fixed in agreed:
         with loop.one(fixed.invoice_id):

@@ -9,7 +9,7 @@ import structlog
 
 from billing_job.close_run import CloseRun
 from billing_job.collect.charge import hold
-from billing_job.invoice.checks import Difference, explained, quantity_differences
+from billing_job.invoice.checks import Difference, explain_differences, quantity_differences
 from billing_job.invoice.late import Counted, counted_for
 from billing_job.invoice.usage_reader import NotCovered
 from ledger.snapshot import InvoiceFixed
@@ -17,7 +17,7 @@ from ledger.snapshot import InvoiceFixed
 log = structlog.get_logger(__name__)
 
 
-def confirmed(run: CloseRun, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
+def keep_confirmed(run: CloseRun, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFixed]:
     """Those whose quantities an independent count confirms; the others are held as `mismatch`."""
     to_count = [each for each in invoices if run.billing.invoice(each.invoice_id).gate != "done"]
     differences: dict[str, list[Difference]] = {}
@@ -32,7 +32,7 @@ def confirmed(run: CloseRun, invoices: Sequence[InvoiceFixed]) -> list[InvoiceFi
         return [each for each in invoices if run.billing.invoice(each.invoice_id).gate == "done"]
     for fixed in to_count:
         if found := differences.get(fixed.invoice_id):
-            reason = explained(found)
+            reason = explain_differences(found)
             log.error("invoice_held", invoice=fixed.invoice_id, reason=reason)
             with loop.one(fixed.invoice_id):
                 hold(run.billing, fixed, "quantity", reason)

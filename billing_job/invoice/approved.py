@@ -64,7 +64,7 @@ def _owed(ledger: InvoiceLedger, invoice: Invoice, fixed: InvoiceFixed) -> _Owed
     )
 
 
-def superseded(
+def find_superseded(
     ledger: InvoiceLedger, usage: UsageSource, invoices: Sequence[Invoice], watermark: Watermark
 ) -> list[Invoice]:
     """Those of which less is owed with the events below the watermark. Raises WarehouseUnavailable."""

@@ -66,6 +66,6 @@ def above_maximum(fixed: InvoiceFixed, digits: int, with_tax_minor: int | None =
     )
 
 
-def explained(differences: Sequence[Difference]) -> str:
+def explain_differences(differences: Sequence[Difference]) -> str:
     """The reason of a `mismatch`."""
     return "; ".join(map(str, differences))

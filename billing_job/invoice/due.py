@@ -86,7 +86,7 @@ def require_past(as_of_us: int, now_us: int) -> None:
         raise AsOfInFuture(f"{format_rfc3339(as_of_us)} has not come yet")
 
 
-def joined(parts: Iterable[DueCycles]) -> DueCycles:
+def join_due_cycles(parts: Iterable[DueCycles]) -> DueCycles:
     """The due cycles of several parts of the subscriptions, as one."""
     found = list(parts)
     if len(found) == 1:

@@ -31,14 +31,14 @@ class NoSuchLine(LookupError):
     """The invoice has no line of that number."""
 
 
-def explained_invoice(invoice: Invoice) -> list[str]:
+def explain_invoice(invoice: Invoice) -> list[str]:
     """How every amount came about, a line of text each. Pure."""
     fixed = invoice.fixed
     if fixed is None:
         return [_head(invoice), f"{invoice.state}: {invoice.reason}"]
     told = [_head(invoice)]
     for number in range(len(fixed.lines)):
-        told += explained_line(fixed, number)
+        told += explain_line(fixed, number)
     offsets = ", ".join(f"{p}: {o}" for p, o in fixed.counted_to.offsets.items())
     told.append(f"total before tax: {fixed.total} {fixed.currency}")
     told.append(f"counted: events of epoch {fixed.counted_to.epoch} before offsets {{{offsets}}} of their partitions")
@@ -53,7 +53,7 @@ def _head(invoice: Invoice) -> str:
     return f"{invoice.id}: {invoice.customer_id}, {begins} to {ends} (exclusive){final}"
 
 
-def explained_line(fixed: InvoiceFixed, number: int) -> list[str]:
+def explain_line(fixed: InvoiceFixed, number: int) -> list[str]:
     """One line: what it is, and the arithmetic behind it. Pure."""
     line = fixed.lines[number]
     told = [f"{line.description}: {line.amount} {fixed.currency}"]

@@ -149,7 +149,7 @@ def priced_again(fixed: InvoiceFixed, quantities: Mapping[str, Decimal]) -> Invo
     return _price(fixed.priced_product, quantities, fixed.priced_meters, fixed.cycle, fixed.active_until)
 
 
-def recomputed(
+def recompute(
     fixed: InvoiceFixed, quantities: Mapping[str, Decimal], corrections: Sequence[LateCorrection] = ()
 ) -> InvoiceFixed:
     """The invoice again, from its own snapshot and these quantities: equal hashes mean that nothing differs.

@@ -10,7 +10,7 @@ import msgspec
 
 from billing_job.invoice.checks import Difference, quantity_differences
 from billing_job.invoice.late import Counted, billed_again, corrected_again, counted_for
-from billing_job.invoice.pricing import recomputed
+from billing_job.invoice.pricing import recompute
 from billing_job.invoice.usage_reader import Need, Quantities, UsageReader
 from ledger.snapshot import InvoiceFixed, canonical_hash
 from ledger.view import InvoiceLedger
@@ -65,7 +65,7 @@ def _verification(
         differences.append(
             f"billed on other invoices: {fixed.reissue.billed_minor} invoiced, {billed} by what they say"
         )
-    again = recomputed(fixed, now.get(fixed.invoice_id, {}), corrections)
+    again = recompute(fixed, now.get(fixed.invoice_id, {}), corrections)
     if canonical_hash(fixed) != fixed.hash:
         differences.append("the record in the ledger is not what its hash says")
     differences += [f"{path}: {old} invoiced, {new} recomputed" for path, old, new in unlike(fixed, again)]

@@ -22,7 +22,7 @@ from billing_job.stripe.errors import (
     StripeRefused,
     StripeReplayed,
     StripeUnknown,
-    classified,
+    classify,
 )
 from billing_job.stripe.http import PooledClient
 from billing_job.stripe.objects import API_VERSION, PAYMENTS
@@ -287,7 +287,7 @@ class StripeApi:
             try:
                 return call()
             except stripe.StripeError as error:
-                failure = classified(error)
+                failure = classify(error)
                 if isinstance(failure, StripeReplayed):
                     raise failure from error
                 if isinstance(failure, StripeUnknown):

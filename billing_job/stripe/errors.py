@@ -51,7 +51,7 @@ class StripeReplayed(StripeUnknown):
     """A 5xx that Stripe kept under the key: repeating the call does not help, only reading the objects does."""
 
 
-def classified(error: stripe.StripeError) -> StripeFailure:
+def classify(error: stripe.StripeError) -> StripeFailure:
     """The failure that an error of the SDK stands for."""
     status, code = error.http_status, error.code
     kind: type[StripeFailure]

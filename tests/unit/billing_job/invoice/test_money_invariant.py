@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from billing_job.invoice.due import FINAL_AFTER_DAYS
-from billing_job.invoice.pricing import recomputed
+from billing_job.invoice.pricing import recompute
 from ledger.cycle_bills import cycle_bills
 from ledger.invoice import Invoice
 from ledger.snapshot import with_hash
@@ -198,7 +198,7 @@ def test_the_audit_names_a_short_and_a_doubled_count() -> None:
         world = World((PLAIN,))
         world.event(0, "calls", 100)
         (january,) = world.compute(MONTHS[1])
-        world.ledger.apply(recomputed(january, {"mtr_calls": Decimal(counted)}))
+        world.ledger.apply(recompute(january, {"mtr_calls": Decimal(counted)}))
         assert told(world) == [("mtr_calls", counted, "100")]
 
 

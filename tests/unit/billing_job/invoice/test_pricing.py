@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from billing_job.invoice.checks import explained, quantity_differences, subtotal_differences
+from billing_job.invoice.checks import explain_differences, quantity_differences, subtotal_differences
 from billing_job.invoice.due import DueCycle
 from billing_job.invoice.late import counted_for
-from billing_job.invoice.pricing import PricedBy, fixed_invoice, recomputed, seller_of
+from billing_job.invoice.pricing import PricedBy, fixed_invoice, recompute, seller_of
 from ledger.snapshot import InvoiceFixed, canonical_hash
 from ledger.view import InvoiceLedger
 from schemas.decimals import decimal_text
@@ -122,7 +122,7 @@ def test_a_fixed_price_of_a_partial_cycle_is_prorated() -> None:
 )
 def test_verification_finds_every_difference(quantities: str, same: bool) -> None:
     fixed = invoice("150000")
-    again = recomputed(fixed, {METER.id: Decimal(quantities)})
+    again = recompute(fixed, {METER.id: Decimal(quantities)})
     assert (again.hash == fixed.hash) is same
     assert fixed.hash == canonical_hash(fixed)
 
@@ -164,7 +164,7 @@ def test_the_gate_names_the_difference(counted: str, subtotal: int, reason: str)
     fixed = invoice("150000")
     (check,) = counted_for(InvoiceLedger(), fixed)
     differences = quantity_differences(check, {METER.id: Decimal(counted)}) + subtotal_differences(fixed, subtotal)
-    assert explained(differences) == reason
+    assert explain_differences(differences) == reason
 
 
 def test_the_seller_is_fixed_with_the_invoice() -> None:

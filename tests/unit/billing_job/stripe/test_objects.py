@@ -15,7 +15,7 @@ from billing_job.stripe.errors import (
     StripeRefused,
     StripeReplayed,
     StripeUnknown,
-    classified,
+    classify,
 )
 from billing_job.stripe.objects import (
     API_VERSION,
@@ -240,7 +240,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("raised", "kind", "code"), FAILURES)
 def test_what_is_known_after_an_error(raised: stripe.StripeError, kind: type[StripeFailure], code: str | None) -> None:
-    failure = classified(raised)
+    failure = classify(raised)
     assert (type(failure), failure.code) == (kind, code)
 
 
