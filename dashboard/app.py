@@ -32,7 +32,7 @@ class Dashboard:
     """The application and what it keeps running. start() and stop() belong to the process that serves it."""
 
     def __init__(self, settings: Settings, catalog: CatalogStore, billing: BillingPort | None = None) -> None:
-        writer = LogWriter(settings)
+        writer = AckedProducer(settings.kafka_properties, delivery_seconds=_DELIVERY_SECONDS, more={"linger.ms": 0})
         deliveries = DeliveryLog(settings, writer)
         self._webhooks = WebhookWorker(settings, catalog.view, deliveries)
         live = LiveTotals(settings)

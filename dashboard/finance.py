@@ -17,7 +17,7 @@ from runtime.csv_text import csv_rows, safe_cell
 from schemas.accrual import Accrual, AccruedLine
 from schemas.currency import amount_text
 from schemas.decimals import plain
-from schemas.period import SECOND_US, Cycle, format_rfc3339, parse_rfc3339
+from schemas.period import DAY_US, Cycle, format_rfc3339, parse_rfc3339
 from warehouse.client import ClickHouseError, Client, unavailable
 
 Cells = list[str]
@@ -147,7 +147,7 @@ REPORTS: dict[str, Callable[[Client, str, Cycle], Table]] = {
 # --- Accrual ----------------------------------------------------------------------------------------------------------
 
 
-ACCRUAL_AHEAD_US_MAX = 366 * 86_400 * SECOND_US
+ACCRUAL_AHEAD_US_MAX = 366 * DAY_US
 
 
 class TooFarAhead(ValueError):

@@ -19,7 +19,7 @@ from pricing.invoice_lines import InvoiceComputation
 from schemas.currency import from_minor
 from schemas.decimals import plain
 from schemas.meter import Meter
-from schemas.period import SECOND_US, Cycle, windows_between
+from schemas.period import DAY_US, Cycle, windows_between
 from schemas.product import Product, ProductSpec
 from schemas.subscription import Subscription
 
@@ -103,7 +103,7 @@ def simulate(
 
 
 def past_year(now_us: int) -> Cycle:
-    return Cycle(now_us - 366 * 86_400 * SECOND_US, now_us)
+    return Cycle(now_us - 366 * DAY_US, now_us)
 
 
 def _meter(view: CatalogView, organization_id: str, meter_id: str) -> Meter:

@@ -24,7 +24,7 @@ from runtime.problem import Problem
 from schemas.currency import amount_text
 from schemas.customer import Customer
 from schemas.organization import Identifier
-from schemas.period import SECOND_US, Cycle, parse_rfc3339
+from schemas.period import DAY_US, Cycle, parse_rfc3339
 from schemas.product import ProductSpec
 
 router = api_router(ReadRoute, "Invoices")
@@ -202,7 +202,7 @@ async def simulate_invoices(request: Request, caller: Caller, body: SimulationRe
     """What a price would have charged: any product over a customer's real past usage, beside what was billed."""
     services, now = services_of(request), now_us()
     found(services.catalog, Customer, caller.organization_id, body.customer_id)
-    wanted = period(body.from_, body.to, Cycle(now - 366 * 86_400 * SECOND_US, now))
+    wanted = period(body.from_, body.to, Cycle(now - 366 * DAY_US, now))
     product = body.product if body.product is not None else body.product_id
     assert product is not None
     billing = billing_of(services)
