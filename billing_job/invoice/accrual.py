@@ -7,8 +7,7 @@ from decimal import Decimal
 
 from billing_job.invoice.builder import trues_up
 from billing_job.invoice.estimate import PricedCycle, meters_of, price_cycles
-from billing_job.invoice.late import PendingLate, pending
-from billing_job.invoice.usage_reader import UsageReader
+from billing_job.invoice.late import PendingLate, UsageSource, pending
 from billing_job.loops import invoice_by_invoice
 from catalog.view import CatalogView
 from ledger.invoice import Invoice
@@ -25,7 +24,7 @@ SubscriptionCycle = tuple[Subscription, Cycle]
 
 
 def accrue(
-    view: CatalogView, ledger: InvoiceLedger, usage: UsageReader, organization_id: str, at_us: int, watermark: Watermark
+    view: CatalogView, ledger: InvoiceLedger, usage: UsageSource, organization_id: str, at_us: int, watermark: Watermark
 ) -> Accrual:
     """Price every cycle that no invoice issued by the date bills, as if it ended there; late usage is its own line.
 
@@ -64,7 +63,7 @@ def accrue(
 def _late_usage(
     view: CatalogView,
     ledger: InvoiceLedger,
-    usage: UsageReader,
+    usage: UsageSource,
     organization_id: str,
     subscriptions: Sequence[Subscription],
     at_us: int,
@@ -105,7 +104,7 @@ def _started_cycles(subscription: Subscription, at_us: int) -> Iterator[Cycle]:
 
 def _priced(
     view: CatalogView,
-    usage: UsageReader,
+    usage: UsageSource,
     organization_id: str,
     cycles: Sequence[SubscriptionCycle],
     at_us: int,
