@@ -199,7 +199,7 @@ async def list_orders(
 
 @router.post("/simulations", responses=problem_responses(404, 503))
 async def simulate_invoices(request: Request, caller: Caller, body: SimulationRequest) -> Page[SimulatedCycle]:
-    """What a price would have charged: any product over a customer's real past usage, beside what was billed."""
+    """Price a customer's past usage with any product, beside what was billed."""
     services, now = services_of(request), now_us()
     found(services.catalog, Customer, caller.organization_id, body.customer_id)
     wanted = period(body.from_, body.to, Cycle(now - 366 * DAY_US, now))
@@ -212,7 +212,7 @@ async def simulate_invoices(request: Request, caller: Caller, body: SimulationRe
 
 @router.get("/invoices/{id}/verify", responses=problem_responses(404, 503))
 async def verify_invoice(request: Request, caller: Caller, id: str) -> VerificationOut:
-    """Count the invoice's events again from raw rows, price them by its snapshot, and compare."""
+    """Recalculate the invoice from raw events with the prices that it was created with, and compare."""
     await own_invoice(request, caller.organization_id, id)
     billing = billing_of(services_of(request))
     verified = await answered(lambda: billing.verify(id))
@@ -230,7 +230,7 @@ async def list_invoice_events(
     id: str,
     line: Annotated[int | None, Query(ge=0, description="only this line's, numbered from 0")] = None,
 ) -> Response:
-    """Every event behind an invoice's lines, as CSV: counted, late, or voided since it was invoiced."""
+    """The events behind an invoice's lines as CSV: counted, late, or voided since."""
     await own_invoice(request, caller.organization_id, id)
     billing = billing_of(services_of(request))
     return csv_response(await answered(lambda: billing.events(id, line)), "events.csv")
