@@ -36,6 +36,15 @@ def _local_clickhouse_dsn(known: dict[str, Any]) -> str:
     return f"http://{CLICKHOUSE_USER}{password}@127.0.0.1:{known['local_clickhouse_port']}/usage"
 
 
+def _default_clickhouse_dsn(known: dict[str, Any]) -> str:
+    shards = _separated(known["clickhouse_shards"])
+    return shards[0] if shards else _local_clickhouse_dsn(known)
+
+
+def _separated(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.replace(",", " ").split() if part)
+
+
 class Settings(BaseSettings):
     """Settings of every service; `USAGE_` + the upper-case field name, but for Stripe's own names."""
 
@@ -111,14 +120,22 @@ class Settings(BaseSettings):
         str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$", description="prefix of every topic and group")
     ] = ""
 
+    clickhouse_shards: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="ClickHouse servers that share usage's partitions, as USAGE_CLICKHOUSE_DSN, separated by "
+            "commas; their order is fixed, the first one also has catalog and invoices; empty: one server",
+        ),
+    ] = ""
     clickhouse_dsn: Annotated[
         str,
         Field(
             repr=False,  # it may contain a password
             description="ClickHouse's HTTP address, user, password and database; the local one's password: "
-            "USAGE_LOCAL_DIR/clickhouse/password",
+            "USAGE_LOCAL_DIR/clickhouse/password; with USAGE_CLICKHOUSE_SHARDS: the first of them",
         ),
-    ] = Field(default_factory=_local_clickhouse_dsn)
+    ] = Field(default_factory=_default_clickhouse_dsn)
 
     stripe_api_key: Annotated[
         SecretStr, Field(validation_alias=_stripe("STRIPE_API_KEY"), description="Stripe secret key")
@@ -277,6 +294,19 @@ class Settings(BaseSettings):
         if reasons := list(unsafe(self)):
             raise ValueError("; ".join(reasons))
         return self
+
+    @model_validator(mode="after")
+    def _one_first_server(self) -> Settings:
+        if self.clickhouse_dsn != self.clickhouse_dsns[0]:
+            raise ValueError("USAGE_CLICKHOUSE_DSN differs from the first of USAGE_CLICKHOUSE_SHARDS: leave it out")
+        if len(set(self.clickhouse_dsns)) < len(self.clickhouse_dsns):
+            raise ValueError("USAGE_CLICKHOUSE_SHARDS names a server twice")
+        return self
+
+    @property
+    def clickhouse_dsns(self) -> tuple[str, ...]:
+        """Of each shard, in their order; one without shards."""
+        return _separated(self.clickhouse_shards) or (self.clickhouse_dsn,)
 
     @property
     def live_series_per_partition_max(self) -> int:

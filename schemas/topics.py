@@ -44,6 +44,11 @@ def topic_name(settings: Settings, topic: str) -> str:
     return settings.topic_prefix + topic
 
 
+def sink_group(settings: Settings, shard: int = 0) -> str:
+    """The group that stores usage.events in a ClickHouse shard, from 0: one that is away holds up its own alone."""
+    return topic_name(settings, f"{SINK_GROUP}-shard-{shard + 1}" if shard else SINK_GROUP)
+
+
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """All topics. Records of a customer are partitioned as usage.events, so that they meet in one partition."""
     by_customer = settings.event_partitions

@@ -60,14 +60,15 @@ def concerns_all(error: Exception) -> bool:
 _TOO_MUCH_CODES = frozenset({158, 159, 241, 307})
 
 
-def database_name(settings: Settings) -> str:
-    """The database that the DSN names; `usage` without one."""
-    return unquote(urlsplit(settings.clickhouse_dsn).path).strip("/") or "usage"
+def database_name(settings: Settings, shard: int = 0) -> str:
+    """The database that a shard's DSN names; `usage` without one."""
+    return unquote(urlsplit(settings.clickhouse_dsns[shard]).path).strip("/") or "usage"
 
 
 def connect(
     settings: Settings,
     *,
+    shard: int = 0,
     database: str | None = None,
     read_timeout_seconds: int = READ_TIMEOUT_SECONDS,
     connect_timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
@@ -75,14 +76,16 @@ def connect(
 ) -> Client:
     """A client of the DSN's database (or another one). Raises WarehouseUnavailable, UnsupportedServer among it.
 
+    shard: whose DSN, from 0; what asks for usage takes all of them by warehouse.shards.
+
     Threads may share it: it has no session, and its connections are pooled. Waits for an answer end after
     read_timeout_seconds; no query is repeated behind the caller's back. more_settings: ClickHouse's, for all its
     queries. Close it after use.
     """
-    parts = urlsplit(settings.clickhouse_dsn)
+    parts = urlsplit(settings.clickhouse_dsns[shard])
     try:
         client = clickhouse_connect.get_client(
-            dsn=parts._replace(path=f"/{database or database_name(settings)}").geturl(),
+            dsn=parts._replace(path=f"/{database or database_name(settings, shard)}").geturl(),
             autogenerate_session_id=False,
             compress=False,
             query_retries=0,

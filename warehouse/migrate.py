@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -15,7 +17,8 @@ import structlog
 
 from schemas.settings import Settings
 from warehouse.client import ClickHouseError, Client, connect, database_name, unavailable
-from warehouse.one_server import check_one_server
+from warehouse.one_server import check_different_servers, check_one_server
+from warehouse.placement import check_record, placement, read_record, write_record
 
 log = structlog.get_logger(__name__)
 
@@ -90,25 +93,50 @@ def migrations() -> tuple[Migration, ...]:
 
 
 def migrate(settings: Settings) -> list[str]:
-    """Make the DSN's database and bring it up to date; names of the migrations applied by this call.
+    """Make each shard's database and bring it up to date; names of the migrations applied by this call.
 
-    Raises WarehouseUnavailable, ChangedMigration or InvalidDatabaseName; what was applied before stays, and the next
-    run goes on from there.
+    Where there are several shards, each is told which has a partition. Raises WarehouseUnavailable (Misplaced,
+    SeveralServers), ChangedMigration or InvalidDatabaseName; what was applied before stays, and the next run goes on
+    from there.
     """
-    database = database_name(settings)
+    shards = range(len(settings.clickhouse_dsns))
+    check_different_servers([_make_database(settings, shard) for shard in shards])
+    made: list[str] = []
+    with ExitStack() as open_clients:
+        clients = [open_clients.enter_context(connect(settings, shard=shard)) for shard in shards]
+        try:
+            for client in clients:
+                made += [name for name in apply(client, migrations()) if name not in made]
+            _place(clients, settings.event_partitions)
+        except ClickHouseError as error:
+            raise unavailable(error) from error
+    return made
+
+
+def _make_database(settings: Settings, shard: int) -> str:
+    """Its uuid."""
+    database = database_name(settings, shard)
     if not _DATABASE_NAME.fullmatch(database):
         raise InvalidDatabaseName(f"{database!r}: letters, digits and _ are allowed in USAGE_CLICKHOUSE_DSN's database")
-    with connect(settings, database="default") as client:
+    with connect(settings, shard=shard, database="default") as client:
         try:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
         except ClickHouseError as error:
             raise unavailable(error) from error
-    check_one_server(settings, database)
-    with connect(settings) as client:
-        try:
-            return apply(client, migrations())
-        except ClickHouseError as error:
-            raise unavailable(error) from error
+    return check_one_server(settings, database, shard)
+
+
+def _place(clients: Sequence[Client], partitions: int) -> None:
+    """Have every shard say where each partition is. One server alone says nothing."""
+    records = [read_record(client, with_usage=True) for client in clients]
+    if len(clients) == 1:
+        check_record(records[0], 0, 1)
+        return
+    placed = placement(records, partitions)
+    for index, (client, record) in enumerate(zip(clients, records, strict=True)):
+        if record.own is None or record.placed != placed:
+            write_record(client, index, placed)
+            log.info("partitions_placed", shard=index + 1, here=sum(at.shard == index for at in placed.values()))
 
 
 def apply(client: Client, wanted: tuple[Migration, ...]) -> list[str]:

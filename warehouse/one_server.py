@@ -5,6 +5,8 @@ A balancer before servers that are not replicated spreads rows over them: each c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from schemas.settings import Settings
 from warehouse.client import ClickHouseError, UnsupportedServer, connect, unavailable
 
@@ -18,14 +20,14 @@ class SeveralServers(UnsupportedServer):
     """Servers behind one address that don't share the database."""
 
 
-def check_one_server(settings: Settings, database: str) -> None:
-    """Ask over several connections which database it is. Raises SeveralServers, WarehouseUnavailable.
+def check_one_server(settings: Settings, database: str, shard: int = 0) -> str:
+    """Ask over several connections which database it is; its uuid. Raises SeveralServers, WarehouseUnavailable.
 
     A database's uuid is made with it and stays when its files move to another machine.
     """
     found: set[tuple[str, str]] = set()
     for _ in range(_CONNECTIONS):
-        with connect(settings, database="default") as client:
+        with connect(settings, shard=shard, database="default") as client:
             try:
                 rows = client.query(_DATABASE, parameters={"name": database}).result_rows
             except ClickHouseError as error:
@@ -37,3 +39,12 @@ def check_one_server(settings: Settings, database: str) -> None:
             f"several servers answer at this address and don't share the database {database} ({databases}):"
             " name one of them, or make the database on all with ENGINE = Replicated"
         )
+    return min(found)[0]
+
+
+def check_different_servers(uuids: Sequence[str]) -> None:
+    """That no two shards are the same database. uuids: of each, in order. Raises SeveralServers."""
+    for index, uuid in enumerate(uuids):
+        if uuid in uuids[:index]:
+            first = uuids.index(uuid) + 1
+            raise SeveralServers(f"shards {first} and {index + 1} of USAGE_CLICKHOUSE_SHARDS are the same database")

@@ -222,7 +222,7 @@ def _given(settings: Settings) -> list[tuple[str, str, str]]:
     if _is_given(settings, "kafka_bootstrap_servers"):
         servers = settings.kafka_bootstrap_servers
         found.append(("kafka", servers, f"kafka://{servers}"))
-    if _is_given(settings, "clickhouse_dsn"):
+    if _is_given(settings, "clickhouse_dsn") or settings.clickhouse_shards:
         address = _without_secret(settings.clickhouse_dsn)
         found.append(("clickhouse", address, f"tcp://{_host_port(settings.clickhouse_dsn)}"))
     if _is_given(settings, "stripe_api_base"):
@@ -335,7 +335,7 @@ def _clickhouse(settings: Settings, base: Path, native_port: int | None) -> Clic
 
 
 def _clickhouse_dsn(settings: Settings, base: Path) -> str:
-    if _is_given(settings, "clickhouse_dsn"):
+    if _is_given(settings, "clickhouse_dsn") or settings.clickhouse_shards:
         return settings.clickhouse_dsn
     return _clickhouse(settings, base, None).dsn("usage")
 

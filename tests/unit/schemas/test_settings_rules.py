@@ -68,3 +68,15 @@ def test_a_password_in_an_address_is_masked() -> None:
     assert shown["USAGE_CLICKHOUSE_DSN"] == "https://usage:****@clickhouse:8443/usage"
     assert "cr@et" not in repr(settings)
     assert "cr@et" not in str(settings)
+
+
+def test_the_first_shard_is_the_server_and_no_password_of_any_is_shown() -> None:
+    shards = "https://u:hid:d@en1@ch1:8443/usage, https://u:hidden2@ch2/usage"
+    settings = Settings(clickhouse_shards=shards)  # pyright: ignore[reportCallIssue]
+    assert settings.clickhouse_dsns == ("https://u:hid:d@en1@ch1:8443/usage", "https://u:hidden2@ch2/usage")
+    assert settings.clickhouse_dsn == settings.clickhouse_dsns[0]
+    shown = {row[0]: row[1] for row in describe_settings(settings)}
+    assert shown["USAGE_CLICKHOUSE_SHARDS"] == "https://u:****@ch1:8443/usage, https://u:****@ch2/usage"
+    assert "hid" not in repr(settings)
+    assert "differs from the first" in refused(clickhouse_shards=shards, clickhouse_dsn="http://u:hidden3@ch3/usage")
+    assert "names a server twice" in refused(clickhouse_shards="http://ch1/usage,http://ch1/usage")
