@@ -18,7 +18,8 @@ from schemas.accrual import Accrual, AccruedLine
 from schemas.currency import amount_text
 from schemas.decimals import plain
 from schemas.period import DAY_US, Cycle, format_rfc3339, parse_rfc3339
-from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.client import ClickHouseError, unavailable
+from warehouse.shards import Store, shards_of
 
 Cells = list[str]
 Table = tuple[tuple[str, ...], Iterator[list[Cells]]]
@@ -78,33 +79,33 @@ _ISSUED = "toUnixTimestamp64Micro(issued_at) >= {start:Int64} AND toUnixTimestam
 _BEGINS = "toInt64(toUnixTimestamp(toDateTime(month, 'UTC'))) * 1000000"
 
 
-def lines(client: Client, organization_id: str, period: Cycle) -> Table:
+def lines(store: Store, organization_id: str, period: Cycle) -> Table:
     """Every line of the invoices issued in [from, to)."""
-    return _view(client, "finance_lines", _LINES, organization_id, _ISSUED, "issued_at, invoice_id, line", period)
+    return _view(store, "finance_lines", _LINES, organization_id, _ISSUED, "issued_at, invoice_id, line", period)
 
 
-def revenue(client: Client, organization_id: str, period: Cycle) -> Table:
+def revenue(store: Store, organization_id: str, period: Cycle) -> Table:
     """Net amounts by meter and the month of issue, void or credit note; months that begin in [from, to)."""
-    return _revenue(client, "finance_revenue", organization_id, period)
+    return _revenue(store, "finance_revenue", organization_id, period)
 
 
-def revenue_by_period(client: Client, organization_id: str, period: Cycle) -> Table:
+def revenue_by_period(store: Store, organization_id: str, period: Cycle) -> Table:
     """Net amounts by meter and the month in which the cycle began, which later documents change."""
-    return _revenue(client, "finance_revenue_by_period", organization_id, period)
+    return _revenue(store, "finance_revenue_by_period", organization_id, period)
 
 
-def _revenue(client: Client, view: str, organization_id: str, period: Cycle) -> Table:
+def _revenue(store: Store, view: str, organization_id: str, period: Cycle) -> Table:
     condition = f"{_BEGINS} >= {{start:Int64}} AND {_BEGINS} < {{end:Int64}}"
-    return _view(client, view, _REVENUE, organization_id, condition, "month, currency, meter", period)
+    return _view(store, view, _REVENUE, organization_id, condition, "month, currency, meter", period)
 
 
-def open_items(client: Client, organization_id: str, period: Cycle) -> Table:
+def open_items(store: Store, organization_id: str, period: Cycle) -> Table:
     """Invoices issued in [from, to) of which something is still to be paid."""
-    return _view(client, "finance_open_items", _OPEN_ITEMS, organization_id, _ISSUED, "issued_at, invoice_id", period)
+    return _view(store, "finance_open_items", _OPEN_ITEMS, organization_id, _ISSUED, "issued_at, invoice_id", period)
 
 
 def _view(
-    client: Client,
+    store: Store,
     view: str,
     columns: tuple[str, ...],
     organization_id: str,
@@ -121,7 +122,7 @@ def _view(
 
     def rows() -> Iterator[list[Cells]]:
         try:
-            with client.query_row_block_stream(query, parameters=parameters) as blocks:
+            with shards_of(store).first.query_row_block_stream(query, parameters=parameters) as blocks:
                 for block in blocks:
                     yield [
                         [
@@ -136,7 +137,7 @@ def _view(
     return columns, rows()
 
 
-REPORTS: dict[str, Callable[[Client, str, Cycle], Table]] = {
+REPORTS: dict[str, Callable[[Store, str, Cycle], Table]] = {
     "lines": lines,
     "revenue": revenue,
     "revenue-by-period": revenue_by_period,
@@ -194,7 +195,7 @@ def accrual_table(accrual: Accrual) -> Table:
 
 
 def keep_accrual(
-    client: Client, organization_id: str, at_us: int, computed_at_us: int, accrued: Sequence[AccruedLine]
+    store: Store, organization_id: str, at_us: int, computed_at_us: int, accrued: Sequence[AccruedLine]
 ) -> None:
     """Into `finance_accrual`; an accrual of the same date that was kept before is replaced as a whole."""
 
@@ -220,12 +221,13 @@ def keep_accrual(
         }
         for each in accrued
     ]
+    first = shards_of(store).first
     try:
         if rows:
             data = [list(row.values()) for row in rows]
-            client.insert("stored_accruals", data, column_names=list(rows[0]))
+            first.insert("stored_accruals", data, column_names=list(rows[0]))
         else:  # no row says that there is none
-            client.command(
+            first.command(
                 "DELETE FROM stored_accruals WHERE organization_id = {organization_id:String} AND at = "
                 "fromUnixTimestamp64Micro({at_us:Int64})",
                 parameters={"organization_id": organization_id, "at_us": at_us},

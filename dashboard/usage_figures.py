@@ -115,7 +115,7 @@ def whole(quantities: Iterable[Decimal], aggregation: Aggregation) -> Decimal:
 
 async def figures(warehouse: WarehouseAccess, wanted: Wanted, subscription: Subscription | None) -> Figures:
     """Raises WarehouseUnavailable, TooManyRows. subscription: needed for windows of cycles."""
-    watermark = await warehouse.stored()
+    watermark = await warehouse.stored(wanted.organization_id, wanted.customer_id)
     if wanted.window == "cycle" and subscription is not None:
         return await _by_cycle(warehouse, wanted, last_cycles(subscription, wanted.period), watermark)
     window: UsageWindow = "month" if wanted.window == "cycle" else wanted.window

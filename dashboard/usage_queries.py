@@ -10,14 +10,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from heapq import merge
+from itertools import chain, islice
 from typing import Any, Literal
 
 from ledger.benefits import Unpaid
-from schemas.decimals import decimal_text
+from schemas.decimals import decimal_text, exact
 from schemas.meter import Aggregation, Meter
 from schemas.period import SECOND_US, Cycle, UsageWindow, calendar_month, window_containing
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.shards import Store, at_once, shards_of
 from warehouse.watermark_sql import below, not_voided
 
 # Names a window in the organization's zone: hours and days by their start in seconds since 1970, months by year × 100 +
@@ -75,7 +78,7 @@ class StoredEvent:
 
 
 def usage_rows(
-    client: Client,
+    store: Store,
     organization_id: str,
     meters: Sequence[Meter],
     period: Cycle,
@@ -109,6 +112,7 @@ def usage_rows(
             AND timestamp < fromUnixTimestamp64Micro({{to_us:Int64}})
             AND {condition}
             AND {not_voided(condition)}
+            AND OWN
         GROUP BY customer, event_name, window_name, value_of_property
         ORDER BY customer, window_name, event_name, value_of_property
         LIMIT {ROWS_MAX + 1}
@@ -122,17 +126,61 @@ def usage_rows(
         "customer_id": customer_id,
         "group_by": group_by,
     }
-    rows = _query(client, query, parameters)
+    rows = _put_together(_of_shards(store, organization_id, customer_id, query, parameters))
     if len(rows) > ROWS_MAX:
         raise TooManyRows
     found: list[UsageRow] = []
-    for customer, event_name, name, group, total, count, greatest in rows:
+    for (customer, name, event_name, group), (total, count, greatest) in rows:
         within = _window(period, window, zone, int(name))
         for meter in meters:
             if meter.event_name == event_name:
                 read = quantity(meter.aggregation, total, count, greatest)
                 found.append(UsageRow(customer, meter.id, within, read, group if group_by else None))
     return found
+
+
+_RowKey = tuple[str, int, str, str]
+"""customer, name of the window, event_name, value of the property: rows are in this order."""
+_Read = tuple[Decimal | None, int, Decimal | None]
+"""sum, count, max."""
+
+
+def _put_together(of_shards: Sequence[Sequence[Sequence[Any]]]) -> list[tuple[_RowKey, _Read]]:
+    """Rows of several servers with the same key as one, in order."""
+    found: dict[_RowKey, _Read] = {}
+    for customer, event_name, name, group, total, count, greatest in chain.from_iterable(of_shards):
+        key = (customer, int(name), event_name, group)
+        before = found.get(key)
+        read = (total, int(count), greatest)
+        found[key] = read if before is None else _added(before, read)
+    return sorted(found.items()) if len(of_shards) > 1 else list(found.items())
+
+
+@exact
+def _added(one: _Read, other: _Read) -> _Read:
+    totals = [each[0] for each in (one, other) if each[0] is not None]
+    greatest = [each[2] for each in (one, other) if each[2] is not None]
+    return (sum(totals, Decimal(0)) if totals else None, one[1] + other[1], max(greatest, default=None))
+
+
+def _of_shards(
+    store: Store, organization_id: str, customer_id: str | None, query: str, parameters: dict[str, Any]
+) -> list[Sequence[Sequence[Any]]]:
+    """What each server says that has usage of the customer, or of any. OWN: that a row is of one of its partitions."""
+    return at_once(
+        _asked(store, organization_id, customer_id),
+        lambda client, own: _query(client, query.replace("OWN", own), parameters),
+    )
+
+
+def _asked(store: Store, organization_id: str, customer_id: str | None) -> list[tuple[Client, str]]:
+    shards = shards_of(store)
+    return shards.everywhere() if customer_id is None else [(shards.of_customer(organization_id, customer_id), "1")]
+
+
+def require_usage(store: Store, organization_id: str, customer_id: str | None) -> None:
+    """That the servers answer which have usage of the customer, or of any. Raises WarehouseUnavailable."""
+    at_once(_asked(store, organization_id, customer_id), lambda client, _: _query(client, "SELECT 1", {}))
 
 
 def _window(period: Cycle, window: UsageWindow | None, zone: str, name: int) -> Cycle:
@@ -195,12 +243,12 @@ def _event_conditions(organization_id: str, wanted: EventFilter) -> tuple[str, d
 # The view `usage` has no identity; its event_id could not be found by the table's key.
 _EVENTS = """
     SELECT *, if(startsWith(identity, 'c:'), substring(identity, 3), '') AS event_id FROM usage_events FINAL
-    WHERE CONDITIONS
+    WHERE CONDITIONS AND OWN
 """
 
 
 def stored_events(
-    client: Client, organization_id: str, wanted: EventFilter, limit: int, after: Place | None
+    store: Store, organization_id: str, wanted: EventFilter, limit: int, after: Place | None
 ) -> list[StoredEvent]:
     """Latest first. after: the place of the last event of the page before."""
     conditions, parameters = _event_conditions(organization_id, wanted)
@@ -213,17 +261,26 @@ def stored_events(
         LIMIT {limit:d}
         SETTINGS use_skip_indexes_if_final = 1
     """
-    return [_event(row) for row in _query(client, query, parameters)]
+    found = [
+        [_event(row) for row in rows]
+        for rows in _of_shards(store, organization_id, wanted.customer_id, query, parameters)
+    ]
+    return list(islice(merge(*found, key=_place_of, reverse=True), limit))
 
 
-def export_events(client: Client, organization_id: str, wanted: EventFilter) -> Iterator[list[StoredEvent]]:
+def _place_of(event: StoredEvent) -> Place:
+    return event.timestamp, event.epoch, event.partition, event.offset, event.index
+
+
+def export_events(store: Store, organization_id: str, wanted: EventFilter) -> Iterator[list[StoredEvent]]:
     """Every event that matches, block by block, in no order: memory does not grow with their number."""
     conditions, parameters = _event_conditions(organization_id, wanted)
     query = f"SELECT {_EVENT_COLUMNS} FROM ({_EVENTS.replace('CONDITIONS', conditions)})"
     try:
-        with client.query_row_block_stream(query, parameters=parameters) as blocks:
-            for block in blocks:
-                yield [_event(row) for row in block]
+        for client, own in _asked(store, organization_id, wanted.customer_id):
+            with client.query_row_block_stream(query.replace("OWN", own), parameters=parameters) as blocks:
+                for block in blocks:
+                    yield [_event(row) for row in block]
     except ClickHouseError as error:
         raise unavailable(error) from error
 
@@ -261,7 +318,7 @@ InvoiceDocument = dict[str, Any]
 
 
 def invoice_documents(
-    client: Client, organization_id: str, wanted: InvoiceFilter, limit: int, after: tuple[int, str] | None = None
+    store: Store, organization_id: str, wanted: InvoiceFilter, limit: int, after: tuple[int, str] | None = None
 ) -> list[InvoiceDocument]:
     """Latest cycle first. after: (cycle_start in µs, id) of the last one of the page before."""
     conditions, parameters = ["organization_id = {organization_id:String}"], {"organization_id": organization_id}
@@ -279,10 +336,10 @@ def invoice_documents(
         SELECT document FROM invoices WHERE {" AND ".join(conditions)}
         ORDER BY cycle_start DESC, id DESC LIMIT {limit:d}
     """
-    return [json.loads(document) for (document,) in _query(client, query, parameters)]
+    return [json.loads(document) for (document,) in _query(shards_of(store).first, query, parameters)]
 
 
-def unpaid_invoices(client: Client, organization_id: str, customer_id: str) -> dict[str, dict[str, Unpaid]]:
+def unpaid_invoices(store: Store, organization_id: str, customer_id: str) -> dict[str, dict[str, Unpaid]]:
     """Subscription id → invoice id → what a customer owes and nothing will collect by itself."""
     query = """
         SELECT subscription_id, id, unpaid_reason, toUnixTimestamp64Micro(assumeNotNull(unpaid_since)) FROM invoices
@@ -291,28 +348,30 @@ def unpaid_invoices(client: Client, organization_id: str, customer_id: str) -> d
     """
     owed: dict[str, dict[str, Unpaid]] = {}
     for subscription, id_, reason, since in _query(
-        client, query, {"organization_id": organization_id, "customer_id": customer_id}
+        shards_of(store).first, query, {"organization_id": organization_id, "customer_id": customer_id}
     ):
         owed.setdefault(subscription, {})[id_] = Unpaid(reason, int(since))
     return owed
 
 
-def accepted_since(client: Client, organization_id: str, since: int) -> int:
+def accepted_since(store: Store, organization_id: str, since: int) -> int:
     """Events that were accepted from an instant on (µs), duplicates too."""
     query = """
         SELECT sum(events) FROM accepted_batches FINAL
         WHERE organization_id = {organization_id:String} AND received_at >= fromUnixTimestamp64Micro({since:Int64})
+            AND OWN
     """
-    return int(_query(client, query, {"organization_id": organization_id, "since": since})[0][0])
+    parameters = {"organization_id": organization_id, "since": since}
+    return sum(int(rows[0][0]) for rows in _of_shards(store, organization_id, None, query, parameters))
 
 
-def invoice_summary(client: Client, organization_id: str) -> list[tuple[str, str, int, Decimal]]:
+def invoice_summary(store: Store, organization_id: str) -> list[tuple[str, str, int, Decimal]]:
     """(state, currency, number, sum of totals) of all invoices."""
     query = """
         SELECT state, currency, count(), sum(ifNull(total, 0)) FROM invoices
         WHERE organization_id = {organization_id:String} GROUP BY state, currency ORDER BY state, currency
     """
-    rows = _query(client, query, {"organization_id": organization_id})
+    rows = _query(shards_of(store).first, query, {"organization_id": organization_id})
     return [(state, currency, int(count), total) for state, currency, count, total in rows]
 
 
@@ -330,7 +389,7 @@ class OrderRow:
 
 
 def orders(
-    client: Client, organization_id: str, customer_id: str | None, limit: int, after: tuple[int, str] | None = None
+    store: Store, organization_id: str, customer_id: str | None, limit: int, after: tuple[int, str] | None = None
 ) -> list[OrderRow]:
     """Latest first. after: (paid_at, id) of the last one of the page before."""
     conditions, parameters = ["organization_id = {organization_id:String}"], {"organization_id": organization_id}
@@ -344,7 +403,7 @@ def orders(
         SELECT id, invoice_id, customer_id, subscription_id, currency, amount_paid, toUnixTimestamp64Micro(paid_at)
         FROM orders WHERE {" AND ".join(conditions)} ORDER BY paid_at DESC, id DESC LIMIT {limit:d}
     """
-    return [OrderRow(*row) for row in _query(client, query, parameters)]
+    return [OrderRow(*row) for row in _query(shards_of(store).first, query, parameters)]
 
 
 def _query(client: Client, query: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:

@@ -1,4 +1,4 @@
-"""the event loop → ClickHouse: queries run in threads, through one client that is made when it is first needed."""
+"""the event loop → ClickHouse: queries run in threads, through clients that are made when they are first needed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, TypeVar
 
+from schemas.partition import partition_of
 from schemas.settings import Settings
 from schemas.watermark import Watermark
-from warehouse.client import ASIDE, PROMPT, ClickHouseError, Client, WarehouseUnavailable, connect, unavailable
+from warehouse.client import ASIDE, PROMPT, ClickHouseError, WarehouseUnavailable, unavailable
 from warehouse.coverage import coverage
 from warehouse.epochs import newest_epochs
+from warehouse.shards import Shards, open_shards
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,68 +30,80 @@ class WarehouseAccess:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client: Client | None = None
-        self._aside_client: Client | None = None
+        self._shards: Shards | None = None
+        self._aside_shards: Shards | None = None
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(QUERIES_MAX, thread_name_prefix="warehouse")
         self._aside = ThreadPoolExecutor(ASIDE_QUERIES_MAX, thread_name_prefix="warehouse-aside")
 
-    async def run(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """query(client, …) in a thread. Raises WarehouseUnavailable."""
+    async def run(self, query: Callable[Concatenate[Shards, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """query(shards, …) in a thread. Raises WarehouseUnavailable."""
 
         def call() -> R:
-            return query(self.client(), *args, **kwargs)
+            return query(self.shards(), *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    async def run_aside(self, query: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run_aside(self, query: Callable[Concatenate[Shards, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """`run` for what reads so much that pages don't wait for it; it waits for them."""
 
         def call() -> R:
-            return query(self.aside_client(), *args, **kwargs)
+            return query(self.aside_shards(), *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._aside, call)
 
-    def client(self) -> Client:
-        """The client, which threads share. Blocks; raises WarehouseUnavailable."""
+    def shards(self) -> Shards:
+        """The servers, whose clients threads share. Blocks; raises WarehouseUnavailable."""
         with self._lock:
-            if self._client is None:
-                self._client = connect(self._settings, read_timeout_seconds=READ_SECONDS, more_settings=PROMPT)
-            return self._client
+            if self._shards is None:
+                self._shards = open_shards(self._settings, read_timeout_seconds=READ_SECONDS, more_settings=PROMPT)
+            return self._shards
 
-    def aside_client(self) -> Client:
-        """The client of `run_aside`, for results that are streamed. Blocks; raises WarehouseUnavailable."""
+    def aside_shards(self) -> Shards:
+        """The servers as `run_aside` has them, for results that are streamed. Blocks; raises WarehouseUnavailable."""
         with self._lock:
-            if self._aside_client is None:
-                self._aside_client = connect(
+            if self._aside_shards is None:
+                self._aside_shards = open_shards(
                     self._settings, read_timeout_seconds=ASIDE_READ_SECONDS, more_settings=ASIDE
                 )
-            return self._aside_client
+            return self._aside_shards
 
-    async def stored(self) -> Watermark | None:
-        """Everything below it is in ClickHouse; None: no sink has stored anything yet. Raises WarehouseUnavailable."""
-        return await self.run(self._stored)
+    async def stored(self, organization_id: str = "", customer_id: str | None = None) -> Watermark | None:
+        """Everything below it is in ClickHouse; None: no sink has stored anything yet. Raises WarehouseUnavailable.
 
-    def _stored(self, client: Client) -> Watermark | None:
+        With a customer, of the shard that has its usage: another one may be away.
+        """
+        return await self.run(self._stored, organization_id, customer_id)
+
+    def _stored(self, shards: Shards, organization_id: str, customer_id: str | None) -> Watermark | None:
+        only: list[int] | None = None
+        client = shards.first
         try:
+            if customer_id is not None and shards.count > 1:
+                shard = shards.shard_of(partition_of(organization_id, customer_id, self._settings.event_partitions))
+                client, only = shards.at(shard), [p for p, at in shards.placed.items() if at == shard]
             epochs = newest_epochs(client)
             if epochs is None:
                 return None
-            return coverage(client, epochs.base, self._settings.event_partitions, epochs.own)
+            return coverage(shards, epochs.base, self._settings.event_partitions, epochs.own, only=only)
         except ClickHouseError as error:
             raise unavailable(error) from error
 
     def check(self) -> str | None:
-        """None: ClickHouse answers. Blocks for a moment."""
+        """None: ClickHouse answers, of shards each. Blocks for a moment."""
         try:
-            return None if self.client().ping() else "ClickHouse does not answer"
+            shards = self.shards()
+            for index in range(shards.count):
+                if not shards.at(index).ping():
+                    return f"shard {index + 1} of ClickHouse does not answer" if index else "ClickHouse does not answer"
         except WarehouseUnavailable as error:
             return str(error)
+        return None
 
     def close(self) -> None:
         for threads in (self._threads, self._aside):
             threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            for client in (self._client, self._aside_client):
-                if client is not None:
-                    client.close()
+            for shards in (self._shards, self._aside_shards):
+                if shards is not None:
+                    shards.close()

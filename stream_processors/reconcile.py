@@ -33,9 +33,10 @@ from schemas.watermark import Watermark
 from stream_processors import metrics
 from stream_processors.live_totals import LiveSnapshot, LiveTotalsReader
 from stream_processors.state import UNNAMED
-from warehouse.client import ClickHouseError, Client, concerns_all, unavailable
+from warehouse.client import ClickHouseError, WarehouseUnavailable, concerns_all, unavailable
 from warehouse.one_store import one_store
 from warehouse.settled import settled
+from warehouse.shards import Store, shards_of
 from warehouse.totals import NO_USAGE, TotalsRequest, exact_totals
 from warehouse.totals import UsageTotal as ExactTotal
 from warehouse.used import Scope, UsedMonth, used_months
@@ -312,10 +313,10 @@ def _asked(affected: Affected) -> Scope:
 class Reconciler:
     """Holds live totals against ClickHouse, a partition at a time. Not thread-safe; close it after use."""
 
-    def __init__(self, settings: Settings, view: CatalogView, client: Callable[[], Client]) -> None:
+    def __init__(self, settings: Settings, view: CatalogView, store: Callable[[], Store]) -> None:
         self._settings = settings
         self._view = view
-        self._client = client
+        self._store = store
         self._reader = LiveTotalsReader(settings)
         self._admin = admin_client(settings)
         self._topic = topic_name(settings, USAGE_REPAIRS)
@@ -350,8 +351,13 @@ class Reconciler:
         for partition in partitions:
             if stopping():
                 break
-            with one_store(self._client()):
-                report = self._partition(partition, scope, reason, wait_seconds, stopping)
+            try:
+                with one_store(shards_of(self._store()).of(partition)):
+                    report = self._partition(partition, scope, reason, wait_seconds, stopping)
+            except WarehouseUnavailable as error:
+                if shards_of(self._store()).count == 1:
+                    raise
+                report = PartitionReport(partition, skipped=str(error))  # others are on other servers
             if not dry_run:
                 write_repairs(self._producer, self._topic, (*report.repairs, *report.whole))
             reports.append(report)
@@ -374,9 +380,9 @@ class Reconciler:
         place = self._covered(partition, progress.topic_id, progress.next_offset, wait_seconds, stopping)
         if isinstance(place, str):
             return PartitionReport(partition, progress.next_offset, skipped=place)
-        client = self._client()
+        store = self._store()
         try:
-            used = used_months(client, partition, place, None if scope is None else [_asked(each) for each in scope])
+            used = used_months(store, partition, place, None if scope is None else [_asked(each) for each in scope])
         except ClickHouseError as error:
             raise unavailable(error) from error
         problems: dict[str, str] = {}
@@ -386,7 +392,7 @@ class Reconciler:
             snapshot,
             self._settings.live_series_per_partition_max,
         )
-        counted = self._exact(client, wanted, place, loop)
+        counted = self._exact(store, wanted, place, loop)
         now = now_us()
         found: list[UsageRepair] = []
         compared = 0
@@ -410,7 +416,7 @@ class Reconciler:
         """The partition's place once ClickHouse has everything below it; else why it has not."""
         deadline = time.monotonic() + wait_seconds
         while True:
-            epochs, stored = settled(self._client(), self._settings, self._admin)
+            epochs, stored = settled(self._store(), self._settings, self._admin, only=[partition])
             if epochs.log_id(partition) != topic_id.partition(UNNAMED)[0]:
                 return "the aggregator has not begun with the log as it is now"
             if stored.offsets.get(partition, 0) >= offset:
@@ -420,7 +426,7 @@ class Reconciler:
             time.sleep(_POLL_SECONDS)
 
     def _exact(
-        self, client: Client, wanted: Sequence[_Wanted], place: Watermark, loop: OneByOne
+        self, store: Store, wanted: Sequence[_Wanted], place: Watermark, loop: OneByOne
     ) -> Mapping[TotalsRequest, ExactTotal]:
         """loop: hears of windows that can't be counted; they have no total."""
         windows = sorted(
@@ -431,7 +437,7 @@ class Reconciler:
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
             for part in loop.by_halves(
                 windows[first : first + WINDOWS_AT_ONCE],
-                lambda some: exact_totals(client, some, place),
+                lambda some: exact_totals(store, some, place),
                 lambda window: series_text((window.organization_id, window.customer_id, window.event_name)),
             ):
                 found |= part

@@ -25,8 +25,9 @@ from schemas.repair import RepairReason
 from schemas.settings import Settings
 from schemas.totals import UnreadableTotal
 from stream_processors.reconcile import Reconciler, ReconcileReport
-from warehouse.client import ASIDE, Client, WarehouseUnavailable, connect
+from warehouse.client import ASIDE, WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
+from warehouse.shards import Shards, open_shards
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,7 @@ class ReconcileService:
         self._broken: dict[int, float] = {}  # partition whose log lost its end → since when, monotonic seconds
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._client: Client | None = None
+        self._shards: Shards | None = None
         self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
         catalog.subscribe(self._on_catalog_record)
 
@@ -118,7 +119,7 @@ class ReconcileService:
             self._noted.append(noted)
 
     def _run(self) -> None:
-        reconciler = Reconciler(self._settings, self._catalog.view, self._connected)
+        reconciler = Reconciler(self._settings, self._catalog.view, self._opened)
         everything_at = time.monotonic() + min(FIRST_ROUND_SECONDS, self._settings.reconcile_seconds)
         try:
             while not self._stopping.wait(_ROUND_SECONDS):
@@ -130,22 +131,22 @@ class ReconcileService:
                         self._tell(self._reconcile(reconciler, self._partitions(), None, RepairReason.RECONCILE))
                 except (KafkaException, WarehouseUnavailable, UnknownTopic, UnreadableTotal, NotAcknowledged) as error:
                     # Nothing is forgotten: what was noted stays noted, and the next round finds what this one left.
-                    self._drop_client()
+                    self._drop_clients()
                     log.warning("reconcile_failed", error=str(error))
                     reconciler = self._renewed(reconciler)
                 except Exception:  # the thread is the last that could go on: without it live totals drift unseen
-                    self._drop_client()
+                    self._drop_clients()
                     log.exception("reconcile_failed")
                     reconciler = self._renewed(reconciler)
         finally:
             reconciler.close()
-            self._drop_client()
+            self._drop_clients()
 
     def _renewed(self, reconciler: Reconciler) -> Reconciler:
         """Another, after a while: a client of a broker that went away may never get an answer again."""
         reconciler.close()
         self._stopping.wait(_WAIT_SECONDS)
-        return Reconciler(self._settings, self._catalog.view, self._connected)
+        return Reconciler(self._settings, self._catalog.view, self._opened)
 
     def _work_off(self, reconciler: Reconciler) -> None:
         now = time.monotonic()
@@ -204,12 +205,12 @@ class ReconcileService:
                 seconds=round(report.seconds, 3),
             )  # fmt: skip
 
-    def _connected(self) -> Client:
-        if self._client is None:
-            self._client = connect(self._settings, more_settings=ASIDE)
-        return self._client
+    def _opened(self) -> Shards:
+        if self._shards is None:
+            self._shards = open_shards(self._settings, more_settings=ASIDE)
+        return self._shards
 
-    def _drop_client(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+    def _drop_clients(self) -> None:
+        if self._shards is not None:
+            self._shards.close()
+            self._shards = None

@@ -19,6 +19,7 @@ from stream_processors.avro_splice import Unreadable
 from stream_processors.log_probe import LogProbe
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, unavailable
 from warehouse.epochs import Epochs, lookup_epochs
+from warehouse.shards import Store, shards_of
 
 _REQUEST_SECONDS = 10.0
 _IDLE_SECONDS_MAX = 30.0
@@ -80,13 +81,14 @@ def parse_range(text: str) -> Range:
 
 
 def refill(
-    settings: Settings, client: Client, wanted: Range, progress: Callable[[int], None] = lambda done: None
+    settings: Settings, store: Store, wanted: Range, progress: Callable[[int], None] = lambda done: None
 ) -> Refilled:
     """Read the messages of a range from the log and insert them as the sink does; sinks may run meanwhile.
 
     progress: gets the number of offsets done. Raises LogChanged, UnknownTopic, WarehouseUnavailable, KafkaException.
     """
     topic = describe_topic(settings, USAGE_EVENTS)
+    client = shards_of(store).of(wanted.partition)
     try:
         epochs = lookup_epochs(client, topic.topic_id)
         _check_epoch(epochs, wanted)

@@ -13,9 +13,9 @@ from schemas.settings import Settings
 from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import UnreadableBatch
 from schemas.watermark import Watermark
-from warehouse.client import Client
 from warehouse.letters import StoredLetter, stored_batches
 from warehouse.settled import settled
+from warehouse.shards import Store
 
 _SETTLE_SECONDS = 60.0
 _REQUEST_SECONDS = 10.0
@@ -45,7 +45,7 @@ def batch_id_of(letter: StoredLetter) -> bytes:
     return usage_batch.decode(letter.payload).batch_id
 
 
-def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) -> list[Replayed]:
+def replay(settings: Settings, store: Store, letters: Sequence[StoredLetter]) -> list[Replayed]:
     """Write what can be read into the log again, wait until it is stored, and tell what became of each.
 
     A message keeps its batch_id, by which one that was replayed before is known: events without ids would count twice.
@@ -54,7 +54,7 @@ def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) 
     """
     if not letters:
         return []
-    wait_until_settled(settings, client)
+    wait_until_settled(settings, store)
     readable: dict[StoredLetter, bytes] = {}
     found: dict[StoredLetter, Replayed] = {}
     for letter in letters:
@@ -62,7 +62,7 @@ def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) 
             readable[letter] = batch_id_of(letter)
         except UnreadableBatch as error:
             found[letter] = Replayed(letter, why=f"still not readable: {error}")
-    known = stored_batches(client, readable.values())
+    known = stored_batches(store, readable.values())
     to_write: list[StoredLetter] = []
     for letter, batch_id in readable.items():
         if batch_id in known:
@@ -73,8 +73,8 @@ def replay(settings: Settings, client: Client, letters: Sequence[StoredLetter]) 
     for letter, offset in _write(settings, to_write).items():
         found[letter] = Replayed(letter, offset)
     if to_write:
-        wait_until_settled(settings, client)
-        stored = stored_batches(client, (readable[letter] for letter in to_write))
+        wait_until_settled(settings, store)
+        stored = stored_batches(store, (readable[letter] for letter in to_write))
         for letter in to_write:
             if readable[letter] not in stored:
                 found[letter] = Replayed(letter, found[letter].offset, "refused again: it is a dead letter there")
@@ -89,7 +89,7 @@ def _write(settings: Settings, letters: Sequence[StoredLetter]) -> dict[StoredLe
     return dict(zip(letters, producer.write(topic_name(settings, USAGE_EVENTS), records), strict=True))
 
 
-def wait_until_settled(settings: Settings, client: Client) -> Watermark:
+def wait_until_settled(settings: Settings, store: Store) -> Watermark:
     """Until ClickHouse has everything that is in the log now. Raises NotSettled after a minute."""
     topic = topic_name(settings, USAGE_EVENTS)
     ends = end_offsets(
@@ -97,7 +97,7 @@ def wait_until_settled(settings: Settings, client: Client) -> Watermark:
     )
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        stored = settled(client, settings)[1]
+        stored = settled(store, settings)[1]
         if all(stored.offsets.get(partition, 0) >= end for partition, end in ends.items()):
             return stored
         if time.monotonic() > deadline:

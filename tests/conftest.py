@@ -61,6 +61,15 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseL
     engine.stop()
 
 
+@pytest.fixture(scope="session")
+def second_clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseLocal]:
+    """Another engine, running, for tests of servers that share usage. Don't stop it."""
+    engine = _engine(tmp_path_factory.mktemp("second_clickhouse"))
+    engine.start()
+    yield engine
+    engine.stop()
+
+
 @pytest.fixture
 def unique() -> str:
     """A name that no other test has: letters and digits, fit for topics, groups, databases and ids."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from schemas import usage_batch
 from schemas.decimals import decimal_text, exact
+from schemas.partition import partition_of
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark, from_json
 from warehouse.audit_windows import (
@@ -31,6 +32,7 @@ from warehouse.audit_windows import (
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.coverage import EARLIER_EPOCH, EXPIRED
 from warehouse.places import IDENTITY_HASH_SQL, ORDER_SQL, Place, place_of
+from warehouse.shards import Shards, Store, shards_of
 from warehouse.watermark_sql import below, not_voided
 
 LISTED_MAX = 20
@@ -195,12 +197,12 @@ _MESSAGES = """
 # What the log deleted before anyone had read it: whose it was, and how much, nobody knows any more.
 _LOST_ENDS = """
     SELECT kafka_epoch, kafka_partition, max(next_offset)
-    FROM ingest_batches WHERE reason = {reason:String}
+    FROM ingest_batches WHERE reason = {reason:String} AND OWN
     GROUP BY kafka_epoch, kafka_partition ORDER BY kafka_epoch
 """
 _EXPIRED = """
     SELECT kafka_epoch, kafka_partition, kafka_offset, max(next_offset)
-    FROM ingest_batches WHERE reason = {reason:String} AND BELOW
+    FROM ingest_batches WHERE reason = {reason:String} AND BELOW AND OWN
     GROUP BY kafka_epoch, kafka_partition, kafka_offset
     ORDER BY kafka_epoch, kafka_partition, kafka_offset
     LIMIT LISTED
@@ -306,14 +308,16 @@ class Audit:
         return not self.faults and all(each.balances for each in self.organizations)
 
 
-def audit(client: Client, watermark: Watermark, partitions: int, organization_id: str | None = None) -> Audit:
+def audit(store: Store, watermark: Watermark, partitions: int, organization_id: str | None = None) -> Audit:
     """Everything below the watermark, of one organization or (None) of all. partitions: of usage.events.
+
+    Each is asked of the shard that has it.
 
     Raises WarehouseUnavailable.
     """
     started = time.monotonic()
     try:
-        made = _Audit(client, watermark, organization_id)
+        made = _Audit(shards_of(store), watermark, organization_id)
         made.stage_windows(partitions)
         for partition in range(partitions):
             made.count_identities(partition)
@@ -331,8 +335,8 @@ def audit(client: Client, watermark: Watermark, partitions: int, organization_id
 class _Audit:
     """What is known so far, by organization."""
 
-    def __init__(self, client: Client, watermark: Watermark, organization_id: str | None) -> None:
-        self._client = client
+    def __init__(self, shards: Shards, watermark: Watermark, organization_id: str | None) -> None:
+        self._shards = shards
         self._watermark = watermark
         self._organization_id = organization_id
         self._condition, self._parameters = below(watermark)
@@ -344,7 +348,7 @@ class _Audit:
         self._conflicts_at: dict[str, list[tuple[Place, Place]]] = defaultdict(list)
         self._faults: dict[tuple[str, str], tuple[Tally, list[Place]]] = {}
         self._unreadable = 0
-        self._staged = 0
+        self._staged: dict[int, int] = defaultdict(int)  # by shard
         self._lost_ends: list[LostEnd] = []
 
     def result(self, seconds: float) -> Audit:
@@ -369,14 +373,23 @@ class _Audit:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def _rows(self, query: str, **parameters: object) -> Sequence[Sequence[Any]]:
+    def _rows(self, query: str, client: Client | None = None, **parameters: object) -> Sequence[Sequence[Any]]:
+        """client: the first shard's without, which has what is no usage."""
         given: dict[str, object] = {**self._parameters, **parameters}
         scope = "1"
         if self._organization_id is not None:
             scope, given["organization"] = "organization_id = {organization:String}", self._organization_id
         query = query.replace("NOT_VOIDED", not_voided(self._condition)).replace("ORGANIZATION", scope)
         query = query.replace("BELOW", self._condition).replace("LISTED", str(LISTED_MAX))
-        return self._client.query(query, given).result_rows
+        return (client or self._shards.first).query(query, given).result_rows
+
+    def _of_partition(self, query: str, partition: int, **parameters: object) -> Sequence[Sequence[Any]]:
+        return self._rows(query, self._shards.of(partition), partition=partition, **parameters)
+
+    def _everywhere(self, query: str, **parameters: object) -> Iterator[Sequence[Any]]:
+        """OWN: that a row is of a partition that the server has."""
+        for client, own in self._shards.everywhere():
+            yield from self._rows(query.replace("OWN", own), client, **parameters)
 
     def count_identities(self, partition: int) -> None:
         faults = ", ".join(
@@ -384,10 +397,10 @@ class _Audit:
             for condition, place, worth in _FAULTS.values()
         )
         count = f"SELECT count() FROM usage_accepted WHERE {_SCOPE}"
-        shares = int(self._rows(count, partition=partition)[0][0]) // _ROWS_AT_ONCE + 1
+        shares = int(self._of_partition(count, partition)[0][0]) // _ROWS_AT_ONCE + 1
         for share in range(shares):
             query = _IDENTITIES.replace("FAULTS", faults)
-            for row in self._rows(query, partition=partition, shares=shares, share=share):
+            for row in self._of_partition(query, partition, shares=shares, share=share):
                 self._take_identities(partition, row)
 
     def _take_identities(self, partition: int, row: Sequence[Any]) -> None:
@@ -408,13 +421,14 @@ class _Audit:
         self._faults[organization_id, kind] = (known + tally, [*at, *places])
 
     def count_classes(self, partition: int) -> None:
-        for organization, number, events, value in self._rows(
-            _CLASSES, partition=partition, request_id=self._request_id, staged=self._staged
+        staged = self._staged[self._shards.shard_of(partition)]
+        for organization, number, events, value in self._of_partition(
+            _CLASSES, partition, request_id=self._request_id, staged=staged
         ):
             self._classes[organization][EventClass(number)] += Tally(int(events), value)
 
     def compare_messages(self, partition: int) -> None:
-        for epoch, offset, told, found, told_value, found_value in self._rows(_MESSAGES, partition=partition):
+        for epoch, offset, told, found, told_value, found_value in self._of_partition(_MESSAGES, partition):
             tally = Tally(int(found) - int(told), found_value - told_value)
             self._note("message not stored whole", "", tally, [(int(epoch), partition, int(offset), 0)])
 
@@ -435,11 +449,11 @@ class _Audit:
                     self._classes[organization_id][EventClass.DEAD_LETTER] += one
 
     def find_lost_ends(self) -> None:
-        for epoch, partition, offset in self._rows(_LOST_ENDS, reason=EARLIER_EPOCH):
+        for epoch, partition, offset in self._everywhere(_LOST_ENDS, reason=EARLIER_EPOCH):
             self._lost_ends.append(LostEnd(int(epoch), int(partition), int(offset)))
 
     def find_expired(self) -> None:
-        for epoch, partition, first, after in self._rows(_EXPIRED, reason=EXPIRED):
+        for epoch, partition, first, after in self._everywhere(_EXPIRED, reason=EXPIRED):
             places = [(int(epoch), int(partition), int(offset), 0) for offset in (first, after - 1)]
             self._note("messages expired before they were stored", "", Tally(), places)
 
@@ -453,19 +467,19 @@ class _Audit:
         found = windows(self._invoices(), self._subscriptions(), names, ignoring, partitions)
         columns = ("request_id", "organization_id", "customer_id", "event_name", "start_us", "end_us",
                    "billed_below", "trued_below", "class_billed", "class_late")  # fmt: skip
-        rows: list[list[Any]] = []
+        rows: dict[int, list[list[Any]]] = defaultdict(list)
 
-        def write() -> None:
-            if rows:
-                self._client.insert("audit_windows", rows, column_names=columns)
-                self._staged += len(rows)
-                rows.clear()
+        def write(shard: int) -> None:
+            self._shards.at(shard).insert("audit_windows", rows[shard], column_names=columns)
+            self._staged[shard] += len(rows.pop(shard))
 
         for one in found:
-            rows.append([self._request_id, *(getattr(one, name) for name in columns[1:])])
-            if len(rows) >= _STAGED_AT_ONCE:
-                write()
-        write()
+            shard = self._shards.shard_of(partition_of(one.organization_id, one.customer_id, partitions))
+            rows[shard].append([self._request_id, *(getattr(one, name) for name in columns[1:])])
+            if len(rows[shard]) >= _STAGED_AT_ONCE:
+                write(shard)
+        for shard in list(rows):
+            write(shard)
 
     def _names_priced(self) -> dict[tuple[str, str], list[str]]:
         query = """

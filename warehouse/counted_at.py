@@ -14,6 +14,7 @@ from schemas.watermark import Watermark
 from warehouse.audit_windows import order_of
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.places import ORDER_SQL
+from warehouse.shards import Store, at_once, shards_of
 from warehouse.totals import NO_USAGE, TotalsRequest, UsageTotal
 
 _STAGED_AT_ONCE = 100_000
@@ -79,19 +80,32 @@ _COUNTED_AT = f"""
 
 CountedAt = tuple[TotalsRequest, Watermark]
 """A window, and the watermark below which its events count."""
+_Below = tuple[TotalsRequest, int]
+"""A window, and the order in the log below which its events count."""
 
 
 def totals_at(
-    client: Client, wanted: Iterable[CountedAt], partitions: int, organization_id: str | None = None
+    store: Store, wanted: Iterable[CountedAt], partitions: int, organization_id: str | None = None
 ) -> dict[CountedAt, UsageTotal]:
     """The total of each. partitions: of usage.events. organization_id: whose all of them are; None: of several.
 
     Raises WarehouseUnavailable.
     """
     places = {each: _place(*each, partitions) for each in wanted}
-    if not places:
-        return {}
-    request_id, staged = uuid.uuid4(), list(dict.fromkeys(places.values()))
+    parts = shards_of(store).by_customer(dict.fromkeys(places.values()), _customer)
+    found: dict[_Below, UsageTotal] = {}
+    for each in at_once(parts, lambda client, staged: _totals_below(client, staged, organization_id)):
+        found |= each
+    return {each: found.get(place, NO_USAGE) for each, place in places.items()}
+
+
+def _customer(place: _Below) -> tuple[str, str]:
+    return place[0].organization_id, place[0].customer_id
+
+
+def _totals_below(client: Client, staged: list[_Below], organization_id: str | None) -> dict[_Below, UsageTotal]:
+    """Of customers of one server."""
+    request_id = uuid.uuid4()
     parameters: dict[str, object] = {"request_id": request_id, "staged": len(staged)}
     scope = "1"
     if organization_id is not None:
@@ -104,13 +118,13 @@ def totals_at(
         answered = client.query(_COUNTED_AT.replace("ORGANIZATION", scope), parameters).result_rows
     except ClickHouseError as error:
         raise unavailable(error) from error
-    found: dict[tuple[TotalsRequest, int], UsageTotal] = {}
+    found: dict[_Below, UsageTotal] = {}
     for organization, customer, name, start, end, below, summed, count, greatest in answered:
         window = TotalsRequest(str(organization), customer, str(name), int(start), int(end))
         found[window, int(below)] = UsageTotal(Decimal(0) if summed is None else summed, int(count), greatest)
-    return {each: found.get(place, NO_USAGE) for each, place in places.items()}
+    return found
 
 
-def _place(window: TotalsRequest, watermark: Watermark, partitions: int) -> tuple[TotalsRequest, int]:
+def _place(window: TotalsRequest, watermark: Watermark, partitions: int) -> _Below:
     """The order in the log of the first event of the window's customer that the watermark does not count."""
     return window, order_of(watermark, partition_of(window.organization_id, window.customer_id, partitions))

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from schemas.watermark import NO_EPOCHS, Watermark
 from warehouse.client import Client
 from warehouse.one_store import MARK_IS_THERE
+from warehouse.shards import Store, at_once, shards_of
 
 # Offsets without a message: deleted by retention before the sink read them, never readable (a transaction's marker), or
 # of an earlier epoch: the log had lost its end, and this one begins after them.
@@ -75,21 +76,37 @@ _LAST = """
 """
 
 
-def coverage(client: Client, epoch: int, partitions: int, own: Mapping[int, int] = NO_EPOCHS) -> Watermark:
+def coverage(
+    store: Store,
+    epoch: int,
+    partitions: int,
+    own: Mapping[int, int] = NO_EPOCHS,
+    *,
+    only: Iterable[int] | None = None,
+) -> Watermark:
     """Everything below it is stored. It names all of the partitions 0 … partitions − 1, with 0 where nothing is.
 
-    own: partition → its epoch, where it has one of its own. While an insert is under way its rows become visible in no
+    own: partition → its epoch, where it has one of its own. only: these partitions; shards that have none of them are
+    not asked. While an insert is under way its rows become visible in no
     fixed order, and these may come before the events. Who must not miss any (billing) waits for the sink's commit too,
     which it moves only when an insert was answered.
     """
+    wanted = range(partitions) if only is None else only
+    parts = shards_of(store).by_partition(wanted)
+    found = at_once(parts, lambda client, mine: _covered(client, epoch, mine, own))
+    return Watermark(epoch, {partition: offset for each in found for partition, offset in sorted(each.items())}, own)
+
+
+def _covered(client: Client, epoch: int, partitions: Iterable[int], own: Mapping[int, int]) -> dict[int, int]:
+    """Of partitions that one server has."""
     epochs = _epochs(epoch, partitions, own)
     # The last message before the checkpoint is looked at again: without it the checkpoint is of another store.
     floors = {p: after - 1 for p, after in _checkpoints(client, epochs).items() if after > 0}
-    answer = _contiguous_from(client, epochs, {**dict.fromkeys(range(partitions), 0), **floors})
+    answer = _contiguous_from(client, epochs, {**dict.fromkeys(epochs, 0), **floors})
     doubtful = dict.fromkeys((p for p, floor in floors.items() if answer[p] <= floor), 0)
     if doubtful:
         answer |= _contiguous_from(client, epochs, doubtful)
-    return Watermark(epoch, answer, own)
+    return answer
 
 
 def checkpoint(
@@ -109,7 +126,7 @@ def _at(watermark: Watermark, partition: int) -> tuple[int, int]:
 
 def recounted_coverage(client: Client, epoch: int, partitions: int, own: Mapping[int, int] = NO_EPOCHS) -> Watermark:
     """`coverage` by reading everything: rows below a checkpoint may have been lost. Those that say more are deleted."""
-    epochs = _epochs(epoch, partitions, own)
+    epochs = _epochs(epoch, range(partitions), own)
     answer = _contiguous_from(client, epochs, dict.fromkeys(range(partitions), 0))
     wrong = [(epochs[p], p) for p, after in _checkpoints(client, epochs).items() if after > answer.get(p, 0)]
     if wrong:
@@ -121,9 +138,9 @@ def recounted_coverage(client: Client, epoch: int, partitions: int, own: Mapping
     return Watermark(epoch, answer, own)
 
 
-def _epochs(epoch: int, partitions: int, own: Mapping[int, int]) -> dict[int, int]:
+def _epochs(epoch: int, partitions: Iterable[int], own: Mapping[int, int]) -> dict[int, int]:
     """Partition → its epoch."""
-    return {partition: own.get(partition, epoch) for partition in range(partitions)}
+    return {partition: own.get(partition, epoch) for partition in partitions}
 
 
 def _checkpoints(client: Client, epochs: Mapping[int, int]) -> dict[int, int]:

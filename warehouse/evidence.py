@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from schemas.decimals import decimal_text
 from schemas.watermark import Watermark
-from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.client import ClickHouseError, unavailable
 from warehouse.places import IDENTITY_HASH_SQL
+from warehouse.shards import Store, shards_of
 from warehouse.totals import TotalsRequest
 from warehouse.watermark_sql import below, not_voided
 
@@ -93,7 +94,7 @@ class CountedEvent:
 
 
 def counted_events(
-    client: Client, window: TotalsRequest, watermark: Watermark, invoiced: Watermark | None = None
+    store: Store, window: TotalsRequest, watermark: Watermark, invoiced: Watermark | None = None
 ) -> Iterator[list[CountedEvent]]:
     """Every event of the window that counts below the watermark, oldest first, block by block.
 
@@ -105,6 +106,7 @@ def counted_events(
     query = _EVENTS.replace("COUNTED_BEFORE", "0" if invoiced is None else f"({before} AND {not_voided(before)})")
     query = query.replace("COUNTS_NOW", not_voided(condition)).replace("BEFORE", before)
     query = query.replace("BELOW", condition).replace("WINDOW", _WINDOW)
+    client = shards_of(store).of_customer(window.organization_id, window.customer_id)
     try:
         with client.query_row_block_stream(query, parameters=_parameters(window) | parameters | more) as blocks:
             for block in blocks:
@@ -113,7 +115,7 @@ def counted_events(
         raise unavailable(error) from error
 
 
-def row_faults(client: Client, window: TotalsRequest, partition: int, watermark: Watermark) -> list[str]:
+def row_faults(store: Store, window: TotalsRequest, partition: int, watermark: Watermark) -> list[str]:
     """Rows of the window's customer and event_name that are not as they were accepted, and events of their partition
     that are not stored any more; at most FAULTS_MAX of each, for people. Raises WarehouseUnavailable.
 
@@ -122,6 +124,7 @@ def row_faults(client: Client, window: TotalsRequest, partition: int, watermark:
     condition, parameters = below(watermark)
     parameters |= _parameters(window) | {"partition": partition}
     told: list[str] = []
+    client = shards_of(store).of(partition)
     try:
         query = _CHANGED.replace("BELOW", condition).replace("MINE", _MINE)
         for *place, identity, value, accepted, identity_hash, found in client.query(query, parameters).result_rows:

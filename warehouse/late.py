@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from schemas.watermark import Watermark
-from warehouse.client import Client
+from warehouse.shards import Store
 from warehouse.totals import TotalsRequest, answers
 from warehouse.watermark_sql import below
 
@@ -40,7 +40,7 @@ _LATE = """
 
 
 def late_windows(
-    client: Client,
+    store: Store,
     wanted: Sequence[TotalsRequest],
     since: Watermark,
     watermark: Watermark,
@@ -54,5 +54,5 @@ def late_windows(
     """
     condition, parameters = below(since, name="since")
     query, distinct = _LATE.replace("SINCE", condition), list(dict.fromkeys(wanted))
-    found = answers(client, query, distinct, watermark, mark=mark, more_parameters=parameters)
+    found = answers(store, query, distinct, watermark, mark=mark, more_parameters=parameters)
     return {window for window, (events,) in found.items() if events}

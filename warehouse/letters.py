@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.shards import Store, at_once, shards_of
 
 _BATCHES_AT_ONCE = 1_000  # a server takes 128 KiB in one parameter
 
@@ -29,7 +30,7 @@ class StoredLetter:
         return f"{self.epoch}/{self.partition}/{self.offset}"
 
 
-def stored_letters(client: Client, reason: str | None = None) -> list[StoredLetter]:
+def stored_letters(store: Store, reason: str | None = None) -> list[StoredLetter]:
     """In the order of the log. Raises WarehouseUnavailable."""
     query = """
         SELECT
@@ -41,7 +42,7 @@ def stored_letters(client: Client, reason: str | None = None) -> list[StoredLett
     """
     condition, parameters = ("1", {}) if reason is None else ("reason = {reason:String}", {"reason": reason})
     try:
-        rows = client.query(query.replace("CONDITION", condition), parameters).result_rows
+        rows = shards_of(store).first.query(query.replace("CONDITION", condition), parameters).result_rows
     except ClickHouseError as error:
         raise unavailable(error) from error
     return [
@@ -59,18 +60,23 @@ def stored_letters(client: Client, reason: str | None = None) -> list[StoredLett
     ]
 
 
-def stored_batches(client: Client, batch_ids: Iterable[bytes]) -> set[bytes]:
+def stored_batches(store: Store, batch_ids: Iterable[bytes]) -> set[bytes]:
     """Which of these batches have a message whose events or tombstones are stored. Raises WarehouseUnavailable."""
     wanted = sorted({batch_id.hex() for batch_id in batch_ids})
     found: set[bytes] = set()
     query = """
         SELECT DISTINCT lower(hex(batch_id)) FROM ingest_batches
-        WHERE (events > 0 OR reason = 'void') AND lower(hex(batch_id)) IN {wanted:Array(String)}
+        WHERE (events > 0 OR reason = 'void') AND lower(hex(batch_id)) IN {wanted:Array(String)} AND OWN
     """
     try:
         for first in range(0, len(wanted), _BATCHES_AT_ONCE):
-            rows = client.query(query, {"wanted": wanted[first : first + _BATCHES_AT_ONCE]}).result_rows
-            found.update(bytes.fromhex(row[0]) for row in rows)
+            some = wanted[first : first + _BATCHES_AT_ONCE]
+
+            def asked(client: Client, own: str, some: list[str] = some) -> Sequence[Sequence[str]]:
+                return client.query(query.replace("OWN", own), {"wanted": some}).result_rows
+
+            for rows in at_once(shards_of(store).everywhere(), asked):
+                found.update(bytes.fromhex(row[0]) for row in rows)
     except ClickHouseError as error:
         raise unavailable(error) from error
     return found

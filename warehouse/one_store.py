@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, unavailable
+from warehouse.shards import Store, at_once, shards_of
 
 MARK_IS_THERE = "(SELECT count() FROM store_marks WHERE mark = {mark:UUID}) > 0"
 
@@ -23,30 +24,40 @@ class StoreReplaced(WarehouseUnavailable):
 
 
 @contextmanager
-def one_store(client: Client) -> Generator[uuid.UUID]:
+def one_store(store: Store) -> Generator[uuid.UUID]:
     """What is read within is of one store: the one with this mark. Raises StoreReplaced at its end, where it was not,
     WarehouseUnavailable.
+
+    Of shards each has the mark, and none may be replaced.
     """
     try:
-        mark = leave_mark(client)
+        mark = leave_mark(store)
     except ClickHouseError as error:
         raise unavailable(error) from error
     yield mark
     try:
-        same = is_marked(client, mark)
+        same = is_marked(store, mark)
     except ClickHouseError as error:
         raise unavailable(error) from error
     if not same:
         raise StoreReplaced
 
 
-def leave_mark(client: Client) -> uuid.UUID:
-    """Raises ClickHouseError."""
+def leave_mark(store: Store) -> uuid.UUID:
+    """Raises ClickHouseError, of shards WarehouseUnavailable too."""
     mark = uuid.uuid4()
-    client.insert("store_marks", [[mark]], column_names=["mark"])
+
+    def leave(client: Client, _: str) -> None:
+        client.insert("store_marks", [[mark]], column_names=["mark"])
+
+    at_once(shards_of(store).everywhere(), leave)
     return mark
 
 
-def is_marked(client: Client, mark: uuid.UUID) -> bool:
-    """Whether it is the store in which the mark was left, a day ago at most. Raises ClickHouseError."""
-    return bool(client.query(f"SELECT {MARK_IS_THERE}", parameters={"mark": mark}).result_rows[0][0])
+def is_marked(store: Store, mark: uuid.UUID) -> bool:
+    """Whether it is the store in which the mark was left, a day ago at most. Raises as leave_mark."""
+
+    def asked(client: Client, _: str) -> bool:
+        return bool(client.query(f"SELECT {MARK_IS_THERE}", parameters={"mark": mark}).result_rows[0][0])
+
+    return all(at_once(shards_of(store).everywhere(), asked))

@@ -15,6 +15,7 @@ from schemas.settings import Settings
 from schemas.topics import BILLING_LEDGER, CATALOG, USAGE_ALERTS, USAGE_DEAD_LETTERS, topic_name
 from warehouse.audit import Fault, Tally
 from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.shards import Shards, Store, shards_of
 
 PROJECTED = (CATALOG, BILLING_LEDGER, USAGE_ALERTS, USAGE_DEAD_LETTERS)
 WAIT_SECONDS = 10.0
@@ -35,14 +36,15 @@ Places = dict[tuple[str, int], int]
 
 
 def projection_faults(
-    client: Client, settings: Settings, organization_id: str | None = None, *, wait_seconds: float = WAIT_SECONDS
+    store: Store, settings: Settings, organization_id: str | None = None, *, wait_seconds: float = WAIT_SECONDS
 ) -> tuple[Fault, ...]:
     """What the tables of the other logs lack; of one organization (and of what is nobody's) or of all.
 
     Raises KafkaException, WarehouseUnavailable.
     """
     try:
-        return (*_set_aside(client, organization_id), *_behind(client, settings, wait_seconds))
+        shards = shards_of(store)
+        return (*_set_aside(shards.first, organization_id), *_behind(shards, settings, wait_seconds))
     except ClickHouseError as error:
         raise unavailable(error) from error
 
@@ -61,12 +63,12 @@ def _set_aside(client: Client, organization_id: str | None) -> list[Fault]:
     return faults
 
 
-def _behind(client: Client, settings: Settings, wait_seconds: float) -> list[Fault]:
+def _behind(shards: Shards, settings: Settings, wait_seconds: float) -> list[Fault]:
     """Logs whose tables have not come, within some seconds, to where the logs ended at first."""
     ends = _ends(settings)
     deadline = time.monotonic() + wait_seconds
     while True:
-        reached = _progress(client)
+        reached = _progress_of(shards, topic_name(settings, CATALOG))
         behind = {place: end - reached.get(place, 0) for place, end in ends.items() if reached.get(place, 0) < end}
         if not behind or time.monotonic() > deadline:
             break
@@ -94,6 +96,17 @@ def _ends(settings: Settings) -> Places:
     finally:
         consumer.close()
     return found
+
+
+def _progress_of(shards: Shards, catalog: str) -> Places:
+    """Of the catalog, whose tables every shard has since the audit joins usage with them, the lowest of all."""
+    reached = _progress(shards.first)
+    for shard in range(1, shards.count):
+        of_shard = _progress(shards.at(shard))
+        reached |= {
+            place: min(after, of_shard.get(place, 0)) for place, after in reached.items() if place[0] == catalog
+        }
+    return reached
 
 
 def _progress(client: Client) -> Places:

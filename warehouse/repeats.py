@@ -14,6 +14,7 @@ from typing import Any
 from schemas.partition import partition_of
 from warehouse.client import ClickHouseError, Client, unavailable
 from warehouse.places import IDENTITY_HASH_SQL, ORDER_SQL, Place, order_of, place_of
+from warehouse.shards import Store, shards_of
 
 COPIES_MAX = 20
 """Copies of one event that are listed, first to last."""
@@ -90,7 +91,7 @@ def partitions_of(organization_id: str, customer_id: str | None, count: int) -> 
 
 
 def repeated_events(
-    client: Client,
+    store: Store,
     organization_id: str,
     partitions: Sequence[int],
     limit: int,
@@ -116,7 +117,7 @@ def repeated_events(
                 "before": order_of(after) if after is not None and after[1] == partition else _AFTER_ALL,
                 "rows": limit - len(found),
             }
-            found += _of_partition(client, partition, parameters)
+            found += _of_partition(shards_of(store).of(partition), partition, parameters)
             if len(found) >= limit:
                 break
     except ClickHouseError as error:

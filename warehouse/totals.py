@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from schemas.watermark import Watermark
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, unavailable
 from warehouse.one_store import MARK_IS_THERE
+from warehouse.shards import Store, at_once, shards_of
 from warehouse.watermark_sql import below, not_voided
 
 
@@ -138,22 +139,22 @@ _ROWS_FOLDED_AT_ONCE = 4_000_000
 
 
 def exact_totals(
-    client: Client,
+    store: Store,
     wanted: Sequence[TotalsRequest],
     watermark: Watermark | None,
     *,
     mark: uuid.UUID | None = None,
 ) -> dict[TotalsRequest, UsageTotal]:
-    """The total of every window wanted, of events below the watermark (None: of all stored), by one query.
+    """The total of every window wanted, of events below the watermark (None: of all stored), by one query of a shard.
 
     Windows may overlap. mark: of warehouse.one_store; a node without it does not answer. Raises IncompleteAnswer,
     WarehouseUnavailable.
     """
-    return _totals(client, wanted, watermark, _COUNTED, mark, shares=1)
+    return _totals(store, wanted, watermark, _COUNTED, mark, shares_for=lambda _: 1)
 
 
 def independent_totals(
-    client: Client,
+    store: Store,
     wanted: Sequence[TotalsRequest],
     watermark: Watermark | None,
     *,
@@ -163,52 +164,75 @@ def independent_totals(
 
     It takes a query for each share of the customers that fits into memory.
     """
+    return _totals(store, wanted, watermark, _FOLDED, mark, shares_for=_shares_folded)
+
+
+def _shares_folded(client: Client) -> int:
     try:
         rows = int(client.query("SELECT count() FROM usage_events").result_rows[0][0])
     except ClickHouseError as error:
         raise unavailable(error) from error
-    return _totals(client, wanted, watermark, _FOLDED, mark, shares=rows // _ROWS_FOLDED_AT_ONCE + 1)
+    return rows // _ROWS_FOLDED_AT_ONCE + 1
 
 
 def _totals(
-    client: Client,
+    store: Store,
     wanted: Sequence[TotalsRequest],
     watermark: Watermark | None,
     events: str,
     mark: uuid.UUID | None,
     *,
-    shares: int,
+    shares_for: Callable[[Client], int],
 ) -> dict[TotalsRequest, UsageTotal]:
-    distinct = list(dict.fromkeys(wanted))
     template = _JOINED.replace("is_within", _WITHIN).replace("EVENTS", events)
-    if _by_key(distinct):
-        shares = max(1, min(shares, len(_customers(distinct))))
 
     def total(row: Sequence[Any]) -> UsageTotal:
         summed, count, greatest = row
         return UsageTotal(Decimal(0) if summed is None else summed, int(count), greatest)
 
-    found = answers(client, template, distinct, watermark, shares=shares, mark=mark)
+    found = answers(store, template, list(dict.fromkeys(wanted)), watermark, shares_for=shares_for, mark=mark)
     return {window: total(row) for window, row in found.items()}
 
 
 def answers(
-    client: Client,
+    store: Store,
     template: str,
     wanted: Sequence[TotalsRequest],
     watermark: Watermark | None,
     *,
-    shares: int = 1,
+    shares_for: Callable[[Client], int] = lambda _: 1,
     mark: uuid.UUID | None = None,
     more_parameters: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[TotalsRequest, Sequence[Any]]:
     """What a query says of each window: its rows begin with the window's position. One query for each share.
 
-    wanted: each once. mark: as in exact_totals. An answer that lacks a window, or has one twice, is thrown away and
-    asked for again. Raises IncompleteAnswer, WarehouseUnavailable.
+    A window is asked of the shard that has its customer. wanted: each once. shares_for: into how many shares a server's
+    customers are divided. mark: as in exact_totals. An answer that lacks a window, or has one twice, is thrown
+    away and asked for again. Raises IncompleteAnswer, WarehouseUnavailable.
     """
-    if not wanted:
-        return {}
+
+    def asked(client: Client, windows: list[TotalsRequest]) -> dict[TotalsRequest, Sequence[Any]]:
+        shares = shares_for(client)
+        if _by_key(windows):
+            shares = max(1, min(shares, len(_customers(windows))))
+        return _answers(client, template, windows, watermark, shares, mark, more_parameters)
+
+    found: dict[TotalsRequest, Sequence[Any]] = {}
+    for each in at_once(shards_of(store).by_customer(wanted, _customer), asked):
+        found |= each
+    return found
+
+
+def _answers(
+    client: Client,
+    template: str,
+    wanted: Sequence[TotalsRequest],
+    watermark: Watermark | None,
+    shares: int,
+    mark: uuid.UUID | None,
+    more_parameters: Mapping[str, object],
+) -> dict[TotalsRequest, Sequence[Any]]:
+    """Of one server."""
     written, parameters = totals_sql(template, wanted, watermark)
     parameters |= more_parameters
     answered = 0
@@ -242,8 +266,12 @@ def totals_sql(
     return query.replace("CUSTOMERS", _BY_KEY if _by_key(wanted) else "1"), parameters
 
 
+def _customer(wanted: TotalsRequest) -> tuple[str, str]:
+    return wanted.organization_id, wanted.customer_id
+
+
 def _customers(wanted: Sequence[TotalsRequest]) -> set[tuple[str, str]]:
-    return {(one.organization_id, one.customer_id) for one in wanted}
+    return set(map(_customer, wanted))
 
 
 def _by_key(wanted: Sequence[TotalsRequest]) -> bool:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from schemas.watermark import Watermark
-from warehouse.client import Client
+from warehouse.shards import Store, shards_of
 from warehouse.watermark_sql import below
 
 Scope = tuple[str, str | None, str | None]
@@ -31,14 +31,14 @@ class UsedMonth:
     until_us: int
 
 
-def used_months(client: Client, partition: int, watermark: Watermark, scope: Sequence[Scope] | None) -> list[UsedMonth]:
+def used_months(store: Store, partition: int, watermark: Watermark, scope: Sequence[Scope] | None) -> list[UsedMonth]:
     """Of a partition's events below the watermark. scope: only those; None: all. Raises ClickHouseError."""
     condition, parameters = below(watermark)
     wanted = "1"
     if scope is not None:
         wanted = " OR ".join(_condition(number, each, parameters) for number, each in enumerate(scope)) or "0"
     query = _MONTHS.replace("BELOW", condition).replace("SCOPE", wanted)
-    rows = client.query(query, {**parameters, "partition": partition}).result_rows
+    rows = shards_of(store).of(partition).query(query, {**parameters, "partition": partition}).result_rows
     return [
         UsedMonth((str(organization), str(customer), str(name)), *_month(int(month)))
         for organization, customer, name, months in rows

@@ -16,20 +16,21 @@ from confluent_kafka import KafkaException
 from ledger.records import WaitCode
 from ledger.snapshot import InvoiceFixed
 from runtime.kafka.admin import admin_client, describe_topic
-from runtime.kafka.groups import committed_offsets
 from runtime.kafka.log_ends import end_offsets
 from schemas.meter import Meter
 from schemas.partition import partition_of
 from schemas.settings import Settings
-from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
+from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.watermark import Watermark
-from warehouse.client import PROMPT, ClickHouseError, WarehouseUnavailable, connect, unavailable
+from warehouse.client import PROMPT, ClickHouseError, WarehouseUnavailable, unavailable
 from warehouse.counted_at import CountedAt, totals_at
 from warehouse.coverage import coverage
 from warehouse.epochs import Epochs, UnknownTopic, lookup_epochs
 from warehouse.evidence import CountedEvent, counted_events, row_faults
 from warehouse.late import late_windows
 from warehouse.one_store import StoreReplaced, is_marked, one_store
+from warehouse.settled import stored_commits
+from warehouse.shards import open_shards
 from warehouse.totals import IncompleteAnswer, TotalsRequest, UsageTotal, exact_totals, independent_totals
 
 log = structlog.get_logger(__name__)
@@ -112,7 +113,7 @@ class UsageReader:
         self._settings = settings
         self._topic = topic_name(settings, USAGE_EVENTS)
         self._partitions = settings.event_partitions
-        self._client = connect(settings, more_settings=PROMPT if prompt else {})
+        self._shards = open_shards(settings, more_settings=PROMPT if prompt else {})
         self._admin = admin_client(settings)
         self._asking = _Asking()
 
@@ -120,7 +121,7 @@ class UsageReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self._shards.close()
 
     # -- how far -------------------------------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class UsageReader:
         """Everything below it is in ClickHouse now. Raises NotCovered, KafkaException, WarehouseUnavailable."""
         epochs = self._epochs()
         try:
-            return coverage(self._client, epochs.base, self._partitions, epochs.own)
+            return coverage(self._shards, epochs.base, self._partitions, epochs.own)
         except ClickHouseError as error:
             raise unavailable(error) from error
 
@@ -150,7 +151,7 @@ class UsageReader:
         Whether everything is covered is to be asked within, too, and before the counting.
         """
         try:
-            with one_store(self._client) as mark:
+            with one_store(self._shards) as mark:
                 self._asking.mark = mark
                 yield
         except StoreReplaced as error:
@@ -192,35 +193,35 @@ class UsageReader:
     def totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
         """Quantities of events below the watermark, all in one query. Raises NotCovered, WarehouseUnavailable."""
         with self._whole():
-            found = exact_totals(self._client, windows(needs), watermark, mark=self._asking.mark)
+            found = exact_totals(self._shards, windows(needs), watermark, mark=self._asking.mark)
         return quantities(needs, found)
 
     def independent_totals(self, needs: Sequence[Need], watermark: Watermark) -> Quantities:
         """The same by a fold of raw rows, the first of each identity. Raises as `totals`."""
         with self._whole():
-            found = independent_totals(self._client, windows(needs), watermark, mark=self._asking.mark)
+            found = independent_totals(self._shards, windows(needs), watermark, mark=self._asking.mark)
         return quantities(needs, found)
 
     def totals_at(self, wanted: Sequence[CountedAt], organization_id: str | None) -> Mapping[CountedAt, UsageTotal]:
         """Windows, each below a watermark of its own. Raises WarehouseUnavailable."""
-        return totals_at(self._client, wanted, self._partitions, organization_id)
+        return totals_at(self._shards, wanted, self._partitions, organization_id)
 
     def with_late_events(self, needs: Sequence[Need], since: Watermark, watermark: Watermark) -> set[str]:
         """Ids of those with events, stored at or after `since` and below the watermark. Raises as `totals`."""
         with self._whole():
-            late = late_windows(self._client, windows(needs), since, watermark, mark=self._asking.mark)
+            late = late_windows(self._shards, windows(needs), since, watermark, mark=self._asking.mark)
         return {need.invoice_id for need in needs if any(need.window(meter) in late for meter in need.meters)}
 
     def events(
         self, need: Need, meter: Meter, watermark: Watermark, invoiced: Watermark | None
     ) -> Iterator[list[CountedEvent]]:
         """Those that make a meter's quantity, oldest first. Raises WarehouseUnavailable."""
-        return counted_events(self._client, need.window(meter), watermark, invoiced)
+        return counted_events(self._shards, need.window(meter), watermark, invoiced)
 
     def row_faults(self, need: Need, meter: Meter, watermark: Watermark) -> list[str]:
         """Stored rows behind a meter's quantity that are not what was accepted. Raises WarehouseUnavailable."""
         partition = partition_of(need.organization_id, need.customer_id, self._partitions)
-        return row_faults(self._client, need.window(meter), partition, watermark)
+        return row_faults(self._shards, need.window(meter), partition, watermark)
 
     @contextmanager
     def _whole(self) -> Generator[None]:
@@ -229,7 +230,7 @@ class UsageReader:
             yield
         except IncompleteAnswer as error:
             mark = self._asking.mark
-            if mark is not None and not is_marked(self._client, mark):
+            if mark is not None and not is_marked(self._shards, mark):
                 raise NotCovered("not_stored", str(StoreReplaced()), str(error)) from error
             raise NotCovered(
                 "incomplete_count", "ClickHouse did not answer for all that was to be counted", str(error)
@@ -239,7 +240,7 @@ class UsageReader:
         """Why not yet; None: it is reached."""
         try:
             own = self._epochs().own
-            stored = coverage(self._client, watermark.epoch, self._partitions, own)
+            stored = coverage(self._shards, watermark.epoch, self._partitions, own)
         except NotCovered as lag:
             return lag
         except WarehouseUnavailable as error:
@@ -262,16 +263,15 @@ class UsageReader:
             self._admin = admin_client(self._settings)  # a client that received no brokers never recovers
             raise
         try:
-            return lookup_epochs(self._client, topic.topic_id)
+            return lookup_epochs(self._shards.first, topic.topic_id)
         except UnknownTopic as error:
             raise NotCovered("no_sink", "no sink has read usage.events yet", str(error)) from error
         except ClickHouseError as error:
             raise unavailable(error) from error
 
     def _committed(self) -> dict[int, int]:
-        """Partition → next offset that the sink's group has committed."""
-        group = topic_name(self._settings, SINK_GROUP)
-        return committed_offsets(self._settings, group, self._topic, range(self._partitions))
+        """Partition → next offset that the sink has committed."""
+        return stored_commits(self._shards, self._settings, range(self._partitions))
 
 
 def windows(needs: Sequence[Need]) -> list[TotalsRequest]:

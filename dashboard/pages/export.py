@@ -14,7 +14,7 @@ from dashboard.pages.usage import local_period, newest_period
 from dashboard.read.invoices import invoice_place
 from dashboard.read.usage import BYTE_ORDER_MARK, csv_response, exported
 from dashboard.services import Services, services_of
-from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents
+from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents, require_usage
 from runtime.clock import now_us
 from runtime.csv_text import csv_rows, safe_cell
 from runtime.problem import Problem
@@ -48,7 +48,7 @@ async def export_finance(
     if report not in REPORTS:
         raise Problem(404, "not_found", f"there is no report {report[:80]}")
     period = local_period(from_date, to_date, organization_of(request, visitor).time_zone, all_time(now_us()))
-    await services.warehouse.run(lambda client: client.command("SELECT 1"))
+    await services.warehouse.run(lambda shards: shards.first.command("SELECT 1"))
     table = await services.warehouse.run(REPORTS[report], organization, period)
     return _download(csv_chunks(table), f"{report}.csv")
 
@@ -65,7 +65,7 @@ async def export_usage(
     services, organization = services_of(request), visitor.organization_id
     zone = organization_of(request, visitor).time_zone
     period = local_period(from_date, to_date, zone, newest_period(services, organization, zone))
-    await services.warehouse.run(lambda client: client.command("SELECT 1"))
+    await services.warehouse.run(require_usage, organization, customer_id or None)
     wanted = EventFilter(period, customer_id or None, event_name or None)
     return _download(exported(services, organization, wanted), "usage.csv")
 
@@ -73,9 +73,9 @@ async def export_usage(
 def _invoices(services: Services, organization_id: str, wanted: InvoiceFilter) -> Iterator[str]:
     """Every invoice, a block at a time."""
     yield csv_rows([_INVOICE_COLUMNS])
-    client, after = services.warehouse.aside_client(), None
+    shards, after = services.warehouse.aside_shards(), None
     for _ in itertools.count():
-        block = invoice_documents(client, organization_id, wanted, INVOICES_A_BLOCK, after)
+        block = invoice_documents(shards, organization_id, wanted, INVOICES_A_BLOCK, after)
         yield csv_rows(
             [
                 safe_cell(str(value)) if isinstance(value, str) and name in ("customer_id", "number") else value
@@ -98,6 +98,6 @@ def _cells(document: dict[str, object]) -> list[tuple[str, object]]:
 @router.get("/export/invoices.csv")
 async def export_invoices(request: Request, visitor: Visitor, customer_id: str = "", state: str = "") -> Response:
     services = services_of(request)
-    await services.warehouse.run(lambda client: client.command("SELECT 1"))
+    await services.warehouse.run(lambda shards: shards.first.command("SELECT 1"))
     wanted = InvoiceFilter(customer_id=customer_id or None, state=state or None)
     return _download(_invoices(services, visitor.organization_id, wanted), "invoices.csv")

@@ -14,10 +14,11 @@ from dashboard.read.usage import WatermarkOut
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, services_of
 from warehouse.audit import Audit, audit, document
-from warehouse.client import Client, WarehouseUnavailable
+from warehouse.client import WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
 from warehouse.projected import projection_faults
 from warehouse.settled import settled
+from warehouse.shards import Store
 
 router = api_router(ReadRoute, "Usage")
 
@@ -143,10 +144,10 @@ async def _counted(services: Services, organization_id: str) -> tuple[Audit, Cyc
     return found, await answered(lambda: billing.cycles_billed(organization_id, found.watermark))
 
 
-def _audit(client: Client, services: Services, organization_id: str) -> Audit:
+def _audit(store: Store, services: Services, organization_id: str) -> Audit:
     try:
-        faults = projection_faults(client, services.settings, organization_id)
-        _, watermark = settled(client, services.settings)
+        faults = projection_faults(store, services.settings, organization_id)
+        _, watermark = settled(store, services.settings)
     except (UnknownTopic, KafkaException) as error:
         raise WarehouseUnavailable(str(error)) from error
-    return audit(client, watermark, services.settings.event_partitions, organization_id).with_faults(faults)
+    return audit(store, watermark, services.settings.event_partitions, organization_id).with_faults(faults)

@@ -92,7 +92,7 @@ async def get_finance_report(
     """
     services = services_of(request)
     wanted = period(from_, to, all_time(now_us()))
-    await services.warehouse.run(lambda client: client.command("SELECT 1"))  # 503 before the answer has begun
+    await services.warehouse.run(lambda shards: shards.first.command("SELECT 1"))  # 503 before the answer has begun
     return await services.warehouse.run(
-        lambda client: _answer(REPORTS[report](client, caller.organization_id, wanted), report, format)
+        lambda shards: _answer(REPORTS[report](shards, caller.organization_id, wanted), report, format)
     )

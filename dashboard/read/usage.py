@@ -24,6 +24,7 @@ from dashboard.usage_queries import (
     StoredEvent,
     TooManyRows,
     export_events,
+    require_usage,
     stored_events,
     usage_rows,
 )
@@ -137,7 +138,7 @@ async def get_usage(
     if window and (wanted.end_us - wanted.start_us) // _WINDOW_US_MIN[window] > WINDOWS_MAX:
         raise field_problem("window", "too_many_windows", f"at most {WINDOWS_MAX} windows fit in an answer")
     meters = _meters(services, caller, meter_id)
-    watermark = await services.warehouse.stored()
+    watermark = await services.warehouse.stored(caller.organization_id, customer_id)
     try:
         rows = await services.warehouse.run(
             usage_rows,
@@ -252,7 +253,7 @@ def _event_cells(event: StoredEvent) -> list[Any]:
 def exported(services: Services, organization_id: str, wanted: EventFilter) -> Iterator[str]:
     """The CSV, block by block. An error on the way breaks the answer off: half a file must not look whole."""
     yield csv_rows([_COLUMNS])
-    for block in export_events(services.warehouse.aside_client(), organization_id, wanted):
+    for block in export_events(services.warehouse.aside_shards(), organization_id, wanted):
         yield csv_rows(_event_cells(event) for event in block)
 
 
@@ -285,5 +286,5 @@ async def export_usage(
         services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=None,
         from_=from_, to=to,
     )  # fmt: skip
-    await services.warehouse.run(lambda client: client.command("SELECT 1"))  # 503 before the answer has begun
+    await services.warehouse.run(require_usage, caller.organization_id, customer_id)  # 503 before the answer has begun
     return csv_response(exported(services, caller.organization_id, wanted), "usage.csv")

@@ -15,27 +15,23 @@ from hypothesis import strategies as st
 
 from deploy.local.clickhouse_http import ClickHouseLocal
 from schemas.partition import partition_of
-from schemas.settings import Settings
 from schemas.watermark import Watermark
-from stream_processors.avro_splice import by_schema, container, read_head
-from stream_processors.inserts import DOORS, INSERT_SETTINGS
 from tests.history import (
     CUSTOMERS,
     Log,
     Sent,
     Void,
     Written,
-    encoded,
     fold,
     histories,
     log_of,
     of_organization,
 )  # fmt: skip
+from tests.sharding import insert_log, insert_row, migrated
 from warehouse.audit import Audit, Tally, audit
 from warehouse.audit_windows import EventClass
-from warehouse.client import Client, connect
-from warehouse.migrate import migrate
 from warehouse.repeats import Repeated, repeated_events
+from warehouse.shards import Shards
 
 PARTITIONS = 2
 SCALE = Decimal("1e-9")
@@ -43,14 +39,16 @@ EVERYTHING = Watermark(2, {0: 10**6, 1: 10**6})
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def client(clickhouse: ClickHouseLocal) -> Iterator[Client]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["one server", "two servers"])
+def shards(
+    request: pytest.FixtureRequest, clickhouse: ClickHouseLocal, second_clickhouse: ClickHouseLocal
+) -> Iterator[Shards]:
     """Of a migrated database of this module."""
-    name = f"a{secrets.token_hex(6)}"
-    migrate(Settings(clickhouse_dsn=clickhouse.dsn(name)))
-    with connect(Settings(clickhouse_dsn=clickhouse.dsn(name))) as made:
+    name, engines = f"a{secrets.token_hex(6)}", [clickhouse, second_clickhouse][: request.param]
+    with migrated(engines, name, PARTITIONS) as made:
         yield made
-        made.command(f"DROP DATABASE {name} SYNC")
+        for index in range(made.count):
+            made.at(index).command(f"DROP DATABASE {name} SYNC")
 
 
 @pytest.fixture
@@ -58,12 +56,10 @@ def organization() -> str:
     return f"o{secrets.token_hex(6)}"
 
 
-def store(client: Client, log: Log) -> None:
-    every = [(read_head(*place, encoded(message), None), message.repeated) for place, message in log.items()]
-    for some in ([head for head, _ in reversed(every)], [head for head, repeated in every if repeated]):
-        for schema_id, of_schema in by_schema(some).items():
-            body = b"".join(container(of_schema, b"0" * 16))
-            client.raw_insert(DOORS[schema_id], insert_block=body, fmt="Avro", settings=INSERT_SETTINGS)
+def on_all(shards: Shards, statement: str, organization: str) -> None:
+    """A statement about an organization, o, on every server."""
+    for index in range(shards.count):
+        shards.at(index).command(statement, parameters={"o": organization})
 
 
 def placed(organization: str, *messages: Written, epoch: int = 1) -> Log:
@@ -76,43 +72,43 @@ def at(us: int) -> datetime:
     return EPOCH + timedelta(microseconds=us)
 
 
-def configure(client: Client, organization: str, table: str, id_: str, **columns: Any) -> None:
+def configure(shards: Shards, organization: str, table: str, id_: str, **columns: Any) -> None:
     """A row of a catalog or ledger table, as the sink projects it."""
     values = {"organization_id": organization, "id": id_, "version": 1, **columns}
     if table == "stored_organizations":
         del values["organization_id"]
-    client.insert(table, [list(values.values())], column_names=list(values))
+    insert_row(shards, table, **values)
 
 
 def known(
-    client: Client, organization: str, customers: Sequence[str] = CUSTOMERS, names: Sequence[str] = ("calls",)
+    shards: Shards, organization: str, customers: Sequence[str] = CUSTOMERS, names: Sequence[str] = ("calls",)
 ) -> None:
     for customer in customers:
-        configure(client, organization, "stored_customers", customer)
+        configure(shards, organization, "stored_customers", customer)
     for name in names:
-        configure(client, organization, "stored_meters", f"mtr_{name}", event_name=name, aggregation="sum")
-    configure(client, organization, "stored_products", "prod", meter_ids=[f"mtr_{name}" for name in names])
+        configure(shards, organization, "stored_meters", f"mtr_{name}", event_name=name, aggregation="sum")
+    configure(shards, organization, "stored_products", "prod", meter_ids=[f"mtr_{name}" for name in names])
 
 
-def subscribe(client: Client, organization: str, customer: str, started_at: int, ends_at: int | None = None) -> None:
+def subscribe(shards: Shards, organization: str, customer: str, started_at: int, ends_at: int | None = None) -> None:
     ends = "null" if ends_at is None else str(ends_at)
     document = (
         f'{{"id":"sub_{customer}","organization_id":"{organization}","customer_id":"{customer}","product_id":"prod",'
         f'"started_at":{started_at},"ends_at":{ends},"billing_interval":"month","time_zone":"UTC","created_at":0,'
         '"collection_method":"charge_automatically"}'
     )
-    configure(client, organization, "stored_subscriptions", f"sub_{customer}", document=document)
+    configure(shards, organization, "stored_subscriptions", f"sub_{customer}", document=document)
 
 
 def invoice(
-    client: Client, organization: str, customer: str, cycle: tuple[int, int], below: dict[str, int], **more: Any
+    shards: Shards, organization: str, customer: str, cycle: tuple[int, int], below: dict[str, int], **more: Any
 ) -> None:
     values = {
         "customer_id": customer, "subscription_id": f"sub_{customer}", "cycle_start": at(cycle[0]), "cycle_end": at(cycle[1]),
         "active_until": at(cycle[1]), "state": "paid", "event_names": ["calls"],
         "watermark": f'{{"epoch":1,"offsets":{{{",".join(f"{chr(34)}{p}{chr(34)}:{o}" for p, o in below.items())}}}}}',
     }  # fmt: skip
-    configure(client, organization, "stored_invoices", f"inv_{cycle[0]}_{customer}", **{**values, **more})
+    configure(shards, organization, "stored_invoices", f"inv_{cycle[0]}_{customer}", **{**values, **more})
 
 
 def tally(found: Audit, organization: str) -> dict[EventClass, tuple[int, Decimal]]:
@@ -135,20 +131,20 @@ def units(*unscaled: int | None) -> tuple[int, Decimal]:
     histories(), st.one_of(st.none(), st.tuples(st.integers(1, 2), st.integers(0, 4), st.integers(0, 4))), st.booleans()
 )
 def test_any_history_balances_at_any_watermark(
-    client: Client, messages: Sequence[tuple[int, Written]], limit: tuple[int, int, int] | None, meter_later: bool
+    shards: Shards, messages: Sequence[tuple[int, Written]], limit: tuple[int, int, int] | None, meter_later: bool
 ) -> None:
     organization = f"o{secrets.token_hex(6)}"
     home: Callable[[str], int] = lambda customer: partition_of(organization, customer, PARTITIONS)  # noqa: E731
     log = log_of(of_organization(messages, organization), PARTITIONS, home)
     if not meter_later:
-        known(client, organization, CUSTOMERS[:2])
-    store(client, log)
+        known(shards, organization, CUSTOMERS[:2])
+    insert_log(shards, log)
     if meter_later:
-        before = audit(client, EVERYTHING, PARTITIONS, organization)
+        before = audit(shards, EVERYTHING, PARTITIONS, organization)
         assert set(tally(before, organization)) <= {EventClass.UNMATCHED, EventClass.VOIDED, EventClass.DUPLICATE}
-        known(client, organization, CUSTOMERS[:2])
+        known(shards, organization, CUSTOMERS[:2])
     below = EVERYTHING if limit is None else Watermark(limit[0], {0: limit[1], 1: limit[2]})
-    found = audit(client, below, PARTITIONS, organization)
+    found = audit(shards, below, PARTITIONS, organization)
     assert found.ok, found.faults
     folded = fold(log, below)
     expected: dict[EventClass, list[int | None]] = {}
@@ -162,22 +158,22 @@ def test_any_history_balances_at_any_watermark(
     assert tally(found, organization) == {kind: units(*values) for kind, values in expected.items()}
 
 
-def test_every_class_of_what_is_priced(client: Client, organization: str) -> None:
+def test_every_class_of_what_is_priced(shards: Shards, organization: str) -> None:
     """By where an event lies in time and in the log, against what was invoiced when."""
-    known(client, organization, ["a"])
-    subscribe(client, organization, "a", 10, 60)
+    known(shards, organization, ["a"])
+    subscribe(shards, organization, "a", 10, 60)
     one = Sent(organization, "a", "calls", "", 0, 1_000_000_000)
     times = {"before": 5, "first cycle": 15, "second": 25, "held": 35, "waiting": 45, "open": 55, "after": 60}
     first = Written(tuple(replace(one, at=t, unscaled=10**9 * 10**i) for i, t in enumerate(times.values())))
     late = Written((replace(one, at=15, unscaled=3 * 10**9), replace(one, at=25, unscaled=5 * 10**9)))
     later = Written((replace(one, at=15, unscaled=7 * 10**9),))
-    store(client, placed(organization, first, late, later))
+    insert_log(shards, placed(organization, first, late, later))
     home = str(partition_of(organization, "a", PARTITIONS))
-    invoice(client, organization, "a", (10, 20), {home: 1})
-    invoice(client, organization, "a", (20, 30), {home: 2}, trued_up=True)
-    invoice(client, organization, "a", (30, 40), {home: 3}, state="mismatch")
-    invoice(client, organization, "a", (40, 50), {}, state="waiting", event_names=[], watermark="")
-    found = audit(client, EVERYTHING, PARTITIONS, organization)
+    invoice(shards, organization, "a", (10, 20), {home: 1})
+    invoice(shards, organization, "a", (20, 30), {home: 2}, trued_up=True)
+    invoice(shards, organization, "a", (30, 40), {home: 3}, state="mismatch")
+    invoice(shards, organization, "a", (40, 50), {}, state="waiting", event_names=[], watermark="")
+    found = audit(shards, EVERYTHING, PARTITIONS, organization)
     assert found.ok, found.faults
     ones = 10**9
     assert tally(found, organization) == {
@@ -188,34 +184,34 @@ def test_every_class_of_what_is_priced(client: Client, organization: str) -> Non
         EventClass.HELD: units(1000 * ones, 10_000 * ones),
         EventClass.NOT_DUE: units(100_000 * ones),
     }
-    configure(client, organization, "stored_organizations", organization, late_policy="ignore")
-    assert tally(audit(client, EVERYTHING, PARTITIONS, organization), organization)[EventClass.IGNORED_LATE] == units(
+    configure(shards, organization, "stored_organizations", organization, late_policy="ignore")
+    assert tally(audit(shards, EVERYTHING, PARTITIONS, organization), organization)[EventClass.IGNORED_LATE] == units(
         7 * ones
     )
 
 
-def test_duplicates_and_conflicts_are_listed(client: Client, organization: str) -> None:
+def test_duplicates_and_conflicts_are_listed(shards: Shards, organization: str) -> None:
     event = Sent(organization, "a", "calls", "c:1", 5, 7)
     other = replace(event, identity="c:2")
-    store(
-        client, placed(organization, Written((event, other)), Written((event,)), Written((replace(other, unscaled=8),)))
+    insert_log(
+        shards, placed(organization, Written((event, other)), Written((event,)), Written((replace(other, unscaled=8),)))
     )
-    (found,) = audit(client, EVERYTHING, PARTITIONS, organization).organizations
+    (found,) = audit(shards, EVERYTHING, PARTITIONS, organization).organizations
     home = partition_of(organization, "a", PARTITIONS)
     assert found.duplicates_at == (((1, home, 0, 0), (1, home, 1, 0)), ((1, home, 0, 1), (1, home, 2, 0)))
     assert (found.conflicts, found.conflicts_at) == (1, (((1, home, 0, 1), (1, home, 2, 0)),))
     assert found.classes[EventClass.DUPLICATE] == Tally(2, 15 * SCALE)
 
 
-def test_repeated_events_are_listed_copy_by_copy_page_by_page(client: Client, organization: str) -> None:
+def test_repeated_events_are_listed_copy_by_copy_page_by_page(shards: Shards, organization: str) -> None:
     event = Sent(organization, "a", "calls", "c:1", 5, 7 * 10**9)
     keyed = replace(event, identity="k:key:with:colons:3", unscaled=None)
     once = replace(event, identity="c:once")
     neighbours = [customer for customer in "bcdefghij" if partition_of(organization, customer, PARTITIONS) == 0]
     theirs = replace(event, customer=neighbours[0])
     others = replace(event, organization=f"{organization}x")
-    store(
-        client,
+    insert_log(
+        shards,
         placed(
             organization,
             Written((event, keyed, once, theirs)),
@@ -226,7 +222,7 @@ def test_repeated_events_are_listed_copy_by_copy_page_by_page(client: Client, or
     home = partition_of(organization, "a", PARTITIONS)
 
     def listed(**more: Any) -> list[Repeated]:
-        return repeated_events(client, organization, range(PARTITIONS), more.pop("limit", 10), **more)
+        return repeated_events(shards, organization, range(PARTITIONS), more.pop("limit", 10), **more)
 
     every = listed()
     mine = [each for each in every if each.customer_id == "a"]
@@ -262,13 +258,15 @@ FAULTS: list[tuple[str, str, str, int, Decimal]] = [
     ("statement", "kind", "events", "value"), [row[1:] for row in FAULTS], ids=[row[0] for row in FAULTS]
 )
 def test_a_planted_fault_is_named(
-    client: Client, organization: str, statement: str, kind: str, events: int, value: Decimal
+    shards: Shards, organization: str, statement: str, kind: str, events: int, value: Decimal
 ) -> None:
     event = Sent(organization, "a", "calls", "", 5, 2 * 10**9)
-    store(client, placed(organization, Written((event,) * 2), Written((event, replace(event, unscaled=5 * 10**9)))))
-    assert audit(client, EVERYTHING, PARTITIONS, organization).ok
-    client.command(statement, parameters={"o": organization})
-    found = audit(client, EVERYTHING, PARTITIONS, organization)
+    insert_log(
+        shards, placed(organization, Written((event,) * 2), Written((event, replace(event, unscaled=5 * 10**9))))
+    )
+    assert audit(shards, EVERYTHING, PARTITIONS, organization).ok
+    on_all(shards, statement, organization)
+    found = audit(shards, EVERYTHING, PARTITIONS, organization)
     assert not found.ok
     (fault,) = found.faults
     home = partition_of(organization, "a", PARTITIONS)
@@ -283,52 +281,54 @@ def test_a_planted_fault_is_named(
     assert not balance.balances
 
 
-def test_a_duplicate_that_stands_in_for_its_first_is_named(client: Client, organization: str) -> None:
+def test_a_duplicate_that_stands_in_for_its_first_is_named(shards: Shards, organization: str) -> None:
     first = Sent(organization, "a", "calls", "c:1", 5, 10**9)
     log = placed(organization, Written((first,)), Written((replace(first, unscaled=3 * 10**9),)))
-    store(client, log)
-    client.command(
+    insert_log(shards, log)
+    on_all(
+        shards,
         "ALTER TABLE usage_events DELETE WHERE organization_id = {o:String} SETTINGS mutations_sync = 1",
-        parameters={"o": organization},
+        organization,
     )
-    store(client, dict([list(log.items())[1]]))
-    found = audit(client, EVERYTHING, PARTITIONS, organization)
+    insert_log(shards, dict([list(log.items())[1]]))
+    found = audit(shards, EVERYTHING, PARTITIONS, organization)
     (fault,) = found.faults
     home = partition_of(organization, "a", PARTITIONS)
     assert (fault.kind, fault.tally, fault.places) == ("first row lost", Tally(1, Decimal(2)), ((1, home, 0, 0),))
     assert not found.ok
 
 
-def test_a_message_that_is_not_whole_is_named(client: Client, organization: str) -> None:
-    store(client, placed(organization, Written((Sent(organization, "a", "calls", "", 5, 10**9),) * 3), epoch=2))
+def test_a_message_that_is_not_whole_is_named(shards: Shards, organization: str) -> None:
+    insert_log(shards, placed(organization, Written((Sent(organization, "a", "calls", "", 5, 10**9),) * 3), epoch=2))
     home = partition_of(organization, "a", PARTITIONS)
     watermark = Watermark(2, {home: 1, 1 - home: 0})
-    clean = [fault for fault in audit(client, watermark, PARTITIONS).faults if fault.kind == "message not stored whole"]
+    clean = [fault for fault in audit(shards, watermark, PARTITIONS).faults if fault.kind == "message not stored whole"]
     for table in ("usage_accepted", "usage_events"):
-        client.command(
+        on_all(
+            shards,
             f"ALTER TABLE {table} DELETE WHERE organization_id = {{o:String}} AND kafka_index = 1 SETTINGS mutations_sync = 1",
-            parameters={"o": organization},
+            organization,
         )
-    found = audit(client, watermark, PARTITIONS)
+    found = audit(shards, watermark, PARTITIONS)
     (fault,) = [each for each in found.faults if each.kind == "message not stored whole" and each not in clean]
     assert (2, home, 0, 0) in fault.places
     assert not found.ok
 
 
-def test_nothing_of_another_organization_is_in_it(client: Client, organization: str) -> None:
+def test_nothing_of_another_organization_is_in_it(shards: Shards, organization: str) -> None:
     other = f"{organization}x"
     for name, worth in ((organization, 1), (other, 2)):
         home = partition_of(name, "a", PARTITIONS)
         (message,) = placed(name, Written((Sent(name, "a", "calls", "", 5, worth),))).values()
-        store(client, {(1, home, 500_000 + worth): message})
-    (mine,) = audit(client, EVERYTHING, PARTITIONS, organization).organizations
+        insert_log(shards, {(1, home, 500_000 + worth): message})
+    (mine,) = audit(shards, EVERYTHING, PARTITIONS, organization).organizations
     assert (mine.organization_id, mine.accepted) == (organization, Tally(1, SCALE))
 
 
-def test_a_void_is_a_class(client: Client, organization: str) -> None:
+def test_a_void_is_a_class(shards: Shards, organization: str) -> None:
     event = Sent(organization, "a", "calls", "c:1", 5, 7)
     void = Void(organization, "a", "calls", "c:1")
-    store(client, placed(organization, Written((event,)), Written((void,)), Written((event,))))
-    found = audit(client, EVERYTHING, PARTITIONS, organization)
+    insert_log(shards, placed(organization, Written((event,)), Written((void,)), Written((event,))))
+    found = audit(shards, EVERYTHING, PARTITIONS, organization)
     assert found.ok
     assert tally(found, organization) == {EventClass.VOIDED: units(7), EventClass.DUPLICATE: units(7)}

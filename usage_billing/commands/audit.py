@@ -23,10 +23,11 @@ from stream_processors.reconcile import Reconciler, ReconcileReport, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
 from warehouse.audit import Audit, Conservation, Tally, document
 from warehouse.audit import audit as audited
-from warehouse.client import WarehouseUnavailable, connect
+from warehouse.client import WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
 from warehouse.projected import projection_faults
 from warehouse.settled import settled
+from warehouse.shards import open_shards
 
 # A query of a partition of many millions of rows takes its time.
 _READ_SECONDS = 600
@@ -47,17 +48,17 @@ def audit(
     settings = settings_for("audit")
     partitions = check_partitions(settings).partitions
     try:
-        with CatalogStore(settings) as catalog, connect(settings, read_timeout_seconds=_READ_SECONDS) as client:
+        with CatalogStore(settings) as catalog, open_shards(settings, read_timeout_seconds=_READ_SECONDS) as shards:
             if organization is not None and catalog.view.get(Organization, organization, organization) is None:
                 wrong_usage(f"there is no organization {organization!r}")
-            reconciler = Reconciler(settings, catalog.view, lambda: client)
+            reconciler = Reconciler(settings, catalog.view, lambda: shards)
             try:
                 scope = None if organization is None else [Affected(organization)]
                 live = reconciler.run(range(partitions), scope=scope, dry_run=True)
             finally:
                 reconciler.close()
-            faults = projection_faults(client, settings, organization)
-            found = audited(client, settled(client, settings)[1], partitions, organization).with_faults(faults)
+            faults = projection_faults(shards, settings, organization)
+            found = audited(shards, settled(shards, settings)[1], partitions, organization).with_faults(faults)
         with LedgerLog(settings) as ledger, UsageReader(settings) as counts:
             cycles = audit_cycles(ledger.state, counts, found.watermark, organization)
     except (*_AWAY, UnknownTopic, UnreadableTotal, KafkaException) as error:

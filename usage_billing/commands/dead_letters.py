@@ -16,9 +16,10 @@ from schemas.period import format_rfc3339
 from stream_processors.replay import NotSettled
 from stream_processors.replay import replay as replay_letters
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
-from warehouse.client import WarehouseUnavailable, connect
+from warehouse.client import WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
 from warehouse.letters import StoredLetter, stored_letters
+from warehouse.shards import open_shards
 
 app = App(name="dead-letters", help="Messages of usage.events that could not be read: list them, replay them.")
 
@@ -36,8 +37,8 @@ def list_(
     """List dead letters with their reasons and coordinates."""
     settings = settings_for("dead-letters")
     try:
-        with connect(settings) as client:
-            letters = stored_letters(client, reason)
+        with open_shards(settings) as shards:
+            letters = stored_letters(shards, reason)
     except WarehouseUnavailable as error:
         fail(str(error))
     if as_json:
@@ -80,9 +81,9 @@ def replay(
     """
     settings = settings_for("dead-letters")
     try:
-        with connect(settings) as client:
-            letters = _chosen(stored_letters(client, reason), places)
-            results = replay_letters(settings, client, letters)
+        with open_shards(settings) as shards:
+            letters = _chosen(stored_letters(shards, reason), places)
+            results = replay_letters(settings, shards, letters)
     except (WarehouseUnavailable, UnknownTopic, KafkaException, NotSettled, NotAcknowledged) as error:
         fail(str(error))
     left = 0

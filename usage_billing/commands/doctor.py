@@ -13,9 +13,10 @@ from cyclopts import Parameter
 from runtime.kafka.durability import IN_SYNC_MIN, REPLICAS_MIN, is_local_stack, topic_durability
 from schemas.settings import Settings
 from usage_billing.console import DONE, FAILED, out, settings_for
-from warehouse.client import ClickHouseError, WarehouseUnavailable, connect
+from warehouse.client import ClickHouseError, WarehouseUnavailable
 from warehouse.foreign_views import foreign_views
 from warehouse.projected import projection_faults
+from warehouse.shards import open_shards
 
 Verdict = Literal["ok", "warning", "failed"]
 _STYLES: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -53,8 +54,9 @@ def _durability(settings: Settings) -> Iterator[Finding]:
 def _log_ends(settings: Settings) -> Iterator[Finding]:
     """Whether usage.events has ever lost its end."""
     query = "SELECT DISTINCT kafka_partition, next_offset FROM ingest_batches WHERE reason = 'earlier_epoch'"
-    with connect(settings) as client:
-        for partition, offset in client.query(query).result_rows:
+    with open_shards(settings) as shards:
+        rows = [row for client, own in shards.everywhere() for row in client.query(f"{query} AND {own}").result_rows]
+        for partition, offset in rows:
             yield Finding(
                 "log_ends",
                 "warning",
@@ -66,8 +68,8 @@ def _log_ends(settings: Settings) -> Iterator[Finding]:
 
 def _projections(settings: Settings) -> Iterator[Finding]:
     """Whether ClickHouse's tables have all of catalog and ledger."""
-    with connect(settings) as client:
-        for fault in projection_faults(client, settings):
+    with open_shards(settings) as shards:
+        for fault in projection_faults(shards, settings):
             yield Finding(
                 "projections", "failed", str(fault), "look at /readyz of the sink, and at the table projection_failures"
             )
@@ -75,8 +77,8 @@ def _projections(settings: Settings) -> Iterator[Finding]:
 
 def _foreign_views(settings: Settings) -> Iterator[Finding]:
     """Whether views of others count twice what an insert repeats after an error."""
-    with connect(settings) as client:
-        for view in foreign_views(client):
+    with open_shards(settings) as shards:
+        for view in (view for client, _ in shards.everywhere() for view in foreign_views(client)):
             if not view.remembers:
                 yield Finding(
                     "foreign_views",

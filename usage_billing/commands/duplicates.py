@@ -17,9 +17,10 @@ from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.period import format_rfc3339
 from schemas.settings import Settings
 from usage_billing.console import DONE, fail, out, settings_for
-from warehouse.client import WarehouseUnavailable, connect
+from warehouse.client import WarehouseUnavailable
 from warehouse.places import Place
 from warehouse.repeats import Copy, Repeated, partitions_of, repeated_events
+from warehouse.shards import open_shards
 
 _PAGE = 500
 _READ_SECONDS = 600
@@ -60,10 +61,10 @@ def _found(
 ) -> Iterator[Repeated]:
     asked = partitions_of(organization, customer, check_partitions(settings).partitions)
     after: Place | None = None
-    with connect(settings, read_timeout_seconds=_READ_SECONDS) as client:
+    with open_shards(settings, read_timeout_seconds=_READ_SECONDS) as shards:
         while limit > 0:
             page = repeated_events(
-                client,
+                shards,
                 organization,
                 asked,
                 min(_PAGE, limit),

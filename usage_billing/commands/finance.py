@@ -28,6 +28,7 @@ from schemas.period import Cycle, InvalidTimestamp, parse_rfc3339
 from usage_billing.billing_adapter import BillingAdapter
 from usage_billing.console import DONE, fail, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable, connect
+from warehouse.shards import open_shards
 
 _NAMED_MAX = 20
 
@@ -86,12 +87,12 @@ def accrual(
     except TooFarAhead as error:
         wrong_usage(f"--at: {error}")
     try:
-        with CatalogStore(settings) as catalog, LedgerLog(settings) as ledger, connect(settings) as client:
+        with CatalogStore(settings) as catalog, LedgerLog(settings) as ledger, open_shards(settings) as shards:
             _require(catalog, organization)
             with closing(BillingAdapter(settings, catalog, ledger)) as billing:
                 accrued = billing.accrue(organization, at_us)
             if keep and not accrued.missing:
-                keep_accrual(client, organization, at_us, now_us(), accrued.lines)
+                keep_accrual(shards, organization, at_us, now_us(), accrued.lines)
         _print(accrual_table(accrued), format_)
         if accrued.missing:
             named = "; ".join(f"{each.subscription_id}: {each.reason}" for each in accrued.missing[:_NAMED_MAX])

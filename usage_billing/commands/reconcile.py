@@ -16,8 +16,9 @@ from schemas.organization import Organization
 from schemas.totals import UnreadableTotal
 from stream_processors.reconcile import Reconciler, ReconcileReport, described
 from usage_billing.console import DONE, FAILED, fail, out, settings_for, wrong_usage
-from warehouse.client import WarehouseUnavailable, connect
+from warehouse.client import WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
+from warehouse.shards import open_shards
 
 _APPLIED_SECONDS = 30.0
 _SHOWN_MAX = 50
@@ -33,10 +34,10 @@ def reconcile(
     partitions = range(check_partitions(settings).partitions)
     scope = None if organization is None else [Affected(organization)]
     try:
-        with CatalogStore(settings) as catalog, connect(settings) as client:
+        with CatalogStore(settings) as catalog, open_shards(settings) as shards:
             if organization is not None and catalog.view.get(Organization, organization, organization) is None:
                 wrong_usage(f"there is no organization {organization!r}")
-            reconciler = Reconciler(settings, catalog.view, lambda: client)
+            reconciler = Reconciler(settings, catalog.view, lambda: shards)
             try:
                 report = reconciler.run(partitions, scope=scope, dry_run=dry_run)
                 _show(report)

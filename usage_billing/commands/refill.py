@@ -11,8 +11,9 @@ from rich.progress import Progress
 from stream_processors.refill import InvalidRange, LogChanged, parse_range
 from stream_processors.refill import refill as refill_range
 from usage_billing.console import DONE, FAILED, errors, fail, out, settings_for, wrong_usage
-from warehouse.client import WarehouseUnavailable, connect
+from warehouse.client import WarehouseUnavailable
 from warehouse.epochs import UnknownTopic
+from warehouse.shards import open_shards
 
 
 def refill(
@@ -35,10 +36,10 @@ def refill(
         wrong_usage("no range is given")
     complete = True
     try:
-        with connect(settings) as client, Progress(console=errors, transient=True) as shown:
+        with open_shards(settings) as shards, Progress(console=errors, transient=True) as shown:
             for each in wanted:
                 task = shown.add_task(str(each), total=each.last - each.first + 1)
-                found = refill_range(settings, client, each, lambda done, task=task: shown.update(task, completed=done))
+                found = refill_range(settings, shards, each, lambda done, task=task: shown.update(task, completed=done))
                 out.print(f"  {each}: {found.messages:,} messages with {found.events:,} events", soft_wrap=True)
                 if found.expired:
                     out.print(f"  {each}: the log does not have {found.expired:,} of them any more", style="red")
