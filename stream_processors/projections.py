@@ -25,6 +25,7 @@ from catalog.record import decode as decode_catalog
 from catalog.view import CatalogView
 from ledger import records
 from ledger.view import InvoiceLedger
+from runtime.health import Check
 from runtime.kafka.client_watch import watched
 from runtime.kafka.clients import create_reader, is_lost_offset
 from runtime.kafka.log_ends import log_bounds
@@ -45,6 +46,7 @@ from stream_processors.metrics import PROJECTED_ROWS, PROJECTION_FAILURES, PROJE
 from stream_processors.projected_rows import Row, TableRow, alert_row, catalog_row, dead_letter_row, invoice_rows
 from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, server_code
 from warehouse.own_objects import foreign_object
+from warehouse.shards import connect_shard
 
 log = structlog.get_logger(__name__)
 
@@ -117,16 +119,21 @@ class Fold:
 class Projections:
     """A thread that keeps the tables current; `check` says why it does not."""
 
-    def __init__(self, settings: Settings, connect: Callable[[], Client], on_failure: Callable[[], None]) -> None:
-        """on_failure: called, in the thread, when it dies."""
+    def __init__(self, settings: Settings, on_failure: Callable[[], None], shard: int = 0) -> None:
+        """on_failure: called, in the thread, when it dies. shard: of which server, from 0.
+
+        The first one has all tables; the others those of the catalog, which the audit joins usage with.
+        """
         self._settings = settings
-        self._connect = connect
+        self._shard = shard
         self._client: Client | None = None
         self._on_failure = on_failure
         self._fold = Fold()
         self._catalog, self._ledger, self._alerts, self._dead_letters = self._topics = tuple(
             topic_name(settings, topic) for topic in (CATALOG, BILLING_LEDGER, USAGE_ALERTS, USAGE_DEAD_LETTERS)
         )
+        if shard:
+            self._topics = (self._catalog,)
         self._stopping = threading.Event()
         self._polled_at = time.monotonic()
         self._problem: str | None = "reading the logs"
@@ -148,6 +155,10 @@ class Projections:
     def failure(self) -> BaseException | None:
         """What ended the thread; the process should end too."""
         return self._failure
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        return {f"projections{f'_shard_{self._shard + 1}' if self._shard else ''}": self.check}
 
     def check(self) -> str | None:
         if self._failure is not None:
@@ -275,7 +286,7 @@ class Projections:
         for attempt in stamina.retry_context(on=self._again, attempts=None, timeout=None, wait_max=5.0):
             with attempt:
                 if self._client is None:
-                    self._client = self._connect()
+                    self._client = connect_shard(self._settings, self._shard)
                 try:
                     self._client.insert(table, data, column_names=names)
                 except (DataError, ProgrammingError) as error:  # of the client's own making: a value that has no bytes
@@ -323,7 +334,7 @@ class Projections:
         for attempt in stamina.retry_context(on=self._again, attempts=None, timeout=None, wait_max=5.0):
             with attempt:
                 if self._client is None:
-                    self._client = self._connect()
+                    self._client = connect_shard(self._settings, self._shard)
                 self._client.command(statement, parameters=parameters)
 
     def _again(self, error: Exception) -> bool:

@@ -9,6 +9,9 @@ consumer only note what changed; what may take time is done by the loop.
 
 A backup copies ClickHouse's tables at different instants. So at its first assignment, and after ClickHouse was away,
 the sink starts before coverage where one of the tables ends earlier than ingest_batches says.
+
+Where several servers share usage, each has a sink of its own, with a group of its own that reads what the server has:
+coverage, commits, marks and retries are of that server alone, and one that is away holds up nobody else.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -35,7 +40,7 @@ from runtime.signals import stop_on_signals
 from schemas.dead_letter import DeadLetter
 from schemas.log_break import LogBreak, break_id, starts_of
 from schemas.settings import Settings
-from schemas.topics import MESSAGE_BYTES_MAX, SINK_GROUP, USAGE_EVENTS, topic_name
+from schemas.topics import MESSAGE_BYTES_MAX, USAGE_EVENTS, sink_group
 from schemas.usage_void import decode as decode_voids
 from schemas.usage_void import is_void
 from stream_processors import avro_splice, inserts, metrics
@@ -45,11 +50,14 @@ from stream_processors.log_places import Gap, LogTooShort, Start, starting_place
 from stream_processors.log_probe import LogProbe
 from stream_processors.projections import Projections
 from stream_processors.reconcile_service import ReconcileService
-from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, connect, server_code
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, server_code
 from warehouse.coverage import EARLIER_EPOCH, EXPIRED, NO_MESSAGE, checkpoint, last_stored, recounted_coverage
-from warehouse.epochs import Epochs, EpochsExhausted, lookup_epochs, register_break, register_epoch
+from warehouse.epochs import Epochs, EpochsExhausted, break_name, lookup_epochs, register_epoch
+from warehouse.epochs import epochs as numbered
 from warehouse.one_store import is_marked, leave_mark
 from warehouse.own_objects import foreign_object
+from warehouse.shard_epochs import register_everywhere
+from warehouse.shards import connect_shard, open_shards, partitions_at
 from warehouse.table_ends import Stop, first_stops, started_at
 
 log = structlog.get_logger(__name__)
@@ -99,8 +107,13 @@ OnVoids = Callable[[int, int, Iterable[tuple[str, str, str]]], None]
 class Sink:
     """One consumer of the group. run() until told to stop; any exception ends the process, which is started again."""
 
-    def __init__(self, settings: Settings, topic: TopicState, stopping: threading.Event, catalog: CatalogStore) -> None:
+    def __init__(
+        self, settings: Settings, topic: TopicState, stopping: threading.Event, catalog: CatalogStore, shard: int = 0
+    ) -> None:
+        """shard: which of the servers it fills, from 0."""
         self._settings = settings
+        self._shard = shard
+        self._mine: Collection[int] = ()  # partitions that the server has
         self._catalog = catalog
         self._probe = LogProbe(settings, topic.name)
         self.on_voids: OnVoids | None = None
@@ -130,7 +143,7 @@ class Sink:
         self._kafka_problem: str | None = None
         self._consumer = create_member(
             watched(settings.kafka_properties),
-            topic_name(settings, SINK_GROUP),
+            sink_group(settings, shard),
             {
                 "enable.auto.offset.store": False,
                 # What is gone from the log is a fault to be told, not something to jump over.
@@ -151,7 +164,8 @@ class Sink:
 
     @property
     def checks(self) -> dict[str, Check]:
-        return {"clickhouse": lambda: self._problem, "kafka": self._kafka_check}
+        of_shard = f"_shard_{self._shard + 1}" if self._shard else ""
+        return {f"clickhouse{of_shard}": lambda: self._problem, f"kafka{of_shard}": self._kafka_check}
 
     def _kafka_check(self) -> str | None:
         silent = time.monotonic() - self._polled_at
@@ -208,7 +222,8 @@ class Sink:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assignment += 1
         self._lost_place = None
-        self._given = sorted(partition.partition for partition in partitions)
+        # A group is given all partitions: those of other servers are read by the others' groups.
+        self._given = sorted(partition.partition for partition in partitions if partition.partition in self._mine)
         # Where to begin is found by the loop: the answer may take as long as ClickHouse is away.
         consumer.assign([])
 
@@ -218,7 +233,9 @@ class Sink:
         self._given = None
         self._next.clear()
         self._uncommitted.clear()
-        metrics.SINK_LAG.clear()
+        for partition in self._mine:
+            with suppress(KeyError):
+                metrics.SINK_LAG.remove(partition)
         consumer.unassign()
 
     def _begin(self, given: Sequence[int]) -> None:
@@ -285,7 +302,7 @@ class Sink:
             for number, start in enumerate(stored[len(known) :], start=len(known) + 1):
                 self._tell_of_break(partition, number, start, start)
             for number, start in enumerate(known[len(stored) :], start=len(stored) + 1):
-                register_break(client, self._topic.topic_id, partition, number, start)
+                self._register(client, break_name(self._topic.topic_id, partition, number, start))
         self._epochs = lookup_epochs(client, self._topic.topic_id)
         for partition in given:
             if (start := self._lost_from(client, partition, patient=patient)) is None:
@@ -294,7 +311,7 @@ class Sink:
             read_to = max(self._committed(partition) or 0, last_stored(client, self._now(partition))[partition])
             log.error("log_lost_its_end", partition=partition, read_to=read_to, goes_on_at=start)
             start = self._tell_of_break(partition, number, start, read_to)
-            register_break(client, self._topic.topic_id, partition, number, start)
+            self._register(client, break_name(self._topic.topic_id, partition, number, start))
         self._epochs = lookup_epochs(client, self._topic.topic_id)
 
     def _lost_from(self, client: Client, partition: int, *, patient: bool) -> int | None:
@@ -370,7 +387,7 @@ class Sink:
 
     def _connected(self) -> Client:
         if self._client is None:
-            self._client = connect(self._settings)
+            self._client = connect_shard(self._settings, self._shard)
         return self._client
 
     def _bounds(self, partition: int) -> tuple[int, int]:
@@ -655,9 +672,7 @@ class Sink:
     def attempt(self, work: Callable[[Client], object]) -> Exception | None:
         """Do the work once; None, or the error of ClickHouse or of the way to it."""
         try:
-            if self._client is None:
-                self._client = connect(self._settings)
-            work(self._client)
+            work(self._connected())
         except (ClickHouseError, WarehouseUnavailable, OSError) as error:
             return error
         self._attempts = 0
@@ -704,12 +719,21 @@ class Sink:
 
     def _register_epoch(self) -> None:
         def register(client: Client) -> None:
-            register_epoch(client, self._topic.topic_id)
+            self._mine = partitions_at(client, self._settings, self._shard)
+            self._register(client, self._topic.topic_id)
             self._epochs = lookup_epochs(client, self._topic.topic_id)
 
         while (error := self.attempt(register)) is not None:
             self.wait(error)
         self._problem = "waiting for partitions"
+
+    def _register(self, client: Client, name: str) -> None:
+        """Have a topic or a break numbered, by the same number on every server; what is numbered needs no other."""
+        if len(self._settings.clickhouse_dsns) == 1:
+            register_epoch(client, name)
+        elif name not in numbered(client):
+            with open_shards(self._settings) as shards:
+                register_everywhere(shards, name)
 
 
 def _raw(data: str | bytes | None) -> bytes | None:
@@ -738,25 +762,41 @@ def run(settings: Settings) -> int:
         topic = _checked_topic(settings)
         catalog = CatalogStore(settings)
         catalog.start()
-        sink = Sink(settings, topic, stopping, catalog)
+        sinks = [Sink(settings, topic, stopping, catalog, shard) for shard in range(len(settings.clickhouse_dsns))]
     except (TopicMismatch, KafkaException, CatalogUnavailable, TimeoutError) as error:
         log.error("sink_not_started", error=str(error))
         return 1
-    projections = Projections(settings, lambda: connect(settings), on_failure=stopping.set)
-    checks = {**sink.checks, "projections": projections.check}
+    projections = [Projections(settings, stopping.set, shard) for shard in range(len(sinks))]
+    checks = {name: check for part in (*sinks, *projections) for name, check in part.checks.items()}
     with HealthServer(settings.metrics_host, settings.sink_metrics_port, checks), TopicWatch(settings):
-        reconciling = ReconcileService(settings, catalog, sink.partitions)
-        sink.on_voids = reconciling.voided
-        projections.start()
+        reconciling = ReconcileService(settings, catalog, lambda: [p for sink in sinks for p in sink.partitions()])
+        for sink in sinks:
+            sink.on_voids = reconciling.voided
+        for each in projections:
+            each.start()
         reconciling.start()
         try:
-            sink.run()
+            _run_all(sinks, stopping)
         except (TopicReplaced, EngineRestored, EpochsExhausted, NotAcknowledged, KafkaException) as error:
             log.error("sink_failed", error=str(error))
             return 1
         finally:
             stopping.set()
             reconciling.stop()
-            projections.stop()
+            for each in projections:
+                each.stop()
             catalog.stop()
-    return 0 if projections.failure is None else 1
+    return 0 if all(each.failure is None for each in projections) else 1
+
+
+def _run_all(sinks: Sequence[Sink], stopping: threading.Event) -> None:
+    """Several in a thread each. Where one ends, all do; raises what the first of them did."""
+    if len(sinks) == 1:
+        return sinks[0].run()
+    with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as threads:
+        running = [threads.submit(sink.run) for sink in sinks]
+        try:
+            for ended in as_completed(running):
+                ended.result()
+        finally:
+            stopping.set()

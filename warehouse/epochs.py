@@ -101,7 +101,7 @@ class Epochs:
 
 def epochs(client: Client) -> dict[str, int]:
     """Topic id, or name of a break → epoch."""
-    return settle(_claims(client))
+    return settle(claims(client))
 
 
 def lookup_epochs(client: Client, topic_id: str) -> Epochs:
@@ -142,9 +142,14 @@ def _number(numbered: tuple[int, Break]) -> int:
     return numbered[0]
 
 
+def break_name(topic_id: str, partition: int, number: int, start: int) -> str:
+    """Under which what came after a partition's log had lost its end, the number-th time, is numbered like a topic."""
+    return f"{topic_id}/{partition}/{number}/{start}"
+
+
 def register_break(client: Client, topic_id: str, partition: int, number: int, start: int) -> int:
-    """The epoch of what came after a partition's log had lost its end, the number-th time. As register_epoch."""
-    return register_epoch(client, f"{topic_id}/{partition}/{number}/{start}")
+    """As register_epoch."""
+    return register_epoch(client, break_name(topic_id, partition, number, start))
 
 
 def lookup_epoch(client: Client, topic_id: str) -> int:
@@ -158,14 +163,13 @@ def register_epoch(client: Client, topic_id: str) -> int:
     Raises EpochsExhausted.
     """
     for _ in range(_CLAIMS_MAX):
-        claims = _claims(client)
-        if topic_id in settle(claims):
+        found = claims(client)
+        if topic_id in settle(found):
             _wait_until_settled(client)
-            found = epochs(client).get(topic_id)
-            if found is not None:
-                return found
+            if (number := epochs(client).get(topic_id)) is not None:
+                return number
             continue
-        epoch = max((claim.epoch for claim in claims), default=0) + 1
+        epoch = max((claim.epoch for claim in found), default=0) + 1
         if epoch > EPOCH_MAX:
             break
         client.insert("kafka_epochs", [[epoch, topic_id]], column_names=["epoch", "topic_id"])
@@ -180,7 +184,8 @@ def _wait_until_settled(client: Client) -> None:
         time.sleep(_SETTLE_SECONDS / 4)
 
 
-def _claims(client: Client) -> list[Claim]:
+def claims(client: Client) -> list[Claim]:
+    """All that were made. Raises ClickHouseError."""
     query = """
         SELECT topic_id, epoch, toUnixTimestamp64Micro(min(registered_at)) FROM kafka_epochs GROUP BY topic_id, epoch
     """

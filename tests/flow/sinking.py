@@ -16,7 +16,7 @@ from runtime.kafka.admin import create_topics, describe_topic
 from schemas.organization import DEFAULT_ORGANIZATION
 from schemas.partition import partition_of
 from schemas.settings import Settings
-from schemas.topics import SINK_GROUP, USAGE_EVENTS, topic_name
+from schemas.topics import USAGE_EVENTS, topic_name
 from schemas.usage_batch import encode
 from tests.flow.metering import Event, batch_of
 from tests.services import Service, environment
@@ -25,6 +25,8 @@ from warehouse.client import Client, connect
 from warehouse.coverage import coverage
 from warehouse.epochs import lookup_epoch, lookup_epochs
 from warehouse.migrate import migrate
+from warehouse.settled import stored_commits
+from warehouse.shards import Shards, open_shards
 
 PARTITIONS = 3
 
@@ -44,6 +46,7 @@ class SinkWorld:
         self.settings = Settings(**{**values, **settings})
         self.topic = topic_name(self.settings, USAGE_EVENTS)
         self.client: Client
+        self.shards: Shards
         self._name = name
         self._directory = directory
         self._sinks: list[Service] = []
@@ -53,6 +56,7 @@ class SinkWorld:
     def __enter__(self) -> SinkWorld:
         migrate(self.settings)
         self.client = connect(self.settings)
+        self.shards = open_shards(self.settings)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -60,6 +64,7 @@ class SinkWorld:
             sink.kill()
         self.client.command(f"DROP DATABASE {self._name} SYNC")
         self.client.close()
+        self.shards.close()
 
     def sink(self) -> Service:
         """A sink, not started."""
@@ -95,7 +100,7 @@ class SinkWorld:
     def stored(self) -> dict[int, int]:
         """Partition → first offset that ClickHouse does not have."""
         epochs = lookup_epochs(self.client, describe_topic(self.settings, USAGE_EVENTS).topic_id)
-        return dict(coverage(self.client, epochs.base, self.settings.event_partitions, epochs.own).offsets)
+        return dict(coverage(self.shards, epochs.base, self.settings.event_partitions, epochs.own).offsets)
 
     def epoch(self) -> int:
         return lookup_epoch(self.client, describe_topic(self.settings, USAGE_EVENTS).topic_id)
@@ -113,21 +118,19 @@ class SinkWorld:
 
     def committed(self) -> dict[int, int]:
         """Partition → next offset that the sink committed; 0 before its first commit."""
-        consumer = self._consumer(topic_name(self.settings, SINK_GROUP))
-        try:
-            places = [TopicPartition(self.topic, p) for p in range(self.settings.event_partitions)]
-            return {place.partition: max(0, place.offset) for place in consumer.committed(places, timeout=10)}
-        finally:
-            consumer.close()
+        return stored_commits(self.shards, self.settings, range(self.settings.event_partitions))
 
     def _consumer(self, group: str) -> Consumer:
         return Consumer({**self.settings.kafka_properties, "group.id": group, "enable.auto.commit": False})
 
     def rows(self, query: str, **parameters: Any) -> Sequence[tuple[Any, ...]]:
-        return [tuple(row) for row in self.client.query(query, parameters=parameters).result_rows]
+        """Of every server, one after the other."""
+        servers = [self.shards.at(index) for index in range(self.shards.count)]
+        return [tuple(row) for server in servers for row in server.query(query, parameters=parameters).result_rows]
 
     def count_and_sum(self, customer: str) -> tuple[int, Decimal]:
         """Of what counts once, as an analyst sees it."""
         query = "SELECT count(), ifNull(sum(value), 0) FROM usage WHERE customer_id = {customer:String}"
-        (found,) = self.rows(query, customer=customer)
+        server = self.shards.of_customer(DEFAULT_ORGANIZATION, customer)
+        (found,) = server.query(query, parameters={"customer": customer}).result_rows
         return found[0], found[1]
