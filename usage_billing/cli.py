@@ -31,6 +31,11 @@ app.command(
 )
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(
+    "usage_billing.commands.shards:app",
+    name="shards",
+    help="Which server of USAGE_CLICKHOUSE_SHARDS has a partition of usage.events.",
+)
+app.command(
     "usage_billing.commands.organizations:app",
     name="organizations",
     help="Organizations: settings that only the operator changes.",
