@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", default=[], help="a fault's name; others are left out (may be repeated)"
     )
+    parser.add_argument("--shards", type=int, default=1, help="ClickHouse servers that share usage")
     arguments = parser.parse_args()
     first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     failed: list[int] = []
@@ -29,7 +30,7 @@ def main() -> int:
         print(f"seed {seed}", flush=True)
         directory = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
         say = partial(print, flush=True)
-        report = run(seed, arguments.seconds, directory, say, frozenset(arguments.only))
+        report = run(seed, arguments.seconds, directory, say, frozenset(arguments.only), arguments.shards)
         print("\n".join(report.lines()), flush=True)
         if not report.ok:
             failed.append(seed)

@@ -17,8 +17,9 @@ from pathlib import Path
 import clickhouse_connect
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
+from deploy.local.clickhouse_http import ClickHouseLocal
 from runtime.kafka.admin import admin_client, answer_of, create_topics
-from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.topics import USAGE_EVENTS, USAGE_TOTALS, sink_group, topic_name
 from schemas.usage_batch import HEADER_LENGTH, encode
 from tests.chaos.load import Load
 from tests.chaos.lost_end import Cut, cut_ends, epochs_by_partition, reached_in_newest_epoch
@@ -51,7 +52,7 @@ class Bench:
     recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     poison: list[bytes] = field(default_factory=list[bytes])
     cuts: list[Cut] = field(default_factory=list[Cut])
-    snapshot: Path | None = None
+    snapshots: dict[str, Path] = field(default_factory=dict[str, Path])  # a ClickHouse server's directory → its copy
     only: frozenset[str] = frozenset()
 
 
@@ -97,22 +98,22 @@ def truncated_log(bench: Bench, broker: Part) -> Fault:
     """
     yield from _stopped(broker, False)
     yield bench.random.uniform(0.2, 3)
-    client = clickhouse_connect.get_client(dsn=bench.stack.engine.dsn("usage"), autogenerate_session_id=False)
+    client = clickhouse_connect.get_client(dsn=bench.stack.engines[0].dsn("usage"), autogenerate_session_id=False)
     try:
         cuts = cut_ends(bench.stack, bench.random, client)
         bench.cuts += cuts
         bench.monitor.lost_ends.update(cut.partition for cut in cuts)
         # What was cut is in ClickHouse alone now: to put an older copy in its place would be the loss of both.
-        if bench.snapshot is not None:
-            shutil.rmtree(bench.snapshot)
-            bench.snapshot = None
+        for copy in bench.snapshots.values():
+            shutil.rmtree(copy)
+        bench.snapshots.clear()
         broker.held = False
         yield from _recovered(bench, broker.kind)
         aim, deadline = dict(bench.monitor.ends), time.monotonic() + RECOVERY_SECONDS_MAX
         while not _named(bench, client, cuts, aim):
             if time.monotonic() > deadline:
                 raise NotRecovered(
-                    f"of the lost ends {[(cut.partition, cut.start) for cut in cuts]}: epochs {epochs_by_partition(client)}, "
+                    f"of the lost ends {[(cut.partition, cut.start) for cut in cuts]}: epochs {epochs_by_partition(bench.stack.rows)}, "
                     f"stored {reached_in_newest_epoch(client)} of {aim}; {bench.monitor}"
                 )
             yield 0.5
@@ -122,7 +123,7 @@ def truncated_log(bench: Bench, broker: Part) -> Fault:
 
 def _named(bench: Bench, client: Client, cuts: Sequence[Cut], aim: Mapping[int, int]) -> bool:
     """Whether each partition goes on in an epoch of its own, up to `aim`, in ClickHouse and in live totals."""
-    epochs, reached = epochs_by_partition(client), reached_in_newest_epoch(client)
+    epochs, reached = epochs_by_partition(bench.stack.rows), reached_in_newest_epoch(client)
     aim = {cut.partition: aim[cut.partition] for cut in cuts}
     stored = all(
         len(epochs[partition]) > bench.monitor.lost_ends[partition] and reached[partition] >= offset
@@ -155,14 +156,16 @@ def slow_engine(bench: Bench, part: Part) -> Fault:
 
 def engine_restored(bench: Bench, part: Part) -> Fault:
     """The first time a copy is kept, later the copy takes the place of what is there."""
-    engine = bench.stack.engine
+    engine = part.process
+    assert isinstance(engine, ClickHouseLocal)
     yield from _stopped(part, True)
-    if bench.snapshot is None:
-        bench.snapshot = bench.stack.directory / "clickhouse-copy"
-        shutil.copytree(engine.data_dir, bench.snapshot, symlinks=True)
+    copy = bench.snapshots.get(engine.data_dir.name)
+    if copy is None:
+        copy = bench.snapshots[engine.data_dir.name] = bench.stack.directory / f"{engine.data_dir.name}-copy"
+        shutil.copytree(engine.data_dir, copy, symlinks=True)
     else:
         shutil.rmtree(engine.data_dir)
-        shutil.copytree(bench.snapshot, engine.data_dir, symlinks=True)
+        shutil.copytree(copy, engine.data_dir, symlinks=True)
     part.held = False
     yield from _recovered(bench, part.kind)
 
@@ -177,23 +180,25 @@ def rebalanced(bench: Bench, part: Part) -> Fault:
 
 def group_reset(bench: Bench, parts: Sequence[Part]) -> Fault:
     """The group's offsets go back to the beginning; to change them nobody may be in it."""
-    sink = parts[0].kind == "sink"
-    group = topic_name(bench.stack.settings, SINK_GROUP if sink else "aggregator")
+    settings = bench.stack.settings
+    groups = [topic_name(settings, "aggregator")]
+    if parts[0].kind == "sink":
+        groups = [sink_group(settings, shard) for shard in range(len(settings.clickhouse_dsns))]
     for part in parts:
         yield from _stopped(part, True)
-    topic = topic_name(bench.stack.settings, USAGE_EVENTS)
-    places = [TopicPartition(topic, partition, 0) for partition in range(bench.stack.settings.event_partitions)]
+    topic = topic_name(settings, USAGE_EVENTS)
+    places = [TopicPartition(topic, partition, 0) for partition in range(settings.event_partitions)]
     deadline = time.monotonic() + RECOVERY_SECONDS_MAX
-    while True:
-        request = ConsumerGroupTopicPartitions(group, places)
-        admin = admin_client(bench.stack.settings)
+    while groups:
+        request = ConsumerGroupTopicPartitions(groups[0], places)
+        admin = admin_client(settings)
         try:
-            answer_of(admin.alter_consumer_group_offsets([request])[group], 10)
-            break
+            answer_of(admin.alter_consumer_group_offsets([request])[groups[0]], 10)
+            del groups[0]
         except KafkaException:  # killed ones are members until their session is over
             if time.monotonic() > deadline:
                 raise
-        yield 0.5
+            yield 0.5
     yield from _resumed(bench, parts)
 
 
@@ -213,7 +218,9 @@ def changelog_lost(bench: Bench, parts: Sequence[Part]) -> Fault:
 
 def failing_view(bench: Bench, part: Part) -> Fault:
     """An analyst hangs a view on our tables that fails for every event, and takes it away again."""
-    client = clickhouse_connect.get_client(dsn=bench.stack.engine.dsn("usage"), autogenerate_session_id=False)
+    engine = part.process
+    assert isinstance(engine, ClickHouseLocal)
+    client = clickhouse_connect.get_client(dsn=engine.dsn("usage"), autogenerate_session_id=False)
     try:
         client.command("CREATE TABLE IF NOT EXISTS analysts_table (n UInt64) ENGINE = MergeTree ORDER BY n")
         client.command(
@@ -297,6 +304,7 @@ def next_fault(bench: Bench) -> tuple[str, list[Part], Fault] | None:
     """A fault at random, of parts that none is done to now, its name and those parts; None: they are not free."""
     stack, rnd = bench.stack, bench.random
     one = rnd.choice([part for part in stack.services if part.kind != "serve"])
+    server = stack.servers[0] if len(stack.servers) == 1 else rnd.choice(stack.servers)
     aggregators, sinks = stack.of_kind("aggregator"), stack.of_kind("sink")
     choices: list[tuple[int, str, list[Part], Callable[[], Fault]]] = [
         (8, f"kill {one.kind}", [one], lambda: killed(bench, one)),
@@ -307,17 +315,19 @@ def next_fault(bench: Bench) -> tuple[str, list[Part], Fault] | None:
         (1, "freeze serve", [stack.gateway], lambda: frozen(bench, stack.gateway)),
         (3, "answers late", [stack.gateway], lambda: late_answers(bench)),
         (3, "broker down", [stack.kafka], lambda: outage(bench, stack.kafka)),
-        (3, "engine down", [stack.clickhouse], lambda: outage(bench, stack.clickhouse)),
-        (2, "engine slow", [stack.clickhouse], lambda: slow_engine(bench, stack.clickhouse)),
-        (3, "engine restored", [stack.clickhouse], lambda: engine_restored(bench, stack.clickhouse)),
-        (4, "analyst's failing view", [stack.clickhouse], lambda: failing_view(bench, stack.clickhouse)),
-        (5, "log truncated", [stack.kafka, stack.clickhouse], lambda: truncated_log(bench, stack.kafka)),
+        (3, "engine down", [server], lambda: outage(bench, server)),
+        (2, "engine slow", [server], lambda: slow_engine(bench, server)),
+        (3, "engine restored", [server], lambda: engine_restored(bench, server)),
+        (4, "analyst's failing view", [server], lambda: failing_view(bench, server)),
+        (5, "log truncated", [stack.kafka, *stack.servers], lambda: truncated_log(bench, stack.kafka)),
         (2, "rebalance", [stack.guest], lambda: rebalanced(bench, stack.guest)),
         (1, "aggregators' group reset", aggregators, lambda: group_reset(bench, aggregators)),
         (1, "sinks' group reset", sinks, lambda: group_reset(bench, sinks)),
         (1, "changelog lost", [*aggregators, stack.guest, stack.kafka], lambda: changelog_lost(bench, aggregators)),
         (2, "poison", [stack.kafka], lambda: poisoned(bench)),
     ]
+    if len(stack.servers) > 1:  # what it looks at is on one server
+        choices = [choice for choice in choices if choice[1] != "log truncated"]
     choices = [choice for choice in choices if not bench.only or choice[1] in bench.only]
     _, name, parts, begin = rnd.choices(choices, [weight for weight, *_ in choices])[0]
     if any(part.broken for part in parts):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.topics import USAGE_EVENTS, topic_name
 from tests.chaos.stack import Stack
@@ -67,12 +68,15 @@ def is_stored(has: set[tuple[int, bytes]], offset: int, message: bytes) -> bool:
     return (offset, message[_BATCH_ID]) in has
 
 
-def epochs_by_partition(client: Client) -> dict[int, list[int]]:
-    """Partition → the epochs that ClickHouse has it in, oldest first: the n-th is of after n lost ends."""
+def epochs_by_partition(rows: Callable[[str], Iterable[Sequence[Any]]]) -> dict[int, list[int]]:
+    """Partition → the epochs that ClickHouse has it in, oldest first: the n-th is of after n lost ends.
+
+    rows: answers a query.
+    """
     query = (
         "SELECT kafka_partition, arraySort(groupUniqArray(kafka_epoch)) FROM ingest_batches GROUP BY kafka_partition"
     )
-    return {int(partition): [int(epoch) for epoch in epochs] for partition, epochs in client.query(query).result_rows}
+    return {int(partition): [int(epoch) for epoch in epochs] for partition, epochs in rows(query)}
 
 
 def reached_in_newest_epoch(client: Client) -> dict[int, int]:

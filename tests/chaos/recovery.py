@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
@@ -13,7 +13,7 @@ from runtime.kafka.admin import describe_topic
 from schemas import totals
 from schemas.log_break import breaks_in
 from schemas.settings import Settings
-from schemas.topics import SINK_GROUP, USAGE_EVENTS, USAGE_TOTALS, topic_name
+from schemas.topics import USAGE_EVENTS, USAGE_TOTALS, sink_group, topic_name
 from schemas.totals import Progress
 from stream_processors.state import UNNAMED
 
@@ -78,7 +78,7 @@ class Monitor:
         events = topic_name(self._settings, USAGE_EVENTS)
         topic_id = describe_topic(self._settings, USAGE_EVENTS).topic_id
         places = [TopicPartition(events, partition) for partition in self._partitions]
-        sink = self._consumer(topic_name(self._settings, SINK_GROUP))
+        sinks = self._sinks()
         tail = self._tail(OFFSET_END)
         while not self._stopping.wait(_SECONDS):
             if self._made_again.is_set():  # a client that knew the old one would not find the new one
@@ -94,15 +94,21 @@ class Monitor:
                         self._breaks[record.partition] = breaks_in(record.topic_id.partition(UNNAMED)[0], topic_id) or 0
             try:
                 for place in places:
-                    _, self.ends[place.partition] = sink.get_watermark_offsets(place, timeout=_REQUEST_SECONDS)
+                    _, self.ends[place.partition] = sinks[0].get_watermark_offsets(place, timeout=_REQUEST_SECONDS)
                 self.answered = time.monotonic()
-                for place in sink.committed(places, timeout=_REQUEST_SECONDS):
-                    self.stored[place.partition] = max(0, place.offset)
+                for shard, sink in enumerate(sinks):  # partitions were dealt out in turn
+                    for place in sink.committed(places[shard :: len(sinks)], timeout=_REQUEST_SECONDS):
+                        self.stored[place.partition] = max(0, place.offset)
             except KafkaException:  # one whose broker went away may get no answer for minutes
-                sink.close()
-                sink = self._consumer(topic_name(self._settings, SINK_GROUP))
-        sink.close()
+                _close(sinks)
+                sinks = self._sinks()
+        _close(sinks)
         tail.close()
+
+    def _sinks(self) -> list[Consumer]:
+        """A consumer of each ClickHouse server's group, which none of them joins."""
+        shards = range(len(self._settings.clickhouse_dsns))
+        return [self._consumer(sink_group(self._settings, shard)) for shard in shards]
 
     def _tail(self, offset: int) -> Consumer:
         tail = self._consumer("chaos-monitor")
@@ -145,3 +151,8 @@ class Recovery:
                 return False
             self._aim = dict(self._monitor.ends)
         return self._has(self._aim)
+
+
+def _close(consumers: Iterable[Consumer]) -> None:
+    for consumer in consumers:
+        consumer.close()

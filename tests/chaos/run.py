@@ -114,12 +114,20 @@ class _UnderWay:
 
 
 def run(
-    seed: int, seconds: float, directory: Path, say: Callable[[str], None] = print, only: frozenset[str] = frozenset()
+    seed: int,
+    seconds: float,
+    directory: Path,
+    say: Callable[[str], None] = print,
+    only: frozenset[str] = frozenset(),
+    shards: int = 1,
 ) -> Report:
-    """Break a stack for so long, then count. directory: for data and logs. only: names of faults; empty: all."""
+    """Break a stack for so long, then count. directory: for data and logs. only: names of faults; empty: all.
+
+    shards: ClickHouse servers that share usage.
+    """
     report = Report(seed, seconds)
     customers = max(4, int(CUSTOMERS_PER_MINUTE * seconds / 60))
-    with Stack(directory, customers, seconds) as stack:
+    with Stack(directory, customers, seconds, shards) as stack:
         load, monitor = Load(stack, seed), Monitor(stack.settings)
         bench = Bench(stack, load, monitor, random.Random(seed), only=only)
         monitor.start()

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import clickhouse_connect
 import httpx
 from confluent_kafka import Producer
 from pydantic import SecretStr
@@ -76,19 +77,25 @@ class Stack:
     A context manager: all ready on entry, all ended on exit. keep() is to be called often.
     """
 
-    def __init__(self, directory: Path, customers: int, seconds: float) -> None:
+    def __init__(self, directory: Path, customers: int, seconds: float, shards: int = 1) -> None:
+        """shards: ClickHouse servers that share usage."""
         self.directory = directory
         self.customers = [f"customer-{number}" for number in range(customers)]
-        ports = free_ports(5)
+        ports = free_ports(4 + shards)
         self.broker = KafkaBroker(
-            directory / "kafka", ports[0], ports[1], directory / "kafka.log", proxied=(ports[3], ports[4])
+            directory / "kafka", ports[0], ports[1], directory / "kafka.log", proxied=(ports[2], ports[3])
         )
-        self.proxy = Proxy(ports[4], ports[3])  # between the gateway and the broker
-        self.engine = ClickHouseLocal(directory / "clickhouse", ports[2], directory / "clickhouse.log")
+        self.proxy = Proxy(ports[3], ports[2])  # between the gateway and the broker
+        self.engines = [
+            ClickHouseLocal(directory / f"clickhouse{n or ''}", port, directory / f"clickhouse{n or ''}.log")
+            for n, port in enumerate(ports[4:])
+        ]
+        dsns = [engine.dsn("usage") for engine in self.engines]
         self.stripe = stripe_standin(directory)
         self.settings = Settings(
             kafka_bootstrap_servers=self.broker.bootstrap_servers,
-            clickhouse_dsn=self.engine.dsn("usage"),
+            clickhouse_dsn=dsns[0],
+            clickhouse_shards=",".join(dsns) if shards > 1 else "",
             event_partitions=PARTITIONS,
             billing_seconds=1.0,
             sweep_seconds=3.0,
@@ -106,7 +113,7 @@ class Stack:
             "STRIPE_API_KEY": self.stripe.api_key,
         }
         kinds = ("serve", "aggregator", "aggregator", "sink", "sink", "billing", "aggregator")
-        envs = [{**self.env, **through_the_proxy(ports[4])} if kind == "serve" else self.env for kind in kinds]
+        envs = [{**self.env, **through_the_proxy(ports[3])} if kind == "serve" else self.env for kind in kinds]
         self.services = [
             _part(Service(kind, env, directory / f"{kind}-{at}"))
             for at, (kind, env) in enumerate(zip(kinds, envs, strict=True))
@@ -116,13 +123,11 @@ class Stack:
         self.kafka = Part(
             "kafka", self.broker, lambda: self.broker.spawn(self.broker.prepare()), lambda: self.broker.ready()
         )
-        self.clickhouse = Part(
-            "clickhouse", self.engine, lambda: self.engine.spawn(self.engine.command()), lambda: self.engine.ready()
-        )
+        self.servers = [_server(engine) for engine in self.engines]
         self.producer = Producer({**self.settings.kafka_properties, "acks": "all", "log_level": 0})
         self.meters: dict[str, str] = {}  # aggregation → id
         self.rules: dict[str, int] = {}  # id → threshold of the count
-        self.parts = [self.kafka, self.clickhouse, *self.services, self.guest]
+        self.parts = [self.kafka, *self.servers, *self.services, self.guest]
         self.gateway = self._of("serve")
         # Each customer's cycle ends at another moment of the run, so that invoices are made all the time.
         self.began = datetime.now(UTC)
@@ -144,6 +149,14 @@ class Stack:
         )
         return done.returncode, done.stdout + done.stderr
 
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Of all ClickHouse servers, one after the other."""
+        found: list[tuple[Any, ...]] = []
+        for engine in self.engines:
+            with clickhouse_connect.get_client(dsn=engine.dsn("usage"), autogenerate_session_id=False) as client:
+                found += map(tuple, client.query(query).result_rows)
+        return found
+
     @property
     def address(self) -> str:
         process = self.gateway.process
@@ -158,7 +171,8 @@ class Stack:
     def __enter__(self) -> Stack:
         self.proxy.__enter__()
         self.broker.start()
-        self.engine.start()
+        for engine in self.engines:
+            engine.start()
         self.stripe.__enter__()
         create_topics(self.settings)
         migrate(self.settings)
@@ -177,7 +191,8 @@ class Stack:
             part.process.kill()
         self.receiver.end()
         self.stripe.__exit__()
-        self.engine.kill()
+        for engine in self.engines:
+            engine.kill()
         self.broker.kill()
         self.proxy.__exit__()
 
@@ -241,6 +256,10 @@ def through_the_proxy(port: int) -> dict[str, str]:
         "USAGE_KAFKA_RECONNECT_BACKOFF_MS": "10",
         "USAGE_LINGER_MS": "400",
     }
+
+
+def _server(engine: ClickHouseLocal) -> Part:
+    return Part("clickhouse", engine, lambda: engine.spawn(engine.command()), engine.ready)
 
 
 def _part(service: Service) -> Part:

@@ -88,43 +88,39 @@ def in_totals(stack: Stack, expected: Mapping[Key, Sum]) -> Difference:
 
 def in_clickhouse(stack: Stack, log: Log, firsts: list[Logged], cycles: Mapping[str, list[Cycle]]) -> Difference:
     """The view `usage`, and everything accepted by its coordinates."""
-    client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
-    try:
-        rows = client.query(
-            "SELECT customer_id, event_name, toUnixTimestamp64Micro(timestamp), value, kafka_epoch, kafka_partition, "
-            "kafka_offset, kafka_index FROM usage"
-        ).result_rows
-        epochs = epochs_by_partition(client)
-        stored = [
-            Logged((p, epochs[p].index(epoch), o, i), customer, name, at, value, "")
-            for customer, name, at, value, epoch, p, o, i in rows
-        ]
-        found = _differences("stored", by_cycle(stored, cycles), by_cycle(firsts, cycles))
-        places = {event.place for event in firsts}
-        if extra := [event.place for event in stored if event.place not in places]:
-            found.wrong.append(f"{len(extra)} events count that are not the first of their identity: {extra[:3]}")
-        ((kept,),) = client.query("SELECT count() FROM usage_accepted FINAL").result_rows
-        if kept != len(log.kept):
-            found.wrong.append(f"usage_accepted has {kept} of {len(log.kept)} events")
-            found.lost += max(0, len(log.kept) - kept)
-        rows = client.query("SELECT DISTINCT kafka_partition, kafka_epoch, kafka_offset FROM dead_letters").result_rows
-        letters = {(p, epochs[p].index(epoch), o) for p, epoch, o in rows}
-        # One before a lost end may be set aside in both epochs: without an id nothing says that it is the same.
-        unreadable = {(p, o) for p, _, o in log.unreadable | log.unreadable_gone}
-        if missing := log.unreadable - letters:
-            found.wrong.append(
-                f"{len(missing)} of {len(log.unreadable)} unreadable messages are no dead letters: {missing}"
-            )
-        if extra := [letter for letter in letters if (letter[0], letter[2]) not in unreadable]:
-            found.wrong.append(f"{len(extra)} dead letters of messages that can be read: {extra[:3]}")
-        return found
-    finally:
-        client.close()
+    rows = stack.rows(
+        "SELECT customer_id, event_name, toUnixTimestamp64Micro(timestamp), value, kafka_epoch, kafka_partition, "
+        "kafka_offset, kafka_index FROM usage"
+    )
+    epochs = epochs_by_partition(stack.rows)
+    stored = [
+        Logged((p, epochs[p].index(epoch), o, i), customer, name, at, value, "")
+        for customer, name, at, value, epoch, p, o, i in rows
+    ]
+    found = _differences("stored", by_cycle(stored, cycles), by_cycle(firsts, cycles))
+    places = {event.place for event in firsts}
+    if extra := [event.place for event in stored if event.place not in places]:
+        found.wrong.append(f"{len(extra)} events count that are not the first of their identity: {extra[:3]}")
+    kept = sum(row[0] for row in stack.rows("SELECT count() FROM usage_accepted FINAL"))
+    if kept != len(log.kept):
+        found.wrong.append(f"usage_accepted has {kept} of {len(log.kept)} events")
+        found.lost += max(0, len(log.kept) - kept)
+    rows = stack.rows("SELECT DISTINCT kafka_partition, kafka_epoch, kafka_offset FROM dead_letters")
+    letters = {(p, epochs[p].index(epoch), o) for p, epoch, o in rows}
+    # One before a lost end may be set aside in both epochs: without an id nothing says that it is the same.
+    unreadable = {(p, o) for p, _, o in log.unreadable | log.unreadable_gone}
+    if missing := log.unreadable - letters:
+        found.wrong.append(
+            f"{len(missing)} of {len(log.unreadable)} unreadable messages are no dead letters: {missing}"
+        )
+    if extra := [letter for letter in letters if (letter[0], letter[2]) not in unreadable]:
+        found.wrong.append(f"{len(extra)} dead letters of messages that can be read: {extra[:3]}")
+    return found
 
 
 def stored_of(stack: Stack, cuts: Sequence[Cut]) -> tuple[Callable[[Cut, int], bool], list[str]]:
     """Whether ClickHouse has a message that the log has lost; and what it had when the log lost it, and has no more."""
-    client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
+    client = clickhouse_connect.get_client(dsn=stack.engines[0].dsn("usage"), autogenerate_session_id=False)
     try:
         has = {cut.partition: stored_ids(client, cut.partition) for cut in cuts}
     finally:
@@ -161,11 +157,7 @@ def on_invoices(stack: Stack, documents: list[dict[str, Any]], log: Log) -> Diff
     """Each invoice holds what lies below its watermark, is one, is paid, and is the same at Stripe."""
     found = Difference()
     at_stripe = stripe_invoices(stack)
-    client = clickhouse_connect.get_client(dsn=stack.engine.dsn("usage"), autogenerate_session_id=False)
-    try:
-        epochs = epochs_by_partition(client)
-    finally:
-        client.close()
+    epochs = epochs_by_partition(stack.rows)
     for document in documents:
         customer, cycle = document["customer_id"], _cycle(document)
         below = _places(document["watermark"], epochs)
