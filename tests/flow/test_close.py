@@ -447,7 +447,7 @@ def test_a_count_whose_windows_went_to_another_node_is_no_invoice_of_zero(
     world.subscribe("node")
     world.use("node", "150000")
 
-    client = world.context.usage._client  # pyright: ignore[reportPrivateUsage]
+    client = world.context.usage._shards.first  # pyright: ignore[reportPrivateUsage]
     insert = client.insert
 
     def elsewhere(table: str, *given: Any, **more: Any) -> None:
