@@ -1,12 +1,14 @@
 """Sink, one process: events/s from a filled topic into ClickHouse, all tables and views, over HTTP.
 
 `python -m tests.benchmarks.bench_sink [--events N]`: broker and engine share the machine. The clock runs from the first
-rows that are stored to the last, without the sink's start.
+rows that are stored to the last, without the sink's start. `--shards N`: into as many engines that share usage;
+`--pinned`: each on a core of its own, so that one engine is the limit on a machine of few cores.
 """
 
 import argparse
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from deploy.local.clickhouse_http import ClickHouseLocal
@@ -28,14 +30,14 @@ _STORED = "SELECT sum(events) FROM ingest_batches"
 
 def measure(settings: Settings, events: int, directory: Path) -> float:
     """Events a second between the first insert that is visible and the last."""
-    client = connect(settings)
+    servers = [connect(settings, shard=shard) for shard in range(len(settings.clickhouse_dsns))]
     sink = Service("sink", environment(settings), directory)
     sink.launch()
     try:
 
         def stored() -> int:
             assert sink.running, sink.log_path.read_text()[-2000:]
-            return int(client.query(_STORED).result_rows[0][0])
+            return sum(int(client.query(_STORED).result_rows[0][0]) for client in servers)
 
         until(stored, _SECONDS_MAX, every=0.02)
         before, started = stored(), time.perf_counter()
@@ -43,36 +45,44 @@ def measure(settings: Settings, events: int, directory: Path) -> float:
         return (events - before) / (time.perf_counter() - started)
     finally:
         sink.stop()
-        client.close()
+        for client in servers:
+            client.close()
 
 
-def run(events: int = 6_000_000) -> list[Figure]:
+def run(events: int = 6_000_000, shards: int = 1, *, pinned: bool = False) -> list[Figure]:
     figures: list[Figure] = []
     for name, ids in (("positions", False), ("client ids", True)):
-        with tempfile.TemporaryDirectory() as temporary:
-            directory = Path(temporary)
-            port, controller_port, engine_port = free_ports(3)
+        with ExitStack() as started:
+            directory = Path(started.enter_context(tempfile.TemporaryDirectory()))
+            port, controller_port, *engine_ports = free_ports(2 + shards)
             broker = KafkaBroker(directory / "kafka", port, controller_port, directory / "kafka.log")
-            engine = ClickHouseLocal(directory / "clickhouse", engine_port, directory / "clickhouse.log")
             broker.start()
-            engine.start()
-            try:
-                settings = Settings(
-                    kafka_bootstrap_servers=broker.bootstrap_servers, clickhouse_dsn=engine.dsn("usage")
-                )
-                create_topics(settings)
-                migrate(settings)
-                fill(settings, events, _CUSTOMERS, ids=ids)
-                rate = measure(settings, events, directory)
-            finally:
-                engine.stop()
-                broker.stop()
-        figures.append(Figure("sink, from a filled topic", rate, "events/s", 500_000, f"{events:,} events, {name}"))
+            started.callback(broker.stop)
+            dsns: list[str] = []
+            for core, engine_port in enumerate(engine_ports):
+                engine = ClickHouseLocal(directory / f"clickhouse{core}", engine_port, directory / f"{core}.log")
+                engine.spawn([*(["taskset", "-c", str(core)] if pinned else []), *engine.command()])
+                started.callback(engine.stop)
+                engine.wait_until(engine.ready, 60)
+                dsns.append(engine.dsn("usage"))
+            settings = Settings(
+                kafka_bootstrap_servers=broker.bootstrap_servers, clickhouse_dsn=dsns[0],
+                clickhouse_shards=",".join(dsns) if shards > 1 else "",
+            )  # fmt: skip
+            create_topics(settings)
+            migrate(settings)
+            fill(settings, events, _CUSTOMERS, ids=ids)
+            rate = measure(settings, events, directory)
+        what = f"{events:,} events, {name}{f', {shards} servers' if shards > 1 else ''}"
+        figures.append(Figure("sink, from a filled topic", rate, "events/s", 500_000, what))
     return figures
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=6_000_000)
-    for figure in run(parser.parse_args().events):
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--pinned", action="store_true")
+    arguments = parser.parse_args()
+    for figure in run(arguments.events, arguments.shards, pinned=arguments.pinned):
         print(figure)
