@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.table import Table
 
-from runtime.kafka.admin import check_partitions, log_bounds
+from runtime.kafka.admin import check_partitions
+from runtime.kafka.clients import create_reader
+from runtime.kafka.log_ends import log_bounds
 from schemas.settings import Settings
 from usage_billing.console import DONE, fail, out, settings_for, wrong_usage
 from warehouse.client import WarehouseUnavailable
@@ -87,7 +89,7 @@ def _partitions(settings: Settings, partition: int) -> int:
 def _beginning(settings: Settings, shards: Shards, partition: int) -> tuple[int, int]:
     """Epoch and offset of the first message that the log has."""
     topic = check_partitions(settings)
-    consumer = Consumer({**settings.kafka_properties, "group.id": f"{topic.name}-shards"})
+    consumer = create_reader(settings.kafka_properties, f"{topic.name}-shards")
     try:
         low, _ = log_bounds(consumer, TopicPartition(topic.name, partition), _KAFKA_SECONDS)
     finally:
