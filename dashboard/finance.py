@@ -7,6 +7,7 @@ currency, instants in RFC 3339. The first three are views in ClickHouse too; an 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -48,9 +49,13 @@ def _text(value: Any, currency: str) -> str:
             return str(value)
 
 
-def csv_cells(cells: Cells) -> list[str]:
-    """Safe to open in a spreadsheet; a negative number stays one."""
-    return [cell if cell[1:].replace(".", "", 1).isdecimal() else safe_cell(cell) for cell in cells]
+_NUMBERS = frozenset({"line", "quantity", "net", "tax", "paid", "amount_due", "amount_paid", "amount_open", "invoices"})
+"""Columns that are no text: a negative amount stays a number in a spreadsheet."""
+
+
+def csv_cells(columns: Sequence[str], cells: Cells) -> list[str]:
+    """Safe to open in a spreadsheet: see safe_cell."""
+    return [cell if name in _NUMBERS else safe_cell(cell) for name, cell in zip(columns, cells, strict=True)]
 
 
 def csv_chunks(table: Table) -> Iterator[str]:
@@ -58,7 +63,14 @@ def csv_chunks(table: Table) -> Iterator[str]:
     columns, blocks = table
     yield csv_rows([columns])
     for block in blocks:
-        yield csv_rows(csv_cells(row) for row in block)
+        yield csv_rows(csv_cells(columns, row) for row in block)
+
+
+def json_lines(table: Table) -> Iterator[str]:
+    """An object a line, its cells as text, block by block."""
+    columns, blocks = table
+    for block in blocks:
+        yield "".join(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in block)
 
 
 # --- Views ------------------------------------------------------------------------------------------------------------

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from heapq import merge
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 from ledger.benefits import Unpaid
 from schemas.decimals import decimal_text, exact
 from schemas.meter import Aggregation, Meter
 from schemas.period import SECOND_US, Cycle, UsageWindow, calendar_month, window_containing
 from schemas.watermark import Watermark
-from warehouse.client import ClickHouseError, Client, unavailable
+from warehouse.client import ClickHouseError, Client, WarehouseUnavailable, unavailable
 from warehouse.shards import Store, at_once, shards_of
 from warehouse.watermark_sql import below, not_voided
 
@@ -283,6 +283,37 @@ def export_events(store: Store, organization_id: str, wanted: EventFilter) -> It
                     yield [_event(row) for row in block]
     except ClickHouseError as error:
         raise unavailable(error) from error
+
+
+_PARQUET_COLUMNS = """
+    customer_id, event_name, nullIf(event_id, '') AS event_id, timestamp, value, received_at,
+    kafka_epoch AS epoch, kafka_partition AS partition, kafka_offset AS offset, kafka_index AS index, properties
+"""
+_PARQUET_END = b"PAR1"
+_PIECE_BYTES = 1 << 20
+
+
+def export_parquet(client: Client, organization_id: str, wanted: EventFilter) -> Iterator[bytes]:
+    """Every event that matches, as a Parquet file that ClickHouse writes while it is read.
+
+    Raises WarehouseUnavailable where it breaks off: the file then lacks its end, and no reader takes it.
+    """
+    conditions, parameters = _event_conditions(organization_id, wanted)
+    query = f"SELECT {_PARQUET_COLUMNS} FROM ({_EVENTS.replace('CONDITIONS', conditions)})"
+    as_text = {"output_format_parquet_string_as_string": 1}
+    end = b""
+    try:
+        source = cast(IO[bytes], client.raw_stream(query, parameters=parameters, settings=as_text, fmt="Parquet"))
+        try:
+            while piece := source.read(_PIECE_BYTES):
+                end = (end + piece)[-len(_PARQUET_END) :]
+                yield piece
+        finally:
+            source.close()
+    except ClickHouseError as error:
+        raise unavailable(error) from error
+    if end != _PARQUET_END:
+        raise WarehouseUnavailable("ClickHouse broke off in the midst of a Parquet file")
 
 
 def _event(row: Sequence[Any]) -> StoredEvent:

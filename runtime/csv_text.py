@@ -7,12 +7,16 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def safe_cell(text: str) -> str:
-    """Text that a spreadsheet would run as a formula, made text for it too."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """The one rule for text cells: a ' goes before text that a spreadsheet would run as a formula.
+
+    Also before text that begins with a ', so that taking one off gives every text back. Numbers, which are not text,
+    are written as they are: a customer ID of digits is text, and a negative quantity is a number.
+    """
+    return f"'{text}" if text.startswith(_GUARDED) else text
 
 
 def csv_rows(rows: Iterable[Sequence[Any]]) -> str:

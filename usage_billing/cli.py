@@ -29,6 +29,16 @@ app.command(
     name="dead-letters",
     help="Messages of usage.events that could not be read: list, replay.",
 )
+app.command(
+    "usage_billing.commands.objects_import:customers",
+    name="customers",
+    help="Customers: import a file.",
+)
+app.command(
+    "usage_billing.commands.objects_import:subscriptions",
+    name="subscriptions",
+    help="Subscriptions: import a file.",
+)
 app.command("usage_billing.commands.keys:app", name="keys", help="API keys.")
 app.command(
     "usage_billing.commands.shards:app",
@@ -77,6 +87,14 @@ app.command(
 app.command(
     "usage_billing.commands.reconcile:reconcile",
     help="Compare live totals with ClickHouse and repair differences.",
+)
+app.command(
+    "usage_billing.commands.backup:backup",
+    help="Save what only Kafka and ClickHouse hold in a directory: catalog, ledger, events. Services may run.",
+)
+app.command(
+    "usage_billing.commands.backup:restore",
+    help="Write a backup into empty topics and tables; the whole backup is checked first.",
 )
 app.command(
     "usage_billing.commands.local:up", help="Start the local stack and all services; returns when everything is ready."

@@ -16,7 +16,7 @@ from schemas.settings import Settings
 from schemas.topics import topic_specs
 from usage_billing.describe import describe_settings
 
-_METRICS = (
+METRIC_MODULES = (
     "runtime.one_by_one",
     "ingest_gateway.metrics",
     "stream_processors.metrics",
@@ -76,7 +76,7 @@ def _tables() -> Iterator[str]:
 
 def _metrics() -> Iterator[str]:
     yield "## Metrics\n"
-    for module in _METRICS:
+    for module in METRIC_MODULES:
         importlib.import_module(module)
     yield from _table("metric", "type", "meaning")
     for family in sorted(REGISTRY.collect(), key=lambda family: family.name):

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from fastapi import APIRouter, Request, Response
 
+from dashboard.files import BYTE_ORDER_MARK, csv_response
 from dashboard.finance import REPORTS, all_time, csv_chunks
 from dashboard.pages.rendering import render
 from dashboard.pages.session import Visitor, organization_of
 from dashboard.pages.usage import local_period, newest_period
 from dashboard.read.invoices import invoice_place
-from dashboard.read.usage import BYTE_ORDER_MARK, csv_response, exported
 from dashboard.services import Services, services_of
+from dashboard.usage_export import ExportFormat, usage_csv, usage_file
 from dashboard.usage_queries import EventFilter, InvoiceFilter, invoice_documents, require_usage
 from runtime.clock import now_us
 from runtime.csv_text import csv_rows, safe_cell
@@ -53,10 +54,11 @@ async def export_finance(
     return _download(csv_chunks(table), f"{report}.csv")
 
 
-@router.get("/export/usage.csv")
+@router.get("/export/usage.{kind}")
 async def export_usage(
     request: Request,
     visitor: Visitor,
+    kind: ExportFormat,
     customer_id: str = "",
     event_name: str = "",
     from_date: str = "",
@@ -67,7 +69,9 @@ async def export_usage(
     period = local_period(from_date, to_date, zone, newest_period(services, organization, zone))
     await services.warehouse.run(require_usage, organization, customer_id or None)
     wanted = EventFilter(period, customer_id or None, event_name or None)
-    return _download(exported(services, organization, wanted), "usage.csv")
+    if kind == "csv":
+        return _download(usage_csv(services, organization, wanted), "usage.csv")
+    return usage_file(services, organization, wanted, kind)
 
 
 def _invoices(services: Services, organization_id: str, wanted: InvoiceFilter) -> Iterator[str]:

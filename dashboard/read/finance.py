@@ -9,10 +9,19 @@ from pydantic import BaseModel
 
 from dashboard.auth import Caller
 from dashboard.billing_access import answered, billing_of
-from dashboard.finance import REPORTS, Table, TooFarAhead, accrual_table, all_time, csv_chunks, require_near
+from dashboard.files import JSON_LINES, csv_response, file_response
+from dashboard.finance import (
+    REPORTS,
+    Table,
+    TooFarAhead,
+    accrual_table,
+    all_time,
+    csv_chunks,
+    json_lines,
+    require_near,
+)
 from dashboard.problems import field_problem
 from dashboard.read.parameters import From, To, instant, period
-from dashboard.read.usage import csv_response
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import services_of
 from runtime.clock import now_us
@@ -21,8 +30,12 @@ from runtime.problem import Problem
 router = api_router(ReadRoute, "Finance")
 
 JSON_ROWS_MAX = 10_000
-Format = Annotated[Literal["json", "csv"], Query(description="csv is streamed, json is limited in length")]
-_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+Format = Annotated[
+    Literal["json", "csv", "jsonl"], Query(description="csv and jsonl are streamed, json is limited in length")
+]
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media_type: {"schema": {"type": "string"}} for media_type in ("text/csv", JSON_LINES)}}
+}
 
 
 class FinanceRows(BaseModel):
@@ -40,6 +53,8 @@ class AccrualRows(FinanceRows):
 def _answer(table: Table, name: str, wanted: str) -> Response | FinanceRows:
     if wanted == "csv":
         return csv_response(csv_chunks(table), f"{name}.csv")
+    if wanted == "jsonl":
+        return file_response(json_lines(table), f"{name}.jsonl", JSON_LINES)
     columns, blocks = table
     rows: list[dict[str, str]] = []
     for block in blocks:
@@ -49,7 +64,7 @@ def _answer(table: Table, name: str, wanted: str) -> Response | FinanceRows:
     return FinanceRows(data=rows)
 
 
-@router.get("/finance/accrual", response_model=AccrualRows, responses=_CSV)
+@router.get("/finance/accrual", response_model=AccrualRows, responses=_STREAMED)
 async def get_finance_accrual(
     request: Request,
     caller: Caller,
@@ -76,7 +91,7 @@ async def get_finance_accrual(
     return answer
 
 
-@router.get("/finance/{report}", response_model=FinanceRows, responses=_CSV)
+@router.get("/finance/{report}", response_model=FinanceRows, responses=_STREAMED)
 async def get_finance_report(
     request: Request,
     caller: Caller,

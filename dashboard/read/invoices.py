@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dashboard.auth import Caller
 from dashboard.billing_access import answered, billing_of
 from dashboard.control.common import PAGE_DEFAULT, Cursor, Filter, Limit
+from dashboard.files import csv_response
 from dashboard.objects import Instant, Page
 from dashboard.problems import problem_responses
 from dashboard.read.parameters import decoded_place, encoded_place, instant, period
-from dashboard.read.usage import csv_response
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, services_of
 from dashboard.usage_queries import InvoiceFilter, invoice_documents, orders

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -17,22 +15,21 @@ from dashboard.problems import field_problem
 from dashboard.read.parameters import From, To, decoded_place, encoded_place, period
 from dashboard.routing import ReadRoute, api_router
 from dashboard.services import Services, services_of
+from dashboard.usage_export import MEDIA_TYPES, ExportFormat, usage_file
 from dashboard.usage_queries import (
     ROWS_MAX,
     EventFilter,
     Place,
     StoredEvent,
     TooManyRows,
-    export_events,
     require_usage,
     stored_events,
     usage_rows,
 )
 from runtime.clock import now_us
-from runtime.csv_text import csv_rows, safe_cell
 from schemas.decimals import plain
 from schemas.meter import Meter
-from schemas.period import DAY_US, SECOND_US, Cycle, UsageWindow, calendar_month_containing, format_rfc3339
+from schemas.period import DAY_US, SECOND_US, Cycle, UsageWindow, calendar_month_containing
 from schemas.watermark import Watermark
 
 router = api_router(ReadRoute, "Usage")
@@ -234,42 +231,11 @@ def decoded_event_place(cursor: str) -> Place:
 
 # -- export ------------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    "customer_id", "event_name", "event_id", "timestamp", "value", "received_at",
-    "epoch", "partition", "offset", "index", "properties",
-)  # fmt: skip
-
-
-def _event_cells(event: StoredEvent) -> list[Any]:
-    value = "" if event.value is None else plain(event.value)
-    properties = json.dumps(event.properties, ensure_ascii=False) if event.properties else ""
-    return [
-        safe_cell(event.customer_id), safe_cell(event.event_name), safe_cell(event.event_id or ""),
-        format_rfc3339(event.timestamp), value, format_rfc3339(event.received_at),
-        event.epoch, event.partition, event.offset, event.index, safe_cell(properties),
-    ]  # fmt: skip
-
-
-def exported(services: Services, organization_id: str, wanted: EventFilter) -> Iterator[str]:
-    """The CSV, block by block. An error on the way breaks the answer off: half a file must not look whole."""
-    yield csv_rows([_COLUMNS])
-    for block in export_events(services.warehouse.aside_shards(), organization_id, wanted):
-        yield csv_rows(_event_cells(event) for event in block)
-
-
-BYTE_ORDER_MARK = "\ufeff"
-"""Spreadsheets take a file for UTF-8 only when it begins with it; programs don't expect it."""
-
-
-def csv_response(chunks: Iterator[str], name: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return StreamingResponse(chunks, media_type="text/csv; charset=utf-8", headers=headers)
-
 
 @router.get(
     "/usage/export",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {each: {"schema": {"type": "string"}} for each in MEDIA_TYPES.values()}}},
 )
 async def export_usage(
     request: Request,
@@ -279,12 +245,17 @@ async def export_usage(
     meter_id: Annotated[str | None, Query(max_length=256, description="events that this meter reads")] = None,
     from_: From = None,
     to: To = None,
+    format: Annotated[ExportFormat, Query(description="of the file")] = "csv",
 ) -> Response:
-    """All counted events as CSV, in no order. Cells that begin with = + - @ are prefixed with '."""
+    """All counted events as CSV, JSON lines or Parquet, in no order.
+
+    In CSV, text cells that begin with = + - @ or ' are prefixed with '; the other formats have the text as it is.
+    `events import` accepts each of the files.
+    """
     services = services_of(request)
     wanted = event_filter(
         services, caller, customer_id=customer_id, event_name=event_name, meter_id=meter_id, event_id=None,
         from_=from_, to=to,
     )  # fmt: skip
     await services.warehouse.run(require_usage, caller.organization_id, customer_id)  # 503 before the answer has begun
-    return csv_response(exported(services, caller.organization_id, wanted), "usage.csv")
+    return usage_file(services, caller.organization_id, wanted, format)

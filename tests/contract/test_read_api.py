@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -28,6 +29,8 @@ from schemas.product import FlatFeePrice, GraduatedPrice, PerUnitPrice, Product,
 from schemas.settings import Settings
 from schemas.subscription import Subscription
 from schemas.watermark import Watermark
+from usage_billing.importing.mapping import event_of, mapped
+from usage_billing.importing.tables import Dialect, columns_of, rows
 from warehouse.client import connect
 from warehouse.epochs import register_epoch
 from warehouse.migrate import migrate
@@ -336,6 +339,38 @@ async def test_an_export_holds_every_event_and_no_formula(api: httpx.AsyncClient
     assert sum(values) == Decimal(150001)
     assert {row["customer_id"] for row in rows} == {"UA", "'=cmd|' /C calc'!A0"}
     assert {row["value"] for row in rows if row["event_name"] == "delay"} == {"-5"}
+
+
+async def test_json_lines_and_parquet_say_what_the_csv_does(api: httpx.AsyncClient, tmp_path: Path) -> None:
+    """Text is as it is there, values are exact, and both go in again."""
+    texts = list(csv.DictReader(io.StringIO((await api.get("/usage/export", params=MARCH)).text, newline="")))
+    lines = await api.get("/usage/export", params={**MARCH, "format": "jsonl"})
+    assert lines.headers["Content-Type"] == "application/jsonl"
+    parquet = await api.get("/usage/export", params={**MARCH, "format": "parquet"})
+    assert parquet.headers["Content-Disposition"] == 'attachment; filename="usage.parquet"'
+    events: dict[str, list[dict[str, Any]]] = {}
+    for name, answer in (("usage.jsonl", lines), ("usage.parquet", parquet)):
+        path = tmp_path / name
+        path.write_bytes(answer.content)
+        kind, dialect = path.suffix, Dialect()
+        mapping = mapped(columns_of(path, kind, dialect), renames={}, constants={})
+        events[name] = [event_of(row, mapping) for row in rows(path, kind, dialect)]
+
+    def by_place(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return sorted(
+            (e["customer_id"], e["event_name"], parse_rfc3339(e["timestamp"]), e.get("event_id") or "",
+             str(Decimal(e["value"]).normalize()) if e.get("value") else "", str(sorted(e.get("properties", {}).items())))
+            for e in found
+        )  # fmt: skip
+
+    assert by_place(events["usage.jsonl"]) == by_place(events["usage.parquet"])
+    of_csv = [
+        {**row, "customer_id": row["customer_id"].removeprefix("'"),
+         "properties": json.loads(row["properties"] or "{}")}
+        for row in texts
+    ]  # fmt: skip
+    assert by_place(of_csv) == by_place(events["usage.jsonl"])
+    assert (await api.get("/usage/export", params={**MARCH, "format": "xlsx"})).status_code == 422
 
 
 async def test_a_process_without_a_ledger_previews_nothing(api: httpx.AsyncClient) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from shutil import copyfileobj
 from typing import Annotated, Any
 
 import msgspec
@@ -23,13 +19,13 @@ from schemas.period import format_rfc3339
 from schemas.usage_batch import decimal_of
 from usage_billing.client import EventsRefused, NoAnswer
 from usage_billing.commands.events import Address, Key, client_for
-from usage_billing.console import DONE, FAILED, errors, fail, out, settings_for, wrong_usage
+from usage_billing.commands.import_report import counted, located, readable_file, report_errors
+from usage_billing.console import DONE, FAILED, errors, fail, out, settings_for
 from usage_billing.importing.check import Chunk, LineError, checked_chunks
 from usage_billing.importing.mapping import Mapped, WrongMapping, mapped, pairs
 from usage_billing.importing.send import Sent, send_chunks
 from usage_billing.importing.tables import Dialect, UnreadableTable, columns_of, format_of, rows
 
-_ERRORS_PRINTED_MAX = 20
 _ERRORS_KEPT_MAX = 100_000
 _NAMES_PRINTED_MAX = 5
 _EVENTS_SHOWN = 3
@@ -67,7 +63,7 @@ def import_(
     """
     settings = settings_for("events-import")
     dialect = Dialect("\t" if separator == "\\t" else separator, encoding)
-    with _file(path) as file:
+    with readable_file(path) as file:
         try:
             kind = f".{format.lower()}" if format else format_of(path)
             mapping = mapped(
@@ -77,18 +73,19 @@ def import_(
                 properties=None if properties is None else [name.strip() for name in properties.split(",")],
                 time_zone=time_zone,
                 id_from=id_from,
+                guarded=kind == ".csv",
             )
             summary, found = _checked(partial(_chunks, file, kind, dialect, mapping, id_prefix))
         except (WrongMapping, UnreadableTable, OSError) as reason:
-            fail(_located(path, reason))
+            fail(located(path, reason))
         if found:
-            _report(path, found, errors_to)
-            fail(f"{path}: nothing was sent; {_count(len(found), 'error')}")
+            report_errors(path, found, errors_to)
+            fail(f"{path}: nothing was sent; {counted(len(found), 'error')}")
         if not summary.events:
             fail(f"{path}: there is no row below the columns")
         if dry_run:
             summary.show()
-            out.print(f"nothing was sent; {_count(summary.events, 'event')} would be")
+            out.print(f"nothing was sent; {counted(summary.events, 'event')} would be")
             return DONE
         sent = Sent()
         client = client_for(settings, key, address, on_wait=_said_once())
@@ -98,10 +95,10 @@ def import_(
                 send_chunks(client, chunks, mapping, sent, progress)
         except (EventsRefused, NoAnswer, UnreadableTable, OSError) as reason:
             _tell(sent, summary)
-            fail(f"{_located(path, reason)}; it is safe to import the file again")
+            fail(f"{located(path, reason)}; it is safe to import the file again")
     _tell(sent, summary)
     if sent.errors:
-        _report(path, sent.errors, errors_to)
+        report_errors(path, sent.errors, errors_to)
         return FAILED
     return DONE
 
@@ -135,7 +132,7 @@ class _Summary:
         for event in self.shown:
             print(msgspec.json.encode(event).decode())
         for name, (count, total) in sorted(self.totals.items()):
-            out.print(f"{name}: {_count(count, 'event')}, sum of values {plain(total.normalize())}", markup=False)
+            out.print(f"{name}: {counted(count, 'event')}, sum of values {plain(total.normalize())}", markup=False)
         if self.earliest is not None and self.latest is not None:
             out.print(f"from {format_rfc3339(self.earliest)} to {format_rfc3339(self.latest)}", markup=False)
 
@@ -154,20 +151,6 @@ def _checked(chunks: Callable[[list[LineError]], Iterator[Chunk]]) -> tuple[_Sum
         if len(found) > _ERRORS_KEPT_MAX:
             break
     return summary, found
-
-
-@contextmanager
-def _file(path: Path) -> Generator[Path]:
-    """The file itself, or a copy of standard input, since a file is read twice."""
-    if str(path) != "-":
-        if not path.is_file():
-            wrong_usage(f"there is no file {path}")
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(prefix="usage-import-") as copy:
-        copyfileobj(sys.stdin.buffer, copy)
-        copy.flush()
-        yield Path(copy.name)
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------
@@ -193,13 +176,13 @@ def _bar(total: int) -> Generator[Callable[[int], None]]:
 
 
 def _tell(sent: Sent, summary: _Summary) -> None:
-    out.print(f"{_count(sent.accepted, 'event')} accepted")
+    out.print(f"{counted(sent.accepted, 'event')} accepted")
     if summary.repeated:
-        out.print(f"{_count(summary.repeated, 'event')} of the file repeat an id, and count once", markup=False)
+        out.print(f"{counted(summary.repeated, 'event')} of the file repeat an id, and count once", markup=False)
     if sent.unmatched:
         names = _some("without a meter", sent.names) + _some("unknown customers", sent.customers)
         out.print(
-            f"{_count(sent.unmatched, 'event')} unmatched: stored, and not billed as things are{names}", markup=False
+            f"{counted(sent.unmatched, 'event')} unmatched: stored, and not billed as things are{names}", markup=False
         )
 
 
@@ -209,27 +192,3 @@ def _some(label: str, names: Iterable[str]) -> str:
         return ""
     more = f" and {len(listed) - _NAMES_PRINTED_MAX} more" if len(listed) > _NAMES_PRINTED_MAX else ""
     return f"; {label}: {', '.join(listed[:_NAMES_PRINTED_MAX])}{more}"
-
-
-def _report(path: Path, found: Sequence[LineError], errors_to: Path | None) -> None:
-    if errors_to is not None:
-        with errors_to.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("line", "column", "code", "message"))
-            writer.writerows((error.line, error.column, error.code, error.message) for error in found)
-    for error in found[:_ERRORS_PRINTED_MAX]:
-        place = "" if error.line is None else f", line {error.line}"
-        column = "" if error.column is None else f", column {error.column}"
-        errors.print(f"{path}{place}{column}: {error.message}", markup=False, soft_wrap=True)
-    if len(found) > _ERRORS_PRINTED_MAX:
-        rest = f"and {len(found) - _ERRORS_PRINTED_MAX} more"
-        errors.print(rest if errors_to else f"{rest}; --errors-to FILE writes them all", markup=False)
-
-
-def _located(path: Path, reason: Exception) -> str:
-    line = reason.line if isinstance(reason, UnreadableTable) else None
-    return f"{path}: {reason}" if line is None else f"{path}, line {line}: {reason}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import closing
 from typing import Annotated, Literal
@@ -18,6 +17,7 @@ from dashboard.finance import (
     accrual_table,
     all_time,
     csv_chunks,
+    json_lines,
     keep_accrual,
     require_near,
 )
@@ -37,7 +37,10 @@ app = App(name="finance", help="For finance: lines, revenue, open items, accrual
 OrganizationId = Annotated[str, Parameter(name="--organization", help="Id of the organization.")]
 From = Annotated[str | None, Parameter(name="--from", help="RFC 3339, inclusive.")]
 To = Annotated[str | None, Parameter(name="--to", help="RFC 3339, exclusive.")]
-Format = Annotated[Literal["csv", "json"], Parameter(name="--format", help="csv, or json: one object a row.")]
+Format = Annotated[
+    Literal["csv", "json", "jsonl"],
+    Parameter(name="--format", help="csv, or jsonl: one object per line; json is the same."),
+]
 
 
 @app.command
@@ -119,13 +122,7 @@ def _report(name: str, organization: str, from_: str | None, to: str | None, for
 
 
 def _print(table: Table, format_: str) -> None:
-    if format_ == "csv":
-        sys.stdout.writelines(csv_chunks(table))
-        return
-    columns, blocks = table
-    for block in blocks:
-        for row in block:
-            print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False))
+    sys.stdout.writelines(csv_chunks(table) if format_ == "csv" else json_lines(table))
 
 
 def _require(catalog: CatalogStore, organization: str) -> None:

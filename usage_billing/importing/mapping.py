@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -31,14 +31,16 @@ class Mapped:
     """How rows become events.
 
     columns: field → column. constants: field → text. properties: columns that become properties, None for all others.
-    time_zone: of times without an offset, None to refuse them. exported: whether the file is our own export.
+    time_zone: of times without an offset, None to refuse them. exported: whether the file is our own export; None: each
+    row says. guarded: whether an export of that format puts a ' before cells.
     """
 
     columns: Mapping[str, str]
     constants: Mapping[str, str] = field(default_factory=dict[str, str])
     properties: Sequence[str] | None = None
     time_zone: ZoneInfo | None = None
-    exported: bool = False
+    exported: bool | None = False
+    guarded: bool = False
 
     def column_of(self, of_field: str) -> str:
         """Where an error of the field is to be looked for."""
@@ -64,12 +66,14 @@ def mapped(
     properties: Sequence[str] | None = None,
     time_zone: str | None = None,
     id_from: str | None = None,
+    guarded: bool = False,
 ) -> Mapped:
     """How a file with these columns becomes events.
 
     columns: None when each row has its own, and nothing can be missing from all.
     renames: pairs of a field and a column, either side first. Raises WrongMapping, which names what is missing.
     """
+    exported = None if columns is None else _is_export(columns)
     if columns is None:
         columns = [*FIELDS, *renames.keys(), *renames.values(), *(properties or ()), *([id_from] if id_from else [])]
     unknown = sorted(set(constants) - set(FIELDS))
@@ -98,33 +102,42 @@ def mapped(
     absent = [name for name in properties or () if name not in columns]
     if absent:
         raise WrongMapping(f"--properties {absent[0]}: there is no such column; there are {', '.join(columns)}")
-    exported = {"customer_id", *_EXPORTED} <= set(columns)
+    zone = zone_of(time_zone)
+    return Mapped(sources, dict(constants), properties, zone, exported, guarded)
+
+
+def zone_of(name: str | None) -> ZoneInfo | None:
+    """Raises WrongMapping."""
     try:
-        zone = None if time_zone is None else ZoneInfo(time_zone)
+        return None if name is None else ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise WrongMapping(f"--time-zone {time_zone}: write an IANA name, such as Europe/Vienna or UTC") from None
-    return Mapped(sources, dict(constants), properties, zone, exported)
+        raise WrongMapping(f"--time-zone {name}: write an IANA name, such as Europe/Vienna or UTC") from None
 
 
 def event_of(row: Row, mapping: Mapped) -> dict[str, Any]:
     """The row's event, in the fields of the API; what is absent in the row is left out."""
-    cells = {name: _unguarded(cell) for name, cell in row.cells.items()} if mapping.exported else row.cells
+    exported = _is_export(row.cells) if mapping.exported is None else mapping.exported
+    cells = {name: _unguarded(cell) for name, cell in row.cells.items()} if exported and mapping.guarded else row.cells
     event: dict[str, Any] = dict(mapping.constants)
     for of_field, column in mapping.columns.items():
         if (cell := cells.get(column)) is not None and cell != "":
             event[of_field] = cell
     if "timestamp" in event:
-        event["timestamp"] = _instant(event["timestamp"], mapping.time_zone)
-    properties = _properties(row, cells, mapping)
+        event["timestamp"] = instant(event["timestamp"], mapping.time_zone)
+    properties = _properties(row, cells, mapping, exported=exported)
     if properties:
         event["properties"] = properties
     return event
 
 
-def _properties(row: Row, cells: Mapping[str, str], mapping: Mapped) -> dict[str, str]:
+def _is_export(columns: Collection[str]) -> bool:
+    return all(name in columns for name in ("customer_id", *_EXPORTED))
+
+
+def _properties(row: Row, cells: Mapping[str, str], mapping: Mapped, *, exported: bool) -> dict[str, str]:
     if mapping.properties is not None:
         return {name: cells[name] for name in mapping.properties if cells.get(name)}
-    taken = {*mapping.columns.values(), *(_EXPORTED if mapping.exported else ())}
+    taken = {*mapping.columns.values(), *(_EXPORTED if exported else ())}
     others = {name: cell for name, cell in cells.items() if name not in taken}
     spelled = others.get("properties", "")
     if spelled.lstrip()[:1] == "{":  # a column that holds all properties as JSON, as our export has
@@ -142,7 +155,7 @@ def _unguarded(cell: str) -> str:
     return _GUARDED.sub("", cell, count=1) if cell[:1] == "'" else cell
 
 
-def _instant(text: str, time_zone: ZoneInfo | None) -> str:
+def instant(text: str, time_zone: ZoneInfo | None) -> str:
     """RFC 3339 where the text can be read as an instant; else the text, for the check to name."""
     local = _LOCAL.fullmatch(text.strip())
     if local is None:

@@ -257,12 +257,24 @@ def _parquet_row(number: int, row: Mapping[str, Any], spellings: Mapping[str, Ca
     for name, value in row.items():
         if value is None:
             continue
-        if name == "properties" and isinstance(value, dict):
-            fields = cast("dict[str, Any]", value)
+        fields = _named_parts(value) if name == "properties" else None
+        if fields is not None:
             properties = {key: _spelled(part) for key, part in fields.items() if part is not None}
         else:
             cells[name] = spellings[name](value)
     return Row(number, cells, properties)
+
+
+def _named_parts(value: Any) -> dict[str, Any] | None:
+    """A struct's fields, or a map's, which polars reads as a list of pairs; None: it is neither."""
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value)
+    if not isinstance(value, list):
+        return None
+    pairs = cast("list[Any]", value)
+    if not all(isinstance(pair, dict) and pair.keys() == {"key", "value"} for pair in pairs):
+        return None
+    return {str(pair["key"]): pair["value"] for pair in pairs}
 
 
 def _spelling(kind: Any) -> Callable[[Any], str]:

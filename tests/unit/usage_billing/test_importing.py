@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import polars
 import pytest
 import zstandard
 
+from runtime.csv_text import csv_rows, safe_cell
 from usage_billing.importing.check import LineError, checked_chunks
 from usage_billing.importing.identity import Occurrences
 from usage_billing.importing.mapping import WrongMapping, mapped, pairs
@@ -27,7 +29,7 @@ def read(path: Path, dialect: Dialect = PLAIN, **options: Any) -> tuple[list[dic
     """The file's events with their ids, and its errors."""
     kind = format_of(path)
     given: dict[str, Any] = {"renames": {}, "constants": {}, **options}
-    mapping = mapped(columns_of(path, kind, dialect), **given)
+    mapping = mapped(columns_of(path, kind, dialect), guarded=kind == ".csv", **given)
     errors: list[LineError] = []
     chunks = checked_chunks(rows(path, kind, dialect), mapping, errors)
     return [event for chunk in chunks for event in chunk.events], errors
@@ -141,6 +143,35 @@ def test_our_own_export_goes_in_as_it_came_out(tmp_path: Path):
         "value": "-1.5",
         "properties": {"region": "eu", "note": 'a "quoted", text'},
     }
+
+
+def test_our_own_json_lines_go_in_as_they_came_out(tmp_path: Path):
+    """Text is as it is: nothing is taken off, and no place in the log becomes a property."""
+    export = {
+        "customer_id": "'=cus", "event_name": "api_request", "event_id": None, "timestamp": "2026-03-01T00:00:00Z",
+        "value": "-1.5", "received_at": "2026-03-10T08:00:00.5Z", "epoch": 1, "partition": 8, "offset": 0, "index": 0,
+        "properties": {"region": "eu"},
+    }  # fmt: skip
+    (event,), errors = read(written(tmp_path / "usage.jsonl", json.dumps(export)))
+    assert errors == []
+    assert event.pop("event_id").startswith("row-")
+    assert event == {
+        "customer_id": "'=cus",
+        "event_name": "api_request",
+        "timestamp": "2026-03-01T00:00:00Z",
+        "value": "-1.5",
+        "properties": {"region": "eu"},
+    }
+
+
+@pytest.mark.parametrize("text", ["=1", "'=1", "''", "'t Hooft", "-", "a'", "", "+4917"])
+def test_taking_the_guard_off_gives_every_text_back(tmp_path: Path, text: str):
+    head = "customer_id,event_name,event_id,timestamp,value,received_at,epoch,partition,offset,index,properties"
+    row = [safe_cell("a"), "n", "1", "2026-03-01T00:00:00Z", "1", "2026-03-01T00:00:00Z", 1, 0, 0, 0, ""]
+    row[0] = safe_cell(f"{text}x") if not text else safe_cell(text)
+    (event,), errors = read(written(tmp_path / "usage.csv", csv_rows([head.split(","), row])))
+    assert errors == []
+    assert event["customer_id"] == (text or "x")
 
 
 @pytest.mark.parametrize(
