@@ -269,10 +269,7 @@ class FollowedLog(Generic[V]):
         while any(self._next_offsets[partition] < end for partition, end in ends.items()):
             if self._stopping.is_set():
                 return
-            messages = consumer.consume(_LOAD_BATCH, _POLL_SECONDS)
-            if messages:
-                self._polled_at = time.monotonic()
-            self._take(messages)
+            self._take(consumer.consume(_LOAD_BATCH, _POLL_SECONDS))
         self._polled_at = time.monotonic()
 
     def _take(self, messages: Sequence[Message]) -> None:
@@ -293,6 +290,7 @@ class FollowedLog(Generic[V]):
         assert partition is not None
         assert offset is not None
         verdict = self._apply(LogRecord(partition, offset, raw(message.value()) or b""))
+        self._polled_at = time.monotonic()  # progress: the records of one batch may take longer than a request may
         with self._lock:
             # After apply: a reader that waits for an offset finds everything that follows from it done.
             self._next_offsets[partition] = offset + 1

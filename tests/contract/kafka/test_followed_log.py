@@ -21,12 +21,17 @@ class Unavailable(LogUnavailable):
 
 
 class Names:
-    """Each name is given once: the first record wins. A record `die` ends its follower."""
+    """Each name is given once: the first record wins. A record `die` ends its follower.
 
-    def __init__(self) -> None:
+    apply_seconds: that each record takes.
+    """
+
+    def __init__(self, apply_seconds: float) -> None:
         self.given: dict[bytes, tuple[int, int]] = {}
+        self._apply_seconds = apply_seconds
 
     def apply(self, record: LogRecord) -> bool:
+        time.sleep(self._apply_seconds)
         if record.value == b"die":
             raise ValueError("a record that can't be applied")
         return self.given.setdefault(record.value, record[:2]) == record[:2]
@@ -34,9 +39,15 @@ class Names:
 
 @contextmanager
 def following(
-    settings: Settings, topic: str, partitions: int = 1, *, seconds: float = 10.0, more_partitions: bool = False
+    settings: Settings,
+    topic: str,
+    partitions: int = 1,
+    *,
+    seconds: float = 10.0,
+    more_partitions: bool = False,
+    apply_seconds: float = 0.0,
 ) -> Generator[tuple[FollowedLog[bool], Names]]:
-    names = Names()
+    names = Names(apply_seconds)
     log = FollowedLog(
         settings.kafka_properties,
         topic,
@@ -88,6 +99,14 @@ def test_a_record_too_large_is_refused_and_others_are_written(settings: Settings
         with pytest.raises(RecordTooLarge):
             log.append(0, None, b"x" * 20_000)
         assert verdict(log, b"small")
+
+
+def test_a_log_takes_as_long_to_load_as_its_records_need(settings: Settings, unique: str) -> None:
+    """They are read in one batch, and each of them is progress."""
+    create_topic(settings, unique)
+    AckedProducer(settings.kafka_properties, delivery_seconds=20).write(unique, [Record(0, None, b"x")] * 40)
+    with following(settings, unique, seconds=2.0, apply_seconds=0.1) as (log, _):
+        assert log.next_offsets == {0: 40}
 
 
 def test_a_log_without_its_beginning_is_refused(settings: Settings, unique: str) -> None:
