@@ -362,7 +362,7 @@ async def test_what_a_subscription_needs_is_not_archived(api: httpx.AsyncClient,
     assert refused.json()["errors"][0] == {
         "field": "product_id",
         "code": "unknown_reference",
-        "message": f"there is no product {product['id']} in force",
+        "message": f'there is no product with the ID "{product["id"]}"',
     }
     await api.post(f"/subscriptions/{subscription['id']}/cancel")
     for path in (f"/meters/{meter['id']}", "/customers/needed"):
