@@ -194,7 +194,7 @@ class BillingService:
         return awaits_approval(self.context.catalog.view, invoice)
 
     def approve(self, ids: Sequence[str], *, organization_id: str | None, by: str) -> list[Invoice]:
-        """Let invoices be charged: those named, or all that await approval. Raises UnknownInvoice."""
+        """Approve invoices for charging: the named ones, or all that await approval. Raises UnknownInvoice."""
         waiting = [each for each in self._named(ids, organization_id) if self.awaits_approval(each)]
         return [each for each in waiting if record_request(self.context.log, each, "approve", by)]
 

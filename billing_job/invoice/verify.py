@@ -34,7 +34,7 @@ class Verification:
 def verify_invoices(ledger: InvoiceLedger, invoices: Sequence[InvoiceFixed], usage: UsageReader) -> list[Verification]:
     """Count each invoice's events again from raw rows, price them by its snapshot, and compare.
 
-    All that one watermark bounds is counted by one query. Raises WarehouseUnavailable.
+    One query counts everything below one watermark. Raises WarehouseUnavailable.
     """
     checks = {fixed.invoice_id: counted_for(ledger, fixed) for fixed in invoices}
     needs: dict[Watermark, dict[str, Need]] = {}

@@ -100,7 +100,7 @@ class SimulatedCycle(BaseModel):
 
 
 class VerificationOut(BaseModel):
-    """hash: of what was recomputed. differences: what is not as it was invoiced, the first one first."""
+    """hash: of what was recomputed. differences: how it differs from the invoice, in the order of the lines."""
 
     ok: bool
     hash: str

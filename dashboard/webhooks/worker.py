@@ -65,7 +65,7 @@ class DeliveryLog:
         )
 
     def ask_again(self, delivery: WebhookDelivery, now: int) -> None:
-        """Have a delivery sent once more by whoever has its partition. Blocks. Raises NotAcknowledged."""
+        """Request one more attempt from the worker that has the partition. Blocks. Raises NotAcknowledged."""
         request = RetryRequest(delivery.id, now)
         self._writer.write(self._topic, [Record(self._partition_of(delivery), request.key, deliveries.encode(request))])
 

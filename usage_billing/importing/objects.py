@@ -6,6 +6,7 @@ The checks are those of the API. A row has the same ID whenever it is imported, 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -81,7 +82,7 @@ class Checked:
     present: int = 0
 
 
-class Importer:
+class Importer(ABC):
     """Makes objects of one kind of rows. view: a copy that this may change, since rows refer to one another."""
 
     fields: frozenset[str]
@@ -94,10 +95,11 @@ class Importer:
         self._alike: Counter[str] = Counter()
         self._backdate = False  # of the row at hand
 
+    @abstractmethod
     def made(self, cells: dict[str, str]) -> Object:
-        """Raises Problem with the fields that are wrong."""
-        raise NotImplementedError
+        """The object of a row. Raises Problem with the fields that are wrong."""
 
+    @abstractmethod
     def check_new(self, state: Object) -> None:
         """Raises Problem where it may not be created."""
 
@@ -174,6 +176,9 @@ class CustomerImporter(Importer):
             own_id = self._id("customer", content, str(self._alike[content]))
             self._alike[content] += 1
         return Customer(**values, id=own_id, organization_id=self._organization_id, created_at=self._now)
+
+    def check_new(self, state: Object) -> None:
+        """A customer refers to no other object."""
 
 
 class SubscriptionImporter(Importer):
